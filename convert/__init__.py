@@ -1,0 +1,1 @@
+"""PyTorch checkpoints to JAX parameters and back, without PyTorch."""

@@ -1,0 +1,127 @@
+"""Architectures: one frozen dataclass, and the released models by name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of one denoiser.
+
+    Attributes:
+        image_size: (H, W) in pixels, multiples of ``patch_size``.
+        channels: image channels C.
+        patch_size: pixels per side of a square patch; every patch has its own noise level.
+        widths: channels of each resolution level, finest first, multiples of ``num_groups``.
+        attention: whether the blocks of each level attend; as long as ``widths``.
+        num_blocks: residual blocks per encoder level (a decoder level has one more).
+        time_width: features of the embedded noise level.
+        num_frequencies: sines plus cosines that encode a noise level, even.
+        head_width: channels per attention head; divides the width of every attending level.
+        num_groups: groups of every group norm.
+        dropout: rate inside residual blocks while training, in [0, 1).
+
+    Raises:
+        ValueError: a size does not fit, naming the rule and the value.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    patch_size: int
+    widths: tuple[int, ...]
+    attention: tuple[bool, ...]
+    num_blocks: int = 2
+    time_width: int = 512
+    num_frequencies: int = 256
+    head_width: int = 64
+    num_groups: int = 32
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive = (
+            "channels",
+            "patch_size",
+            "num_blocks",
+            "time_width",
+            "num_frequencies",
+            "head_width",
+            "num_groups",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.widths or len(self.attention) != len(self.widths):
+            raise ValueError(
+                f"attention must say yes or no for each of the {len(self.widths)} widths "
+                f"{self.widths} (at least one), got {self.attention}"
+            )
+        for size in self.image_size:
+            if size < 1 or size % self.patch_size:
+                raise ValueError(
+                    f"image_size must be positive multiples of patch_size={self.patch_size}, "
+                    f"got {self.image_size}"
+                )
+        for width in self.widths:
+            if width < 1 or width % self.num_groups:
+                raise ValueError(
+                    f"widths must be positive multiples of num_groups={self.num_groups}, "
+                    f"got {self.widths}"
+                )
+        attending = [w for w, yes in zip(self.widths, self.attention, strict=True) if yes]
+        for width in [*attending, self.widths[-1]]:
+            if width % self.head_width:
+                raise ValueError(
+                    f"attending levels and the deepest one must be multiples of "
+                    f"head_width={self.head_width}, got {width}"
+                )
+        if self.num_frequencies % 2:
+            raise ValueError(f"num_frequencies must be even, got {self.num_frequencies}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w), the patch grid."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (*self.image_size, self.channels)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "even-pixels": ModelConfig(
+        image_size=(32, 32),
+        channels=3,
+        patch_size=4,
+        widths=(64, 128, 128, 256),
+        attention=(False, False, True, True),
+    ),
+    "counting-polygons": ModelConfig(
+        image_size=(128, 128),
+        channels=3,
+        patch_size=8,
+        widths=(128, 128, 256, 256, 512),
+        attention=(False, False, False, True, True),
+    ),
+    "mnist-sudoku": ModelConfig(
+        image_size=(252, 252),
+        channels=1,
+        patch_size=28,
+        widths=(128, 128, 256, 256, 512, 512),
+        attention=(False, False, False, False, True, True),
+    ),
+    "mini-sudoku": ModelConfig(
+        image_size=(32, 32),
+        channels=1,
+        patch_size=8,
+        widths=(16, 32, 64),
+        attention=(False, False, True),
+        num_blocks=1,
+        time_width=128,
+        head_width=32,
+        num_groups=8,
+        dropout=0.0,
+    ),
+}
+"""Model architectures by task: the three released ones, and the small one that ships trained."""

@@ -1,0 +1,82 @@
+"""Between the patch grid and the pixels: expansion, averages, and the exact resize of noise levels.
+
+Shape letters are those of ``ipr_jax.types``.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def expand(per_patch: jax.Array, patch_size: int) -> jax.Array:
+    """Repeat each patch's value over its pixels: [B, h, w] -> [B, H, W, 1]."""
+    batch, h, w = per_patch.shape
+    tiled = jnp.broadcast_to(
+        per_patch[:, :, None, :, None], (batch, h, patch_size, w, patch_size)
+    )
+    return tiled.reshape(batch, h * patch_size, w * patch_size, 1)
+
+
+def patch_mean(pixels: jax.Array, patch_size: int) -> jax.Array:
+    """Average over the pixels of each patch: [B, H, W] -> [B, h, w]."""
+    batch, height, width = pixels.shape
+    h, w = height // patch_size, width // patch_size
+    return pixels.reshape(batch, h, patch_size, w, patch_size).mean(axis=(2, 4))
+
+
+class AxisResize(NamedTuple):
+    """A bilinear resize of a piecewise constant axis, reduced to its distinct results.
+
+    Attributes:
+        low, high: int [D], the two patches that each distinct position mixes.
+        weight: float32 [D], the share of ``high``.
+        index: int [target], which distinct position each target position is.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: np.ndarray
+    index: np.ndarray
+
+
+@lru_cache
+def axis_resize(patches: int, patch_size: int, target: int) -> AxisResize:
+    """Plan the resize of ``patches * patch_size`` constant-per-patch positions to ``target``.
+
+    Bilinear with half-pixel centres and no antialiasing (``align_corners=False``): target i reads
+    source (i + 1/2) N / target - 1/2, clamped at 0, between its two neighbours. A position whose
+    neighbours lie in one patch is that patch; equal positions are listed once.
+    """
+    source = patches * patch_size
+    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    first = np.floor(position).astype(int)
+    second = np.minimum(first + 1, source - 1)
+    low, high = first // patch_size, second // patch_size
+    weight = np.where(low == high, 0.0, position - first)
+    triples = np.stack([low, high, weight], axis=1)
+    distinct, index = np.unique(triples, axis=0, return_inverse=True)
+    return AxisResize(
+        low=distinct[:, 0].astype(int),
+        high=distinct[:, 1].astype(int),
+        weight=distinct[:, 2].astype(np.float32),
+        index=index.reshape(-1),
+    )
+
+
+def resize_levels(t: jax.Array, rows: AxisResize, columns: AxisResize) -> jax.Array:
+    """Noise levels at the distinct positions of a resolution: [B, h, w] -> [B, Dy, Dx]."""
+
+    def mix(x: jax.Array, axis: int, plan: AxisResize) -> jax.Array:
+        if not plan.weight.any():
+            return jnp.take(x, plan.low, axis=axis)
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        weight = plan.weight.reshape(shape)
+        return (1 - weight) * jnp.take(x, plan.low, axis=axis) + weight * jnp.take(
+            x, plan.high, axis=axis
+        )
+
+    return mix(mix(t, 1, rows), 2, columns)

@@ -1,0 +1,1 @@
+"""Training sequential diffusion models: noise levels, objective, optimiser, trainer."""

@@ -1,0 +1,147 @@
+"""How training noise levels are drawn: one per patch, and what each is worth in the loss.
+
+Source: SRM (arXiv 2502.21075), section 4. ``mean_beta`` draws the mean level of an image uniformly
+and splits it over the patches by a tree of beta draws, so that images of every mean and of very
+unequal patches occur; ``independent`` draws every patch by itself, ``shared`` one level per image.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NUM_BINS = 1000
+NUM_NORMALISATION_SAMPLES = 80_000
+_EPSILON = 1e-6
+
+Sampler = Callable[[jax.Array, int, tuple[int, int]], jax.Array]
+"""``sample(key, batch, (h, w)) -> t``, float32 [B, h, w] in [0, 1]; the key is consumed."""
+
+
+def independent(key: jax.Array, batch: int, grid: tuple[int, int]) -> jax.Array:
+    """Every patch uniform in [0, 1] by itself."""
+    return jax.random.uniform(key, (batch, *grid))
+
+
+def shared(key: jax.Array, batch: int, grid: tuple[int, int]) -> jax.Array:
+    """One level per image, uniform in [0, 1]."""
+    return jnp.broadcast_to(jax.random.uniform(key, (batch, 1, 1)), (batch, *grid))
+
+
+class _Split(NamedTuple):
+    """One level of the tree over patches, static.
+
+    Attributes:
+        sizes: [nodes] patches under each node.
+        first: [nodes] patches under its first child; 0 for a leaf, which is not split.
+    """
+
+    sizes: np.ndarray
+    first: np.ndarray
+
+
+def _tree(patches: int) -> list[_Split]:
+    """The halving of ``patches`` down to single ones, level by level."""
+    levels, sizes = [], np.array([patches])
+    while sizes.max() > 1:
+        first = np.where(sizes > 1, sizes // 2, 0)
+        levels.append(_Split(sizes, first))
+        children = np.stack([first, sizes - first], axis=1).reshape(-1)
+        sizes = children[children > 0]
+    return levels
+
+
+def mean_beta(key: jax.Array, batch: int, grid: tuple[int, int], *, sharpness: float) -> jax.Array:
+    """Uniform mean level, split over the patches by halving with Beta(a, a) shares.
+
+    Args:
+        key: consumed.
+        batch: number of images B.
+        grid: (h, w).
+        sharpness: scales a = (n - 1 - n mod 2)^1.05 at a node of n patches; larger values make the
+            patches of an image more alike. The released models use 0.5 to 1.
+
+    Returns:
+        Float32 [B, h, w] in [0, 1].
+    """
+    patches = grid[0] * grid[1]
+    mean_key, split_key, shuffle_key = jax.random.split(key, 3)
+    total = jax.random.uniform(mean_key, (batch, 1)) * patches
+    for depth, (sizes, first) in enumerate(_tree(patches)):
+        split = sizes > 1
+        size, half = sizes[split].astype(np.float32), first[split].astype(np.float32)
+        a = ((size - 1 - size % 2) ** np.float32(1.05) * np.float32(sharpness))[None]
+        share = jax.random.beta(jax.random.fold_in(split_key, depth), a, a, (batch, a.shape[1]))
+        parent = total[:, split]
+        largest = jnp.minimum(parent, half[None])
+        smallest = jnp.maximum(parent - jnp.minimum(parent, (size - half)[None]), 0)
+        part = smallest + (largest - smallest) * share
+        first_child = jnp.zeros_like(total).at[:, split].set(part)
+        children = jnp.stack([first_child, total - first_child], axis=2).reshape(batch, -1)
+        exists = np.stack([first > 0, np.ones_like(split)], axis=1).reshape(-1)
+        total = children[:, exists]
+    t = jax.random.permutation(shuffle_key, total, axis=1, independent=True)
+    return jnp.clip(t, 0, 1).reshape(batch, *grid)
+
+
+SAMPLERS: dict[str, Callable[[float], Sampler]] = {
+    "mean-beta": lambda sharpness: partial(mean_beta, sharpness=sharpness),
+    "independent": lambda sharpness: independent,
+    "shared": lambda sharpness: shared,
+}
+"""Samplers by name, made from the sharpness (which only mean-beta reads)."""
+
+
+def inverse_density(sample: Sampler, key: jax.Array, grid: tuple[int, int]) -> np.ndarray:
+    """Loss weights that undo the sampler's density over levels, from 80,000 images.
+
+    Args:
+        sample: the sampler.
+        key: consumed.
+        grid: (h, w).
+
+    Returns:
+        Float32 [1000], 1 / density of each bin of [0, 1].
+    """
+    counts = np.zeros(NUM_BINS)
+    chunk = max(1, min(NUM_NORMALISATION_SAMPLES, 2**21 // (grid[0] * grid[1])))
+    draw = jax.jit(sample, static_argnums=(1, 2))
+    for index in range(-(-NUM_NORMALISATION_SAMPLES // chunk)):
+        t = np.asarray(draw(jax.random.fold_in(key, index), chunk, grid))
+        counts += np.histogram(t, bins=NUM_BINS, range=(0, 1))[0]
+    density = counts / counts.mean()
+    return ((1 + _EPSILON) / (density + _EPSILON)).astype(np.float32)
+
+
+def weigh(t: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Look up the loss weight of each level: [B, h, w] -> [B, h, w]."""
+    bins = jnp.clip((t * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
+    return inverse[bins]
+
+
+def add_zeros(
+    key: jax.Array, t: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Set a random number of random patches of each image to level 0 and weight 0.
+
+    The share of zeros is uniform in [0, 1] and independent for each image, so that the model also
+    learns to denoise beside finished patches.
+
+    Args:
+        key: consumed.
+        t: float32 [B, h, w] noise levels.
+        weight: float32 [B, h, w] loss weights.
+
+    Returns:
+        The new levels and weights.
+    """
+    batch, h, w = t.shape
+    ratio_key, order_key = jax.random.split(key)
+    ratio = jax.random.uniform(ratio_key, (batch, 1))
+    position = jnp.broadcast_to(jnp.arange(1, h * w + 1) / jnp.float32(h * w), (batch, h * w))
+    rank = jax.random.permutation(order_key, position, axis=1, independent=True)
+    zero = (rank < ratio).reshape(t.shape)
+    return jnp.where(zero, 0, t), jnp.where(zero, 0, weight)

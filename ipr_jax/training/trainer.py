@@ -1,0 +1,276 @@
+"""The trainer: optimiser, one compiled step, and a loop that logs, saves and resumes.
+
+Everything random hangs on (seed, step), so a resumed run continues bit for bit.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from ipr_jax import checkpoint
+from ipr_jax.config import ModelConfig
+from ipr_jax.denoiser import SRM
+from ipr_jax.tasks.base import Batch, Task
+from ipr_jax.training import noise_levels, objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; the defaults are those of the released models where they share one.
+
+    Attributes:
+        num_steps: optimiser steps.
+        batch_size: images per step.
+        learning_rate: peak, reached after ``warmup_steps`` of linear warm-up.
+        warmup_steps: steps of warm-up.
+        decay: what follows the warm-up, constant (as released) or cosine to 0 at ``num_steps``.
+        weight_decay: of AdamW.
+        clip_norm: largest global gradient norm.
+        ema_decay: of the averaged weights; step k uses min(ema_decay, (1 + k) / (10 + k)).
+        noise_levels: sampler of training noise levels.
+        sharpness: of the mean-beta sampler.
+        add_zeros: also set random patches to level 0.
+        seed: of weights, data, noise and dropout.
+        log_every: steps between log lines.
+        save_every: steps between checkpoints.
+
+    Raises:
+        ValueError: a value is out of range, naming it and the range.
+    """
+
+    num_steps: int = 250_000
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    warmup_steps: int = 5_000
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 1e-6
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    noise_levels: Literal["mean-beta", "independent", "shared"] = "mean-beta"
+    sharpness: float = 1.0
+    add_zeros: bool = False
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm", "sharpness"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        for name, known in (("decay", ("constant", "cosine")),
+                            ("noise_levels", tuple(noise_levels.SAMPLERS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {list(known)}")
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+        step: int32 scalar, steps done.
+        params: NNX state of the model, float32.
+        ema: the averaged parameters, the same tree.
+        opt_state: of the optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (0.95, 0.999) with linear warm-up."""
+    warmup = optax.linear_schedule(
+        2e-4 * config.learning_rate, config.learning_rate, config.warmup_steps
+    )
+    after = (
+        optax.constant_schedule(config.learning_rate)
+        if config.decay == "constant"
+        else optax.cosine_decay_schedule(
+            config.learning_rate, max(1, config.num_steps - config.warmup_steps)
+        )
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            optax.join_schedules([warmup, after], [config.warmup_steps]),
+            b1=0.95,
+            b2=0.999,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def init(model: ModelConfig, config: TrainConfig) -> TrainState:
+    """The state before the first step; weights are drawn from ``config.seed``."""
+    params = nnx.state(SRM(model, rngs=nnx.Rngs(config.seed)))
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer(config).init(params),
+    )
+
+
+TrainStep = Callable[
+    [TrainState, jax.Array, Batch, jax.Array], tuple[TrainState, objective.Losses]
+]
+
+
+def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
+    """Compile-ready ``train_step(state, key, batch, inverse) -> (state, losses)``.
+
+    The state is donated; the key is that of the run, every step folds its number in; ``inverse`` is
+    ``noise_levels.inverse_density``. Clues (not editable) have level 0 and weight 0.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: SRM(model, rngs=nnx.Rngs(0))))
+    transform = optimizer(config)
+    sample = noise_levels.SAMPLERS[config.noise_levels](config.sharpness)
+    weighted = config.noise_levels == "mean-beta"
+
+    def train_step(
+        state: TrainState, key: jax.Array, batch: Batch, inverse: jax.Array
+    ) -> tuple[TrainState, objective.Losses]:
+        level_key, zero_key, noise_key, dropout_key = jax.random.split(
+            jax.random.fold_in(key, state.step), 4
+        )
+        t = sample(level_key, batch.image.shape[0], model.grid)
+        weight = noise_levels.weigh(t, inverse) if weighted else jnp.ones_like(t)
+        if config.add_zeros:
+            t, weight = noise_levels.add_zeros(zero_key, t, weight)
+        t, weight = jnp.where(batch.editable, t, 0), jnp.where(batch.editable, weight, 0)
+        noise = jax.random.normal(noise_key, batch.image.shape)
+        dropout = dropout_key if model.dropout else None
+
+        def total(params: Any) -> tuple[jax.Array, objective.Losses]:
+            denoise = nnx.merge(graph, params)
+            losses = objective.evaluate(
+                lambda z, t: denoise(z, t, dropout), batch.image, noise, t, weight
+            )
+            return losses.total, losses
+
+        gradients, losses = jax.grad(total, has_aux=True)(state.params)
+        updates, opt_state = transform.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.ema, params)
+        return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), losses
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def train(
+    task: Task, model: ModelConfig, config: TrainConfig, folder: Path
+) -> Iterator[dict[str, float]]:
+    """Train in ``folder``, from where it stopped if it holds a run of the same configuration.
+
+    Writes ``config.json``, ``log.jsonl``, ``checkpoints/`` (the full state) and, at the end,
+    ``model/`` (the averaged weights, for ``ipr_jax.load``).
+
+    Args:
+        task: where the training batches come from.
+        model: the architecture.
+        config: how to train.
+        folder: of the run; made if it does not exist.
+
+    Yields:
+        A log line every ``config.log_every`` steps: step, mean losses since the last, seconds per
+        step.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration.
+        FloatingPointError: a loss is not finite; names the step.
+    """
+    folder = Path(folder).absolute()
+    described = json.dumps(
+        {
+            "task": task.name,
+            "model": dataclasses.asdict(model),
+            "training": dataclasses.asdict(config),
+        },
+        indent=1,
+    )
+    described_at = folder / "config.json"
+    if described_at.exists():
+        if described_at.read_text() != described:
+            raise ValueError(
+                f"{folder} holds a run of another configuration; choose another folder or the "
+                f"settings in {described_at}"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        described_at.write_text(described)
+
+    key = jax.random.key(config.seed)
+    inverse = jnp.asarray(
+        noise_levels.inverse_density(
+            noise_levels.SAMPLERS[config.noise_levels](config.sharpness),
+            jax.random.fold_in(key, 2**31 - 1),
+            model.grid,
+        )
+    )
+    train_step = make_train_step(model, config)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
+        state = init(model, config)
+        if manager.latest_step() is not None:
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(abstract))
+        start = int(state.step)
+        recent: list[objective.Losses] = []
+        began = time.perf_counter()
+        for step in range(start, config.num_steps):
+            indices = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+            state, losses = train_step(
+                state, key, task.training_batch(config.seed, indices), inverse
+            )
+            recent.append(losses)
+            done = step + 1
+            last = done == config.num_steps
+            if done % config.log_every == 0 or done % config.save_every == 0 or last:
+                means = {
+                    name: float(np.mean([getattr(line, name) for line in recent]))
+                    for name in objective.Losses._fields
+                }
+                if not all(math.isfinite(value) for value in means.values()):
+                    first = next(
+                        start_of + index
+                        for start_of in [done - len(recent)]
+                        for index, line in enumerate(recent)
+                        if not np.isfinite(line.total)
+                    )
+                    raise FloatingPointError(f"the loss is not finite at step {first}: {means}")
+                seconds = (time.perf_counter() - began) / len(recent)
+                line = {"step": done, **means, "seconds_per_step": seconds}
+                with (folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                yield line
+                recent, began = [], time.perf_counter()
+            if done % config.save_every == 0 or last:
+                manager.save(done, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+    if not (folder / "model").exists():
+        provenance = {"task": task.name, "training": dataclasses.asdict(config)}
+        checkpoint.save(folder / "model", model, state.ema, provenance)
