@@ -1,0 +1,35 @@
+"""Iterative Partial Refinement of sequential diffusion models, batched in one compiled program."""
+
+from ipr_jax.checkpoint import load
+from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.denoiser import SRM
+from ipr_jax.keys import sample_keys
+from ipr_jax.order import certain_first, random, raster
+from ipr_jax.refine import Refined, refine
+from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
+from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
+from ipr_jax.types import Denoiser, Prediction
+
+__all__ = [
+    "FIRST_PASS",
+    "PRESETS",
+    "REFINEMENT",
+    "SRM",
+    "Denoiser",
+    "ModelConfig",
+    "Prediction",
+    "Refined",
+    "Sampled",
+    "Sampling",
+    "certain_first",
+    "fixed_regions",
+    "fresh_noise",
+    "fresh_regions",
+    "generate",
+    "initial_noise",
+    "load",
+    "random",
+    "raster",
+    "refine",
+    "sample_keys",
+]

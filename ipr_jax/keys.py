@@ -1,0 +1,65 @@
+"""One random key per sample, so that a sample does not depend on its batch.
+
+A sample's key is folded with the iteration (0 = generation) and split by use; within a pass, the
+noise key is folded with the step. Every draw hangs on (sample, iteration, step) and nothing else.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def sample_keys(key: jax.Array, num_samples: int, *, first: int = 0) -> jax.Array:
+    """Keys of samples ``first`` to ``first + num_samples - 1`` of a run.
+
+    Args:
+        key: of the run, from ``jax.random.key``; not to be used for anything else.
+        num_samples: how many, at least 1.
+        first: index of the first sample, at least 0.
+
+    Returns:
+        Key array [num_samples]; each depends on ``key`` and its own index only.
+
+    Raises:
+        ValueError: a count or an index is too small.
+    """
+    if num_samples < 1 or first < 0:
+        raise ValueError(
+            f"num_samples must be at least 1 and first at least 0, got {num_samples} and {first}"
+        )
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(first, first + num_samples))
+
+
+def fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:
+    """``jax.random.fold_in`` of the same number into every sample's key: [B] -> [B]."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def split(keys: jax.Array, num: int) -> list[jax.Array]:
+    """``num`` independent keys per sample: [B] -> num x [B]."""
+    parts = jax.vmap(lambda key: jax.random.split(key, num))(keys)
+    return [parts[:, i] for i in range(num)]
+
+
+def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal float32 [B, *shape], row i from key i."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Float32 [B, *shape] uniform in [0, 1), row i from key i."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+
+
+class IterationKeys(NamedTuple):
+    """The keys of one iteration, each [B]: choice of the region, its noise, the denoising pass."""
+
+    region: jax.Array
+    noise: jax.Array
+    denoise: jax.Array
+
+
+def iteration_keys(keys: jax.Array, iteration: jax.Array | int) -> IterationKeys:
+    """Derive the keys of an iteration, 0 = generation, from those of the samples."""
+    return IterationKeys(*split(fold(keys, iteration), 3))

@@ -1,0 +1,176 @@
+"""Iterative Partial Refinement (arXiv 2605.19317, algorithm 1): the outer loop."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ipr_jax import check, selection
+from ipr_jax import keys as random_keys
+from ipr_jax.order import Order
+from ipr_jax.regenerate import REFINEMENT, Sampled, Sampling, Settings, regenerate, renoise
+from ipr_jax.selection import Noise, Selection
+from ipr_jax.types import Denoiser
+
+Record = Callable[[jax.Array], Any]
+"""``record(image [B, H, W, C]) -> pytree``, what to keep of every iteration."""
+
+
+class Refined(NamedTuple):
+    """Refined samples and what happened on the way.
+
+    Attributes:
+        image: float32 [B, H, W, C].
+        nfe: int32 [iterations, B], network evaluations that each sample's schedule took.
+        finite: bool [iterations, B], False where a sample was not finite after the iteration.
+        recorded: what ``record`` gave, stacked over the iterations; None without it.
+    """
+
+    image: jax.Array
+    nfe: jax.Array
+    finite: jax.Array
+    recorded: Any
+
+
+def iterate(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array,
+    editable: jax.Array,
+    iteration: jax.Array | int,
+    sizes: jax.Array,
+    settings: Settings,
+    *,
+    order: Order,
+    select: Selection,
+    noise: Noise,
+) -> Sampled:
+    """One iteration: choose a region, re-noise it, regenerate it. Jittable; checks nothing.
+
+    Args:
+        denoise: the model.
+        keys: [B], of the samples, the same in every iteration.
+        image: float32 [B, H, W, C], the samples so far.
+        editable: bool [B, h, w].
+        iteration: int32 scalar, from 1.
+        sizes: int32 [P + 1], ``selection.region_sizes``.
+        settings: from ``Sampling.settings``.
+        order: which waiting patch starts next.
+        select: which patches are regenerated.
+        noise: from which noise.
+
+    Returns:
+        The samples; patches outside the region are bit-identical.
+    """
+    region = selection.choose(select(keys, iteration, editable.shape[1:]), editable, sizes)
+    return regenerate(
+        denoise,
+        random_keys.iteration_keys(keys, iteration).denoise,
+        renoise(image, region, noise(keys, iteration, image.shape[1:])),
+        region,
+        settings,
+        order,
+    )
+
+
+@partial(jax.jit, static_argnames=("iterations", "order", "select", "noise", "record"))
+def _refine(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array,
+    editable: jax.Array,
+    start: jax.Array,
+    sizes: jax.Array,
+    settings: Settings,
+    iterations: int,
+    order: Order,
+    select: Selection,
+    noise: Noise,
+    record: Record | None,
+) -> Refined:
+    def body(image: jax.Array, iteration: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
+        sampled = iterate(
+            denoise,
+            keys,
+            image,
+            editable,
+            iteration,
+            sizes,
+            settings,
+            order=order,
+            select=select,
+            noise=noise,
+        )
+        recorded = None if record is None else record(sampled.image)
+        return sampled.image, (sampled.nfe, sampled.finite, recorded)
+
+    image, info = jax.lax.scan(body, image, start + jnp.arange(1, iterations + 1))
+    return Refined(image, *info)
+
+
+def refine(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array,
+    editable: jax.Array,
+    *,
+    iterations: int,
+    ratio: float = 0.25,
+    sampling: Sampling = REFINEMENT,
+    select: Selection = selection.fresh_regions,
+    noise: Noise = selection.fresh_noise,
+    record: Record | None = None,
+    start: int = 0,
+) -> Refined:
+    """Refine samples: re-noise and regenerate a random region of each, over and over.
+
+    No verifier and no training. The images may come from ``generate`` or be given, for example
+    corrupted boards with every patch editable (correction mode). One compiled program per batch size,
+    number of iterations and choice of functions; keys, masks, ratio and the rest of ``sampling`` are
+    its arguments.
+
+    Args:
+        denoise: the model.
+        keys: [B], from ``sample_keys``, as given to ``generate``.
+        image: float32 [B, H, W, C] in [-1, 1]; generated pixels may overshoot.
+        editable: bool [B, h, w]; False = a clue, returned bit for bit.
+        iterations: how many, at least 1.
+        ratio: the share of the editable patches that an iteration regenerates, in (0, 1]; their
+            number is floor(ratio n), at least 1.
+        sampling: how a region is regenerated.
+        select: which patches.
+        noise: from which noise.
+        record: what to keep of the images of every iteration; by default nothing.
+        start: iterations already done; ``refine(20)`` equals ``refine(10)``, then ``refine(10,
+            start=10)`` with the same keys.
+
+    Returns:
+        The refined samples, their costs, and what was recorded.
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above.
+    """
+    if iterations < 1 or start < 0:
+        raise ValueError(
+            f"iterations must be at least 1 and start at least 0, got {iterations} and {start}"
+        )
+    check.batch(keys, image, editable)
+    check.clues(image, editable)
+    check.samples(image, editable)
+    num_patches = editable.shape[1] * editable.shape[2]
+    return _refine(
+        check.as_pytree(denoise),
+        keys,
+        jnp.asarray(image),
+        jnp.asarray(editable),
+        jnp.int32(start),
+        selection.region_sizes(num_patches, ratio),
+        sampling.settings(num_patches),
+        iterations,
+        sampling.order,
+        select,
+        noise,
+        record,
+    )

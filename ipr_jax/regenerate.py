@@ -1,0 +1,196 @@
+"""A whole pass: regenerate a region of every sample in one compiled loop; generation is its case.
+
+The loop runs to the longest schedule of the batch, a traced number, so one program serves every
+ratio and mask; a sample that finishes early is left bit-identical.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ipr_jax import check, patches, schedule
+from ipr_jax import keys as random_keys
+from ipr_jax import step as steps
+from ipr_jax.order import Order, certain_first
+from ipr_jax.schedule import Plan
+from ipr_jax.types import Denoiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a region is regenerated; the defaults are the paper's for refining Sudoku.
+
+    Attributes:
+        steps_per_patch: network evaluations for a single patch, at least 1.
+        overlap: in [0, 1), how much of a patch's schedule it shares with the next one's.
+        stochasticity: in [0, 1], 0 = deterministic, 1 = ancestral.
+        temperature: factor of each step's standard deviation, at least 0.
+        order: which waiting patch starts next.
+
+    Raises:
+        ValueError: a value is out of range, naming it and the range.
+    """
+
+    steps_per_patch: int = 10
+    overlap: float = 0.8
+    stochasticity: float = 0.5
+    temperature: float = 1.0
+    order: Order = certain_first
+
+    def __post_init__(self) -> None:
+        if self.steps_per_patch < 1:
+            raise ValueError(f"steps_per_patch must be at least 1, got {self.steps_per_patch}")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}")
+        if not 0 <= self.stochasticity <= 1:
+            raise ValueError(f"stochasticity must be in [0, 1], got {self.stochasticity}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}")
+
+
+    def settings(self, num_patches: int) -> "Settings":
+        """The traced part, for a grid of ``num_patches``."""
+        return Settings(
+            schedule.make_plan(num_patches, self.steps_per_patch, self.overlap),
+            jnp.float32(self.stochasticity),
+            jnp.float32(self.temperature),
+        )
+
+
+class Settings(NamedTuple):
+    """The numbers of a pass, arguments of the compiled program: changing them does not recompile.
+
+    Attributes:
+        plan: the schedule by region size.
+        stochasticity: float32 scalar in [0, 1].
+        temperature: float32 scalar, at least 0.
+    """
+
+    plan: Plan
+    stochasticity: jax.Array
+    temperature: jax.Array
+
+
+FIRST_PASS = Sampling(steps_per_patch=3, overlap=0.0)
+"""The paper's settings for the first pass on Sudoku."""
+
+REFINEMENT = Sampling()
+"""The paper's settings for its refinement."""
+
+
+class Sampled(NamedTuple):
+    """Samples and what they cost.
+
+    Attributes:
+        image: float32 [B, H, W, C].
+        nfe: int32 [B], network evaluations that each sample's schedule took.
+        finite: bool [B], False for a sample that is not finite everywhere.
+    """
+
+    image: jax.Array
+    nfe: jax.Array
+    finite: jax.Array
+
+
+def regenerate(
+    denoise: Denoiser,
+    keys: jax.Array,
+    z: jax.Array,
+    region: jax.Array,
+    settings: Settings,
+    order: Order,
+) -> Sampled:
+    """Denoise a region of every sample, conditioned on the rest. Jittable; checks nothing.
+
+    Args:
+        denoise: the model.
+        keys: [B], consumed: the order's draw, then the noise of every step.
+        z: float32 [B, H, W, C]; noise inside the region, kept bit for bit outside.
+        region: bool [B, h, w].
+        settings: from ``Sampling.settings``.
+        order: which waiting patch starts next.
+
+    Returns:
+        The images with the region regenerated.
+    """
+    pass_plan = schedule.plan_pass(settings.plan, region)
+    order_keys, noise_keys = random_keys.split(keys, 2)
+    uniform = random_keys.uniform(order_keys, region.shape[1:])
+
+    def body(index: jax.Array, state: steps.PassState) -> steps.PassState:
+        noise = random_keys.normal(random_keys.fold(noise_keys, index), z.shape[1:])
+        state, _ = steps.step(
+            denoise,
+            pass_plan,
+            state,
+            index,
+            noise,
+            uniform,
+            order=order,
+            stochasticity=settings.stochasticity,
+            temperature=settings.temperature,
+        )
+        return state
+
+    longest = pass_plan.num_steps.max()
+    image = jax.lax.fori_loop(0, longest, body, steps.init(z, pass_plan)).z
+    return Sampled(image, pass_plan.num_steps, jnp.isfinite(image).all(axis=(1, 2, 3)))
+
+
+def renoise(image: jax.Array, region: jax.Array, noise: jax.Array) -> jax.Array:
+    """Replace the pixels of a region, bool [B, h, w], by noise [B, H, W, C]."""
+    return jnp.where(patches.expand(region, image.shape[1] // region.shape[1]), noise, image)
+
+
+@partial(jax.jit, static_argnames="order")
+def _generate(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array,
+    editable: jax.Array,
+    settings: Settings,
+    order: Order,
+) -> Sampled:
+    own = random_keys.iteration_keys(keys, 0)
+    z = renoise(image, editable, random_keys.normal(own.noise, image.shape[1:]))
+    return regenerate(denoise, own.denoise, z, editable, settings, order)
+
+
+def generate(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array,
+    editable: jax.Array,
+    sampling: Sampling = FIRST_PASS,
+) -> Sampled:
+    """Generate every editable patch from noise, given the others.
+
+    One compiled program per batch size; keys, masks and all of ``sampling`` but the order are its
+    arguments.
+
+    Args:
+        denoise: the model.
+        keys: [B], from ``sample_keys``; the same keys go to ``refine``.
+        image: float32 [B, H, W, C] in [-1, 1]; only its clues are read.
+        editable: bool [B, h, w]; False = a clue, returned bit for bit.
+        sampling: how.
+
+    Returns:
+        The samples; a batch without editable patches comes back as it is, at 0 evaluations.
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above.
+    """
+    check.batch(keys, image, editable)
+    check.clues(image, editable)
+    return _generate(
+        check.as_pytree(denoise),
+        keys,
+        jnp.asarray(image),
+        jnp.asarray(editable),
+        sampling.settings(editable.shape[1] * editable.shape[2]),
+        sampling.order,
+    )

@@ -1,0 +1,142 @@
+"""When each patch of a region starts, and its noise level before every step.
+
+=================  =====  ===================================================================
+here               paper  meaning
+=================  =====  ===================================================================
+num_steps          S      network evaluations of a pass: ceil(p + (n - 1)(1 - o) p)
+block_length       L      steps that one patch takes: ceil(S / ((n - 1)(1 - o) + 1))
+block_starts[k]           step at which the k-th patch starts: floor(k (1 - o) S / ((n - 1)(1 - o) + 1))
+=================  =====  ===================================================================
+
+for a region of n patches, p steps per patch and overlap o. Source: SRM (arXiv 2502.21075), appendix
+A. The published code computes these in float32, whose rounding changes some plans; so does this
+table, on the host. Where rounding gives several patches one start, all of them start there.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WAITING = np.iinfo(np.int32).max
+"""The start of a patch that has not started."""
+
+
+class Plan(NamedTuple):
+    """The schedule for every region size n = 0 to P; arrays, so that compiled programs take any.
+
+    Attributes:
+        num_steps: int32 [P + 1].
+        block_length: int32 [P + 1].
+        block_starts: int32 [P + 1, P]; -1 where k >= n.
+    """
+
+    num_steps: np.ndarray
+    block_length: np.ndarray
+    block_starts: np.ndarray
+
+
+class PassPlan(NamedTuple):
+    """The schedule of one pass over one region per sample.
+
+    Attributes:
+        region: bool [B, h, w], the patches to be regenerated.
+        num_steps: int32 [B].
+        block_length: int32 [B].
+        block_starts: int32 [B, P].
+    """
+
+    region: jax.Array
+    num_steps: jax.Array
+    block_length: jax.Array
+    block_starts: jax.Array
+
+
+@lru_cache
+def make_plan(num_patches: int, steps_per_patch: int, overlap: float) -> Plan:
+    """Tabulate the schedule.
+
+    Args:
+        num_patches: P, the largest region.
+        steps_per_patch: p, at least 1.
+        overlap: o in [0, 1); 0 = one patch after the other, near 1 = almost together.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if num_patches < 1 or steps_per_patch < 1:
+        raise ValueError(
+            "num_patches and steps_per_patch must be at least 1, "
+            f"got {num_patches} and {steps_per_patch}"
+        )
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must be in [0, 1), got {overlap}")
+    apart = np.float32(1 - overlap)
+    num_steps = np.zeros(num_patches + 1, np.int32)
+    block_length = np.ones(num_patches + 1, np.int32)
+    block_starts = np.full((num_patches + 1, num_patches), -1, np.int32)
+    for n in range(1, num_patches + 1):
+        gaps = np.float32(n - 1) * apart
+        steps = math.ceil(np.float32(steps_per_patch) + gaps * np.float32(steps_per_patch))
+        # PyTorch divides a number by a tensor as reciprocal times number; the rounding matters.
+        ideal_length = (np.float32(1) / (gaps + np.float32(1))) * np.float32(steps)
+        num_steps[n] = steps
+        block_length[n] = math.ceil(ideal_length)
+        starts = np.arange(n, dtype=np.float32) * ideal_length * apart
+        block_starts[n, :n] = np.floor(starts)
+    return Plan(num_steps, block_length, block_starts)
+
+
+def plan_pass(plan: Plan, region: jax.Array) -> PassPlan:
+    """Look up the schedule of each sample's region, bool [B, h, w]."""
+    size = region.sum(axis=(1, 2))
+    num_steps, block_length, block_starts = (jnp.asarray(table)[size] for table in plan)
+    return PassPlan(region, num_steps, block_length, block_starts)
+
+
+def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Noise levels before a step.
+
+    Args:
+        plan: of the pass.
+        start: int32 [B, h, w], the step at which each patch started; ``WAITING`` if not yet.
+        step: int32 scalar m, from 0.
+
+    Returns:
+        Float32 [B, h, w]: 1 for waiting patches, then down to 0 in block_length steps; 0 outside the
+        region and from the sample's last step on.
+    """
+    length = plan.block_length[:, None, None]
+    elapsed = jnp.maximum(step - start, 0)
+    level = jnp.maximum(length - elapsed, 0).astype(jnp.float32) / length.astype(jnp.float32)
+    active = plan.region & (step < plan.num_steps)[:, None, None]
+    return jnp.where(active, level, 0)
+
+
+def start_patches(
+    plan: PassPlan, start: jax.Array, step: jax.Array | int, priority: jax.Array
+) -> jax.Array:
+    """Start as many waiting patches as the plan has blocks at this step.
+
+    Args:
+        plan: of the pass.
+        start: int32 [B, h, w], as in ``levels``.
+        step: int32 scalar m.
+        priority: float32 [B, h, w]; the lowest start first, ties in raster order.
+
+    Returns:
+        The new ``start``.
+    """
+    batch = start.shape[0]
+    num_starting = (plan.block_starts == step).sum(axis=1)
+    waiting = (plan.region & (start == WAITING)).reshape(batch, -1)
+    flat = jnp.where(waiting, priority.reshape(batch, -1), jnp.inf)
+    mine, other = flat[:, :, None], flat[:, None, :]
+    index = jnp.arange(flat.shape[1])
+    earlier = (index[None, :] < index[:, None])[None]
+    rank = ((other < mine) | ((other == mine) & earlier)).sum(axis=2)
+    starting = waiting & (rank < num_starting[:, None])
+    return jnp.where(starting.reshape(start.shape), step, start)

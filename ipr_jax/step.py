@@ -1,0 +1,95 @@
+"""One denoising step under mixed noise levels: the innermost function of the library.
+
+Pure: every random number enters as an argument. Drive it by hand to watch or replay a pass; the
+loops of ``ipr_jax.regenerate`` do nothing else.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ipr_jax import flow, patches, schedule
+from ipr_jax.order import Order
+from ipr_jax.schedule import PassPlan
+from ipr_jax.types import Denoiser, Prediction
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class PassState:
+    """What a step changes.
+
+    Attributes:
+        z: float32 [B, H, W, C], the partly denoised images.
+        start: int32 [B, h, w], the step at which each patch started; ``schedule.WAITING`` if not yet.
+    """
+
+    z: jax.Array
+    start: jax.Array
+
+
+class StepInfo(NamedTuple):
+    """What a step saw: float32 [B, h, w] noise levels before it (``t``) and after it (``s``)."""
+
+    t: jax.Array
+    s: jax.Array
+
+
+def init(z: jax.Array, plan: PassPlan) -> PassState:
+    """The state before the first step, from images whose region holds noise."""
+    return PassState(z=z, start=jnp.full(plan.region.shape, schedule.WAITING, jnp.int32))
+
+
+def _predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
+    prediction = denoise(z, t)
+    expected = Prediction(velocity=z, variance_fraction=z, sigma=t)
+    for name, got, want in zip(Prediction._fields, prediction, expected, strict=True):
+        if got.shape != want.shape:
+            raise ValueError(
+                f"the denoiser's {name} must have shape {want.shape} for images {z.shape} and "
+                f"noise levels {t.shape}, got {got.shape}"
+            )
+    return prediction
+
+
+def step(
+    denoise: Denoiser,
+    plan: PassPlan,
+    state: PassState,
+    index: jax.Array | int,
+    noise: jax.Array,
+    uniform: jax.Array,
+    *,
+    order: Order,
+    stochasticity: jax.Array | float,
+    temperature: jax.Array | float,
+) -> tuple[PassState, StepInfo]:
+    """Evaluate the network once and move every patch of the region along its schedule.
+
+    Args:
+        denoise: the model.
+        plan: of the pass.
+        state: before the step.
+        index: int32 scalar, the number of the step, from 0.
+        noise: float32 [B, H, W, C], standard normal, used where the step is stochastic.
+        uniform: float32 [B, h, w] in [0, 1), the same in all steps of a pass, for random orders.
+        order: which waiting patches start.
+        stochasticity: 0 = deterministic to 1 = ancestral.
+        temperature: factor of the step's standard deviation, at least 0.
+
+    Returns:
+        The state after the step, bit-identical where the level is 0, and the noise levels.
+    """
+    t = schedule.levels(plan, state.start, index)
+    prediction = _predict(denoise, state.z, t)
+    start = schedule.start_patches(plan, state.start, index, order(prediction.sigma, uniform))
+    s = schedule.levels(plan, start, index + 1)
+
+    patch_size = state.z.shape[1] // t.shape[1]
+    t_pixel, s_pixel = patches.expand(t, patch_size), patches.expand(s, patch_size)
+    mean = flow.step_mean(state.z, t_pixel, s_pixel, prediction.velocity, stochasticity)
+    std = flow.step_std(t_pixel, s_pixel, stochasticity, prediction.variance_fraction)
+    moving = s_pixel < t_pixel
+    z = jnp.where(moving, mean + temperature * std * noise, state.z)
+    return PassState(z=z, start=start), StepInfo(t, s)
