@@ -13,13 +13,15 @@ SAMPLE_RANGE = 4.0
 """Generated pixels are not clipped and overshoot; beyond this they are no image in [-1, 1]."""
 
 
-def batch(keys: jax.Array, image: jax.Array, editable: jax.Array) -> None:
+ArrayLike = jax.Array | np.ndarray
+
+
+def batch(keys: jax.Array, image: ArrayLike, editable: ArrayLike) -> None:
     """Refuse keys, images and masks whose dtypes or shapes do not belong together.
 
     Raises:
         ValueError: names what is wrong and what would be valid.
     """
-    image, editable = jnp.asarray(image), jnp.asarray(editable)
     if image.ndim != 4 or image.dtype != jnp.float32:
         raise ValueError(
             f"image must be float32 [B, H, W, C], got {image.dtype} {list(image.shape)}"
@@ -44,7 +46,7 @@ def batch(keys: jax.Array, image: jax.Array, editable: jax.Array) -> None:
         )
 
 
-def clues(image: jax.Array, editable: jax.Array) -> None:
+def clues(image: ArrayLike, editable: ArrayLike) -> None:
     """Refuse clue pixels that are not in [-1, 1].
 
     Raises:
@@ -53,7 +55,7 @@ def clues(image: jax.Array, editable: jax.Array) -> None:
     _within(image, ~np.asarray(editable), IMAGE_RANGE, "clue pixels must be in [-1, 1]")
 
 
-def samples(image: jax.Array, editable: jax.Array) -> None:
+def samples(image: ArrayLike, editable: ArrayLike) -> None:
     """Refuse generated pixels that cannot come from images in [-1, 1].
 
     Raises:
@@ -63,7 +65,7 @@ def samples(image: jax.Array, editable: jax.Array) -> None:
     _within(image, np.asarray(editable), SAMPLE_RANGE, rule)
 
 
-def _within(image: jax.Array, where: np.ndarray, limit: float, rule: str) -> None:
+def _within(image: ArrayLike, where: np.ndarray, limit: float, rule: str) -> None:
     if isinstance(image, jax.core.Tracer):
         return
     patch = image.shape[1] // where.shape[1]

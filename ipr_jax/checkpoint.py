@@ -91,9 +91,7 @@ def open_model(
             graph, state = nnx.split(abstract)
             restored = checkpointer.restore(
                 path,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(nnx.to_pure_dict(state))
-                ),
+                args=ocp.args.Composite(params=ocp.args.StandardRestore(nnx.to_pure_dict(state))),
             )
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise ValueError(f"{path} is not a model of ipr_jax: {error}") from error

@@ -1,24 +1,362 @@
 """The command line: ``ipr-jax refine`` and ``ipr-jax train``."""
 
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
+import jax
+import numpy as np
 import tyro
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
+from ipr_jax import checkpoint, evaluate
 from ipr_jax.config import PRESETS
+from ipr_jax.order import ORDERS
+from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
+from ipr_jax.selection import NOISES, REGIONS
 from ipr_jax.tasks import get_task
+from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
+SHOWN_PUZZLES = 8
+SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
 
-def train(name: str, config: trainer.TrainConfig, out: Path) -> None:
-    for line in trainer.train(get_task(name), PRESETS[name], config, out):
-        print(line, flush=True)
+Value = TypeVar("Value")
+console = Console()
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineArgs:
+    """Complete puzzles, then refine them by Iterative Partial Refinement.
+
+    Without options: 64 handwritten mini-sudoku puzzles, a first pass, 20 iterations, and a new
+    folder with samples.npz, metrics.jsonl, config.json and refinement.png.
+
+    Attributes:
+        task: the benchmark.
+        model: a shipped model or a model folder.
+        puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....".
+        samples: how many puzzles, or how many tries at your own; 64, or 1 with --puzzle.
+        iterations: iterations after the first pass.
+        ratio: share of the editable patches that an iteration regenerates, in (0, 1].
+        steps_per_patch: network evaluations for a single patch.
+        overlap: share of its schedule that a patch has in common with the next, in [0, 1).
+        first_steps_per_patch: the same in the first pass.
+        first_overlap: the same in the first pass.
+        stochasticity: 0 = deterministic to 1 = ancestral.
+        temperature: factor of every step's noise, at least 0.
+        order: which patch is denoised next: certain, random or raster.
+        regions: fresh random patches in every iteration, or the fixed ones of the first.
+        noise: fresh noise in every iteration, or the initial one again.
+        seed: of puzzles and noise.
+        out: the new folder; by default one under results/.
+    """
+
+    task: str = "mini-sudoku"
+    model: str = "mini-sudoku"
+    puzzle: str | None = None
+    samples: int | None = None
+    iterations: int = 20
+    ratio: float = 0.25
+    steps_per_patch: int = REFINEMENT.steps_per_patch
+    overlap: float = REFINEMENT.overlap
+    first_steps_per_patch: int = FIRST_PASS.steps_per_patch
+    first_overlap: float = FIRST_PASS.overlap
+    stochasticity: float = REFINEMENT.stochasticity
+    temperature: float = REFINEMENT.temperature
+    order: str = "certain"
+    regions: str = "fresh"
+    noise: str = "fresh"
+    seed: int = 0
+    out: Path | None = None
+
+    def experiment(self) -> evaluate.Refinement:
+        """What to do, checked.
+
+        Raises:
+            ValueError: a value is out of range or a name unknown.
+        """
+        shared = {
+            "stochasticity": self.stochasticity,
+            "temperature": self.temperature,
+            "order": _known("order", self.order, ORDERS),
+        }
+        return evaluate.Refinement(
+            iterations=self.iterations,
+            ratio=self.ratio,
+            first=Sampling(
+                steps_per_patch=self.first_steps_per_patch, overlap=self.first_overlap, **shared
+            ),
+            later=Sampling(steps_per_patch=self.steps_per_patch, overlap=self.overlap, **shared),
+            select=_known("regions", self.regions, REGIONS),
+            noise=_known("noise", self.noise, NOISES),
+        )
+
+
+def _known(kind: str, name: str, table: Mapping[str, Value]) -> Value:
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; known: {sorted(table)}")
+    return table[name]
+
+
+def environment() -> dict[str, Any]:
+    """The versions and the device that a result was made with."""
+    packages = ("ipr_jax", "jax", "jaxlib", "flax", "numpy")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "python": sys.version.split()[0],
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _puzzles(task: Task, args: RefineArgs) -> Batch:
+    number = args.samples if args.samples is not None else (1 if args.puzzle is not None else 64)
+    if number < 1:
+        raise ValueError(f"samples must be at least 1, got {number}")
+    if args.seed < 0:
+        raise ValueError(f"seed must not be negative, got {args.seed}")
+    if args.puzzle is None:
+        return task.test_batch(args.seed, np.arange(number))
+    puzzle = task.parse_puzzle(args.puzzle, args.seed)
+    for warning in puzzle.warnings:
+        console.print(f"[yellow]This puzzle has no solution: {warning}.")
+    return Batch(*(np.repeat(part, number, axis=0) for part in puzzle.batch))
+
+
+def _new_folder(args: RefineArgs) -> Path:
+    """Make the output folder, which must not exist."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = args.out or Path("results") / f"{args.task}-{now}"
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} exists and is not overwritten; choose another --out") from None
+    return folder
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for title in (
+        "iteration",
+        "valid %",
+        "95% interval",
+        "violations per board",
+        "evaluations per sample",
+        "samples/s",
+    ):
+        table.add_column(title, justify="right")
+    for line in lines:
+        rated = "valid_rate" in line
+        table.add_row(
+            "first pass" if line["iteration"] == 0 else str(line["iteration"]),
+            f"{100 * line['valid_rate']:.1f}" if rated else "-",
+            f"{100 * line['valid_low']:.1f} to {100 * line['valid_high']:.1f}" if rated else "-",
+            f"{line['violations']:.2f}" if rated else "-",
+            f"{line['nfe']:.0f}",
+            f"{line['samples_per_second']:.1f}",
+        )
+    return table
+
+
+def refine(args: RefineArgs) -> Path:
+    """Run ``ipr-jax refine``.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        ValueError, FileNotFoundError: bad arguments; nothing has been written.
+    """
+    task, experiment = get_task(args.task), args.experiment()
+    model, provenance = checkpoint.open_model(args.model)
+    shape, wanted = model.config.image_shape, PRESETS[task.name].image_shape
+    if shape != wanted:
+        raise ValueError(f"{args.model} makes images {shape}, the task {args.task} needs {wanted}")
+    batch = _puzzles(task, args)
+    folder = _new_folder(args)
+    described = {
+        "arguments": dataclasses.asdict(args) | {"out": str(folder)},
+        "model": dataclasses.asdict(model.config),
+        "provenance": provenance,
+        **environment(),
+    }
+    (folder / "config.json").write_text(json.dumps(described, indent=1))
+
+    key = jax.random.key(args.seed)
+    lines: list[dict[str, Any]] = []
+    history: list[evaluate.Progress] = []
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )
+    running = bar.add_task("compiling, first pass", total=experiment.iterations + 1)
+    shown = Table.grid()
+    with Live(shown, console=console, transient=True) as live:
+        live.update(bar)
+        for progress in evaluate.evaluate(task, model, batch, experiment, key):
+            lines.append(evaluate.summarise(progress))
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+            kept = progress.iteration in (*SHOWN_ITERATIONS, experiment.iterations)
+            history.append(progress if kept else progress._replace(image=np.empty(0)))
+            bar.update(running, advance=1, description="refining")
+            grid = Table.grid()
+            grid.add_row(_table(lines))
+            grid.add_row(bar)
+            live.update(grid)
+    console.print(_table(lines))
+    if lines[-1]["not_finite"]:
+        console.print(f"[red]{lines[-1]['not_finite']} samples are not finite and not counted.")
+    _save(folder, task, batch, history)
+    if args.puzzle is not None:
+        for title, progress in (("first pass", history[0]), ("refined", history[-1])):
+            verdict = "valid" if progress.valid[0] else "not valid"
+            console.print(f"\n{title} ({verdict}), given cells in brackets", style="bold")
+            board = task.format_sample(progress.image[0], batch.label[0])
+            console.print(board, markup=False, highlight=False)
+    console.print(f"\nwritten: {folder}")
+    return folder
+
+
+def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progress]) -> None:
+    from ipr_jax import pictures
+
+    with _whole(folder / "samples.npz") as path:
+        np.savez_compressed(
+            path,
+            allow_pickle=False,
+            first_pass=history[0].image,
+            refined=history[-1].image,
+            editable=batch.editable,
+            valid=np.stack([progress.valid for progress in history]),
+            violations=np.stack([progress.violations for progress in history]),
+            finite=history[-1].finite,
+            nfe=history[-1].nfe,
+        )
+    finite = np.flatnonzero(history[-1].finite)[:SHOWN_PUZZLES]
+    columns = [progress for progress in history if progress.image.size]
+    if len(finite):
+        images = np.stack([progress.image[finite] for progress in columns])
+        violating = jax.jit(task.violating)
+        pictures.refinement(
+            folder / "refinement.png",
+            images,
+            batch.editable[finite],
+            np.stack([violating(image) for image in images]),
+            np.stack([progress.valid[finite] for progress in columns]),
+            [progress.iteration for progress in columns],
+        )
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes it if all goes well."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
+    """Run ``ipr-jax train TASK``.
+
+    Args:
+        task: the benchmark.
+        config: how to train.
+        out: the folder of the run; by default runs/TASK.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        ValueError: bad arguments, or the folder holds another run.
+        FloatingPointError: a loss is not finite; names the step.
+    """
+    folder = out or Path("runs") / task
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        running = bar.add_task("compiling", total=config.num_steps)
+        for line in trainer.train(get_task(task), PRESETS[task], config, folder):
+            loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
+            bar.update(running, completed=line["step"], description=loss)
+    console.print(f"written: {folder / 'model'}")
+    return folder / "model"
+
+
+def _train_command(task: str) -> Callable[..., Path]:
+    """The command ``ipr-jax train TASK``, with the settings of the task's recipe as defaults."""
+
+    def command(
+        config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task],
+        out: Path | None = None,
+    ) -> Path:
+        return train(task, config, out)
+
+    command.__doc__ = (
+        f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
+        "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK."
+    )
+    return command
+
+
+def _train_help(task: tyro.conf.Positional[str]) -> None:
+    """Train a denoiser on a task; ``ipr-jax train TASK --help`` lists the settings.
+
+    Args:
+        task: the benchmark.
+    """
+    _train_command(task)
+
+
+def _refine_command(args: Annotated[RefineArgs, tyro.conf.arg(name="")] = RefineArgs()) -> Path:
+    return refine(args)
 
 
 def main() -> None:
-    args = tyro.cli(Annotated[trainer.TrainConfig, tyro.conf.arg(name="")], default=RECIPES["mini-sudoku"])
-    train("mini-sudoku", args, Path("runs/mini-sudoku"))
+    """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
+    words = sys.argv[1:]
+    _refine_command.__doc__ = RefineArgs.__doc__.split("\n\n    Attributes:")[0]
+    try:
+        if words[:1] == ["train"] and len(words) > 1 and words[1][0] != "-":
+            get_task(words[1])
+            tyro.cli(_train_command(words[1]), prog=f"ipr-jax train {words[1]}", args=words[2:])
+        else:
+            commands = {"refine": _refine_command, "train": _train_help}
+            tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted: what was finished is on disk")
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

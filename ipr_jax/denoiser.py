@@ -42,7 +42,16 @@ class SRM(nnx.Module):
 
         Returns:
             The prediction, float32.
+
+        Raises:
+            ValueError: a shape is not that of the model; at trace.
         """
+        for name, array, shape in (("z", z, self.config.image_shape), ("t", t, self.config.grid)):
+            if array.shape[1:] != shape or array.shape[0] != z.shape[0]:
+                raise ValueError(
+                    f"{name} must be [B, {', '.join(map(str, shape))}] for this model, "
+                    f"got {list(array.shape)}"
+                )
         channels = self.config.channels
         out = self.unet(z, t, key)
         log_variance = patches.patch_mean(out[..., -1], self.config.patch_size)

@@ -50,7 +50,7 @@ def _sqrt(x: jax.Array) -> jax.Array:
 
 
 def noise_kept(t: jax.Array, s: jax.Array, stochasticity: jax.Array | float) -> jax.Array:
-    """gamma = s sqrt(1 - a^2 (1 - b^2)): how much of the predicted noise stays; s where s = 1."""
+    """Gamma = s sqrt(1 - a^2 (1 - b^2)): how much of the predicted noise stays; s where s = 1."""
     unexplained, limit = _unexplained(t, s)
     gamma = s * _sqrt(1 - stochasticity**2 * unexplained)
     return jnp.where(limit, jnp.where(t == 0, jnp.zeros_like(s), s), gamma)

@@ -14,9 +14,7 @@ import numpy as np
 def expand(per_patch: jax.Array, patch_size: int) -> jax.Array:
     """Repeat each patch's value over its pixels: [B, h, w] -> [B, H, W, 1]."""
     batch, h, w = per_patch.shape
-    tiled = jnp.broadcast_to(
-        per_patch[:, :, None, :, None], (batch, h, patch_size, w, patch_size)
-    )
+    tiled = jnp.broadcast_to(per_patch[:, :, None, :, None], (batch, h, patch_size, w, patch_size))
     return tiled.reshape(batch, h * patch_size, w * patch_size, 1)
 
 
@@ -56,6 +54,7 @@ def axis_resize(patches: int, patch_size: int, target: int) -> AxisResize:
     second = np.minimum(first + 1, source - 1)
     low, high = first // patch_size, second // patch_size
     weight = np.where(low == high, 0.0, position - first)
+    high = np.where(weight == 0, low, high)
     triples = np.stack([low, high, weight], axis=1)
     distinct, index = np.unique(triples, axis=0, return_inverse=True)
     return AxisResize(

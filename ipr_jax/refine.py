@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ipr_jax import check, selection
 from ipr_jax import keys as random_keys
@@ -113,8 +114,8 @@ def _refine(
 def refine(
     denoise: Denoiser,
     keys: jax.Array,
-    image: jax.Array,
-    editable: jax.Array,
+    image: jax.Array | np.ndarray,
+    editable: jax.Array | np.ndarray,
     *,
     iterations: int,
     ratio: float = 0.25,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ipr_jax import check, patches, schedule
 from ipr_jax import keys as random_keys
@@ -49,7 +50,6 @@ class Sampling:
             raise ValueError(f"stochasticity must be in [0, 1], got {self.stochasticity}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}")
-
 
     def settings(self, num_patches: int) -> "Settings":
         """The traced part, for a grid of ``num_patches``."""
@@ -162,8 +162,8 @@ def _generate(
 def generate(
     denoise: Denoiser,
     keys: jax.Array,
-    image: jax.Array,
-    editable: jax.Array,
+    image: jax.Array | np.ndarray,
+    editable: jax.Array | np.ndarray,
     sampling: Sampling = FIRST_PASS,
 ) -> Sampled:
     """Generate every editable patch from noise, given the others.

@@ -24,7 +24,13 @@ _torch_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def _conv(
-    channels_in: int, channels_out: int, kernel: int, *, dtype: Dtype, rngs: nnx.Rngs, **options: Any
+    channels_in: int,
+    channels_out: int,
+    kernel: int,
+    *,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+    **options: Any,
 ) -> nnx.Conv:
     """A convolution that pads by kernel // 2 on every side, at any stride."""
     padding = kernel // 2
@@ -125,13 +131,17 @@ class ResBlock(nnx.Module):
     """Group norm, SiLU, conv; add the noise level, group norm, SiLU, dropout, conv; plus the input."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, config: ModelConfig, *, dtype: Dtype, rngs: nnx.Rngs
+        self,
+        channels_in: int,
+        channels_out: int,
+        config: ModelConfig,
+        *,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
     ):
         self.norm1 = GroupNorm(channels_in, config.num_groups)
         self.conv1 = _conv(channels_in, channels_out, 3, dtype=dtype, rngs=rngs)
-        self.level = nnx.Linear(
-            config.time_width, channels_out, kernel_init=_torch_init, rngs=rngs
-        )
+        self.level = nnx.Linear(config.time_width, channels_out, kernel_init=_torch_init, rngs=rngs)
         self.norm2 = GroupNorm(channels_out, config.num_groups)
         self.dropout = nnx.Dropout(config.dropout)
         self.conv2 = _conv(
@@ -161,11 +171,14 @@ class ResBlock(nnx.Module):
 
 class Attention(nnx.Module):
     """Multi-head self-attention over all positions, plus the input. Output channels of ``qkv`` are
-    head-major: head, then q, k, v, then channel."""
+    head-major: head, then q, k, v, then channel.
+    """
 
     def __init__(self, channels: int, config: ModelConfig, *, dtype: Dtype, rngs: nnx.Rngs):
         self.norm = GroupNorm(channels, config.num_groups)
-        self.qkv = nnx.Linear(channels, 3 * channels, kernel_init=_torch_init, dtype=dtype, rngs=rngs)
+        self.qkv = nnx.Linear(
+            channels, 3 * channels, kernel_init=_torch_init, dtype=dtype, rngs=rngs
+        )
         self.proj = nnx.Linear(
             channels, channels, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
         )
@@ -174,7 +187,9 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h', w', channels] -> the same."""
         batch, channels = x.shape[0], x.shape[-1]
-        qkv = self.qkv(self.norm(x)).reshape(batch, -1, self.num_heads, 3, channels // self.num_heads)
+        qkv = self.qkv(self.norm(x)).reshape(
+            batch, -1, self.num_heads, 3, channels // self.num_heads
+        )
         query, key, value = (qkv[:, :, :, i] for i in range(3))
         scale = jnp.asarray((channels // self.num_heads) ** -0.25, x.dtype)
         logits = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key * scale)
@@ -198,9 +213,7 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.res = ResBlock(channels_in, channels_out, config, dtype=dtype, rngs=rngs)
-        self.attention = (
-            Attention(channels_out, config, dtype=dtype, rngs=rngs) if attend else None
-        )
+        self.attention = Attention(channels_out, config, dtype=dtype, rngs=rngs) if attend else None
         self.up = _conv(channels_out, channels_out, 3, dtype=dtype, rngs=rngs) if upsample else None
 
     def __call__(self, x: jax.Array, levels: Levels, key: jax.Array | None) -> jax.Array:

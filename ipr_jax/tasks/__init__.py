@@ -1,17 +1,9 @@
 """The benchmarks by name."""
 
-import functools
-
 from ipr_jax.tasks import mini_sudoku
-from ipr_jax.tasks.base import Batch, Split, Task
+from ipr_jax.tasks.base import Task
 
-TASKS: dict[str, Task] = {
-    "mini-sudoku": Task(
-        name="mini-sudoku",
-        training_batch=functools.partial(mini_sudoku.batch, "train", num_clues=(0, 15)),
-        test_batch=functools.partial(mini_sudoku.batch, "test"),
-    ),
-}
+TASKS: dict[str, Task] = {task.name: task for task in (mini_sudoku.TASK,)}
 """Every task, by the name that the command line uses."""
 
 
@@ -24,6 +16,3 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known: {sorted(TASKS)}")
     return TASKS[name]
-
-
-__all__ = ["TASKS", "Batch", "Split", "Task", "get_task"]

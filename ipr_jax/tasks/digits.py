@@ -2,23 +2,19 @@
 
 Shapes: N images, H = W = 8, C = 1, values in [-1, 1], -1 = background, 1 = full ink.
 
-`python -m ipr_jax.tasks.digits` trains the network again and prints its accuracy; the weights
-that come with the package are its result.
+The weights come with the package; ``ipr_jax.training.digit_reader`` made them.
 """
 
 import functools
 import importlib.resources
-from pathlib import Path
-from typing import Literal
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jax.scipy.ndimage import map_coordinates
 
-Split = Literal["train", "test"]
+from ipr_jax.tasks.base import Split
 
 FIRST_TEST_IMAGE = 1415
 """Position of the first test image: the start of the twelfth of fourteen copies of the form."""
@@ -65,7 +61,7 @@ def load_digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DigitReader(nnx.Module):
-    """Classify 8x8 digits 1..9: three convolutions and two linear layers, 54,377 weights."""
+    """Classify 8x8 digits 1..9: three convolutions and two linear layers, 53,609 weights."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         conv = functools.partial(nnx.Conv, kernel_size=(3, 3), precision="highest", rngs=rngs)
@@ -74,18 +70,18 @@ class DigitReader(nnx.Module):
         self.conv2 = conv(32, 32)
         self.conv3 = conv(32, 64)
         self.hidden = linear(2 * 2 * 64, 96)
-        self.logits = linear(96, 9)
         self.dropout = nnx.Dropout(0.4)
+        self.logits = linear(96, 9)
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Score the digits: float32 [N, 8, 8, 1] -> logits float32 [N, 9] of 1..9.
+        """Score the digits: float32 [N, 8, 8, 1] in [-1, 1] -> logits float32 [N, 9] of 1..9.
 
-        With `rngs` the hidden layer is dropped out (training), without it is not.
+        With `rngs`, hidden units are dropped out, as in training; without, the result is exact.
         """
         x = nnx.relu(self.conv1(images))
         x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
         x = nnx.max_pool(nnx.relu(self.conv3(x)), (2, 2), (2, 2))
-        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
+        x = nnx.relu(self.hidden(x.reshape(len(x), 2 * 2 * 64)))
         return self.logits(self.dropout(x, deterministic=rngs is None, rngs=rngs))
 
 
@@ -104,64 +100,21 @@ def read_digits(tiles: jax.Array, num_digits: int = 9) -> jax.Array:
 
     Raises:
         ValueError: if the tiles are not 8x8 or `num_digits` is not in 1..9.
-        FileNotFoundError: if the network has not been trained (see the module's docstring).
+        FileNotFoundError: if the network has not been trained (see ``ipr_jax.training.digit_reader``).
     """
     if tiles.shape[-2:] != (8, 8):
         raise ValueError(f"tiles must have shape [..., 8, 8], got {tiles.shape}")
     if not 1 <= num_digits <= 9:
         raise ValueError(f"num_digits must be in 1..9, got {num_digits}")
-    images = jnp.asarray(tiles, jnp.float32).reshape(-1, 8, 8, 1)
-    logits = _load_reader()(images)[:, :num_digits]
-    return (jnp.argmax(logits, axis=-1).astype(jnp.int32) + 1).reshape(tiles.shape[:-2])
+    reader = nnx.eval_shape(lambda: DigitReader(rngs=nnx.Rngs(0)))
+    nnx.update(reader, nnx.traversals.unflatten_mapping(_load_weights(), sep="."))
+    num_tiles = math.prod(tiles.shape[:-2])
+    images = jnp.asarray(tiles).astype(jnp.float32).reshape(num_tiles, 8, 8, 1)
+    best = jnp.argmax(reader(images)[:, :num_digits], axis=-1)
+    return best.astype(jnp.int32).reshape(tiles.shape[:-2]) + 1
 
 
 @functools.cache
 def _load_weights() -> dict[str, np.ndarray]:
     with WEIGHTS.open("rb") as file, np.load(file) as weights:
         return dict(weights)
-
-
-def _load_reader() -> DigitReader:
-    graph, state = nnx.split(nnx.eval_shape(lambda: DigitReader(rngs=nnx.Rngs(0))))
-    weights = {tuple(name.split(".")): value for name, value in _load_weights().items()}
-    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(weights))
-    return nnx.merge(graph, state)
-
-
-def _distort(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Rotate, scale, shear, shift and blur one image [8, 8] a little and add noise to it."""
-    affine_key, shift_key, noise_key, level_key = jax.random.split(key, 4)
-    angle, log_scale, shear, stretch = jax.random.uniform(affine_key, (4,), minval=-1.0) * (
-        jnp.array(AFFINE)
-    )
-    cos, sin, scale = jnp.cos(angle), jnp.sin(angle), jnp.exp(log_scale)
-    matrix = jnp.array([[cos, -sin], [sin, cos]]) @ jnp.array([[scale * jnp.exp(stretch), shear], [0.0, scale]])
-    centre = jnp.full((2, 1, 1), 3.5)
-    grid = jnp.indices((8, 8)).astype(jnp.float32) - centre
-    shift = jax.random.uniform(shift_key, (2, 1, 1), minval=-SHIFT, maxval=SHIFT)
-    source = jnp.einsum("ij,jhw->ihw", matrix, grid) + centre + shift
-    moved = map_coordinates(image, list(source), order=1, cval=-1.0)
-    noise = jax.random.normal(noise_key, (8, 8)) * jax.random.uniform(level_key, maxval=NOISE)
-    return jnp.clip(moved + noise, -1.0, 1.0)
-AFFINE=[0.25, 0.15, 0.2, 0.1]; SHIFT=0.8; NOISE=0.2
-
-def train(images, labels, seed=0, num_steps=3000, batch_size=128, lr=2e-3, smooth=0.05):
-    reader = DigitReader(rngs=nnx.Rngs(seed))
-    sched = optax.cosine_onecycle_schedule(num_steps, lr)
-    opt = nnx.Optimizer(reader, optax.adamw(sched, weight_decay=0.02), wrt=nnx.Param)
-    x_all=jnp.asarray(images); y_all=jnp.asarray(labels)
-    @nnx.jit
-    def step(reader, opt, key):
-        ik, dk, ok = jax.random.split(key, 3)
-        i = jax.random.randint(ik, (batch_size,), 0, len(images))
-        x = jax.vmap(_distort)(jax.random.split(dk, batch_size), x_all[i])[..., None]
-        t = optax.smooth_labels(jax.nn.one_hot(y_all[i]-1, 9), smooth)
-        def loss(r):
-            return optax.softmax_cross_entropy(r(x, nnx.Rngs(ok)), t).mean()
-        l, g = nnx.value_and_grad(loss)(reader)
-        opt.update(reader, g)
-        return l
-    base = jax.random.key(seed)
-    for k in range(num_steps):
-        l = step(reader, opt, jax.random.fold_in(base, k))
-    return reader

@@ -6,32 +6,19 @@ where the cell is a given clue. `split` selects the writers: no digit image is i
 """
 
 import functools
-from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from ipr_jax.tasks.digits import Split, load_digits
-from ipr_jax.tasks.sudoku import all_boards_4x4
+from ipr_jax.tasks import sudoku
+from ipr_jax.tasks.base import Batch, Puzzle, Split, Task
+from ipr_jax.tasks.digits import load_digits, read_digits
 
 SIDE = 4
 PATCH_SIZE = 8
 IMAGE_SHAPE = (SIDE * PATCH_SIZE, SIDE * PATCH_SIZE, 1)
 NUM_CELLS = SIDE * SIDE
 EMPTY = -1.0
-
-
-class Batch(NamedTuple):
-    """Complete boards and which of their cells are given.
-
-    Attributes:
-        image: float32 [B, 32, 32, 1] in [-1, 1], the whole board, editable cells too.
-        editable: bool [B, 4, 4], True = to be generated, False = given.
-        board: int8 [B, 4, 4], the digits 1..4 of the image.
-    """
-
-    image: np.ndarray
-    editable: np.ndarray
-    board: np.ndarray
 
 
 def batch(
@@ -41,7 +28,7 @@ def batch(
 
     The board is uniform over the 288 valid ones, every cell a uniformly drawn image of its digit
     from `split`, the number of given cells uniform over `num_clues`, their positions uniform
-    without replacement.
+    without replacement. ``label`` is the board, int8 [B, 4, 4] in 1..4.
 
     Args:
         split: "train" or "test", the writers of the digits.
@@ -58,14 +45,14 @@ def batch(
     board_draw, count_draw, image_draw, order_draw = np.split(
         _uniforms(split, seed, indices), [1, 2, 2 + NUM_CELLS], axis=1
     )
-    boards = all_boards_4x4()
+    boards = sudoku.all_boards_4x4()
     board = boards[_integers(board_draw[:, 0], len(boards))]
     count = fewest + _integers(count_draw, most - fewest + 1)
     rank = order_draw.argsort(axis=1).argsort(axis=1)
     return Batch(
         image=_draw_image(board, image_draw.reshape(-1, SIDE, SIDE), split),
         editable=(rank >= count).reshape(-1, SIDE, SIDE),
-        board=board,
+        label=board,
     )
 
 
@@ -90,6 +77,76 @@ def render(puzzle: np.ndarray, seed: int, split: Split = "test") -> tuple[np.nda
     draw = _uniforms(split, seed, np.zeros(1, int))[:, 2 : 2 + NUM_CELLS]
     image = _draw_image(puzzle[None], draw.reshape(1, SIDE, SIDE), split)
     return image[0], puzzle == 0
+
+
+def read_board(images: jax.Array) -> jax.Array:
+    """Read the digit in every cell. Jittable.
+
+    Args:
+        images: float [B, 32, 32, 1] in [-1, 1].
+
+    Returns:
+        int32 [B, 4, 4] in 1..4; a cell that shows no digit is read as the one it resembles most.
+
+    Raises:
+        ValueError: if the images have another shape.
+    """
+    if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
+        raise ValueError(f"images must have shape [B, 32, 32, 1], got {images.shape}")
+    tiles = images.reshape(len(images), SIDE, PATCH_SIZE, SIDE, PATCH_SIZE).swapaxes(2, 3)
+    return read_digits(tiles, num_digits=SIDE)
+
+
+def score(images: jax.Array) -> dict[str, jax.Array]:
+    """Score boards by the digits read from them. Jittable.
+
+    Args:
+        images: float [B, 32, 32, 1] in [-1, 1].
+
+    Returns:
+        valid: bool [B], every row, column and box has each of 1..4 once.
+        violations: int32 [B] >= 0, the published duplicate count; 0 = valid.
+
+    Raises:
+        ValueError: if the images have another shape.
+    """
+    violations = sudoku.duplicate_count(read_board(images))
+    return {"valid": violations == 0, "violations": violations}
+
+
+def violating(images: jax.Array) -> jax.Array:
+    """Mark the cells whose digit stands in their row, column or box again. Jittable.
+
+    Args:
+        images: float [B, 32, 32, 1] in [-1, 1].
+
+    Returns:
+        bool [B, 4, 4].
+
+    Raises:
+        ValueError: if the images have another shape.
+    """
+    return sudoku.violating_cells(read_board(images))
+
+
+def parse_puzzle(text: str, seed: int) -> Puzzle:
+    """Read a user's puzzle and draw its given cells with digits of the test split.
+
+    Args:
+        text: as ``sudoku.parse_puzzle`` takes it.
+        seed: int >= 0, chooses each given cell's image.
+
+    Raises:
+        ValueError: the text is not a 4x4 puzzle.
+    """
+    board = sudoku.parse_puzzle(text, SIDE)
+    image, editable = render(board, seed)
+    return Puzzle(Batch(image[None], editable[None], board[None]), sudoku.contradictions(board))
+
+
+def format_sample(image: np.ndarray, label: np.ndarray) -> str:
+    """What a board shows, as text; cells that are not 0 in ``label``, int [4, 4], in brackets."""
+    return sudoku.format_board(np.asarray(read_board(image[None])[0]), label)
 
 
 def _uniforms(split: Split, seed: int, indices: np.ndarray) -> np.ndarray:
@@ -128,3 +185,15 @@ def _draw_image(board: np.ndarray, uniform: np.ndarray, split: Split) -> np.ndar
     images, first, count = _digit_table(split)
     tiles = images[first[board] + _integers(uniform, count[board])]
     return tiles.swapaxes(2, 3).reshape(-1, *IMAGE_SHAPE)
+
+
+TASK = Task(
+    name="mini-sudoku",
+    training_batch=functools.partial(batch, "train", num_clues=(0, NUM_CELLS - 1)),
+    test_batch=functools.partial(batch, "test"),
+    score=score,
+    violating=violating,
+    parse_puzzle=parse_puzzle,
+    format_sample=format_sample,
+)
+"""Trained with 0 to 15 given cells, tested with 0 to 5."""

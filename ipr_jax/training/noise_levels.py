@@ -122,9 +122,7 @@ def weigh(t: jax.Array, inverse: jax.Array) -> jax.Array:
     return inverse[bins]
 
 
-def add_zeros(
-    key: jax.Array, t: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def add_zeros(key: jax.Array, t: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Set a random number of random patches of each image to level 0 and weight 0.
 
     The share of zeros is uniform in [0, 1] and independent for each image, so that the model also

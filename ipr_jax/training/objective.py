@@ -44,9 +44,7 @@ def _gaussian_kl(
 
 def _gaussian_nll(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
     """Negative log density of a diagonal Gaussian, in nats, elementwise."""
-    return 0.5 * (
-        math.log(2 * math.pi) + 2 * log_std + (x - mean) ** 2 * jnp.exp(-2 * log_std)
-    )
+    return 0.5 * (math.log(2 * math.pi) + 2 * log_std + (x - mean) ** 2 * jnp.exp(-2 * log_std))
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
@@ -59,9 +57,7 @@ def _discretised_nll(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.A
     inverse_std = jnp.exp(-log_std)
     below = _normal_cdf((x - mean - 1 / 255) * inverse_std)
     above = _normal_cdf((x - mean + 1 / 255) * inverse_std)
-    probability = jnp.where(
-        x < -0.999, above, jnp.where(x > 0.999, 1 - below, above - below)
-    )
+    probability = jnp.where(x < -0.999, above, jnp.where(x > 0.999, 1 - below, above - below))
     return -jnp.log(jnp.maximum(probability, 1e-12))
 
 

@@ -77,8 +77,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        for name, known in (("decay", ("constant", "cosine")),
-                            ("noise_levels", tuple(noise_levels.SAMPLERS))):
+        for name, known in (
+            ("decay", ("constant", "cosine")),
+            ("noise_levels", tuple(noise_levels.SAMPLERS)),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {list(known)}")
 
@@ -134,9 +136,7 @@ def init(model: ModelConfig, config: TrainConfig) -> TrainState:
     )
 
 
-TrainStep = Callable[
-    [TrainState, jax.Array, Batch, jax.Array], tuple[TrainState, objective.Losses]
-]
+TrainStep = Callable[[TrainState, jax.Array, Batch, jax.Array], tuple[TrainState, objective.Losses]]
 
 
 def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:

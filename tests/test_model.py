@@ -1,0 +1,180 @@
+"""The backbone: parity with the published network, its size, its arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import PREFIXES, golden, golden_config, golden_model, nhwc
+from flax import nnx
+
+from ipr_jax import PRESETS, SRM, ModelConfig, flops, patches
+
+TINY = ModelConfig(
+    image_size=(20, 12),
+    channels=2,
+    patch_size=4,
+    widths=(8, 16, 16),
+    attention=(False, True, False),
+    num_blocks=1,
+    time_width=8,
+    num_frequencies=8,
+    head_width=8,
+    num_groups=4,
+)
+
+
+evaluate = jax.jit(lambda model, z, t, key=None: model(z, t, key))
+
+
+def randomised(config: ModelConfig, **options) -> SRM:
+    """A model without the zero initialisations, so that every part matters."""
+    model = nnx.eval_shape(lambda: SRM(config, rngs=nnx.Rngs(0), **options))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, leaf.dtype), model
+    )
+
+
+@pytest.mark.parametrize("weights", PREFIXES)
+@pytest.mark.parametrize("name", ["tiny_even", "tiny_sudoku"])
+def test_forward_equals_the_published_network(name, weights):
+    want = golden(f"{name}/forward.npz")
+    config = golden_config(name)
+    model = golden_model(name, weights)
+    got = evaluate(model, nhwc(want["x"]), want["t_patch"])
+    sigma = want[f"{weights}_sigma"][:, 0, :: config.patch_size, :: config.patch_size]
+    np.testing.assert_allclose(got.velocity, nhwc(want[f"{weights}_velocity"]), atol=2e-5)
+    fraction = nhwc(want[f"{weights}_variance_fraction"])
+    np.testing.assert_allclose(got.variance_fraction, fraction, atol=2e-5)
+    np.testing.assert_allclose(got.sigma, sigma, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "gflop", "share_of_published"),
+    [
+        ("even-pixels", 19_718_791, 3.474, 0.38 * 9.225),
+        ("counting-polygons", 76_765_191, 126.38, 0.57 * 226.14),
+        ("mnist-sudoku", 118_994_691, 484.60, 0.56 * 876.17),
+    ],
+)
+def test_size_and_arithmetic_of_the_released_architectures(
+    preset, parameters, gflop, share_of_published
+):
+    config = PRESETS[preset]
+    model = nnx.eval_shape(lambda: SRM(config, rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == parameters
+    z = jax.ShapeDtypeStruct((1, *config.image_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((1, *config.grid), jnp.float32)
+    counted = flops.count(lambda model, z, t: model(z, t), model, z, t) / 1e9
+    assert counted == pytest.approx(gflop, rel=2e-4)
+    assert counted <= share_of_published
+
+
+def test_flops_of_known_functions():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    assert flops.count(lambda a, b: jax.nn.silu(a) @ b, a, b) == 2 * 3 * 5 * 7
+    conv = nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0))
+    assert flops.count(conv, jnp.ones((2, 8, 8, 4))) == 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4)
+    looped = flops.count(lambda a, b: jax.lax.fori_loop(0, 9, lambda _, x: x @ b @ b.T, a), a, b)
+    assert looped == 2 * (2 * 3 * 5 * 7)
+
+
+@pytest.mark.parametrize(
+    ("grid", "patch_size", "distinct"),
+    [
+        (8, 4, {32: 8, 16: 8, 8: 8, 4: 4}),
+        (16, 8, {128: 16, 64: 16, 32: 16, 16: 16, 8: 8}),
+        (9, 28, {252: 9, 126: 9, 63: 9, 32: 11, 16: 9, 8: 8}),
+    ],
+)
+def test_distinct_positions_of_every_resolution(grid, patch_size, distinct):
+    for target, number in distinct.items():
+        assert len(patches.axis_resize(grid, patch_size, target).low) == number
+
+
+@pytest.mark.parametrize(("grid", "patch_size", "target"), [(9, 28, 32), (8, 4, 4), (3, 5, 4)])
+def test_resize_equals_a_pixel_by_pixel_bilinear_one(grid, patch_size, target, rng):
+    t = rng.random((2, grid, grid)).astype(np.float32)
+    plan = patches.axis_resize(grid, patch_size, target)
+    distinct = np.asarray(patches.resize_levels(jnp.asarray(t), plan, plan))
+    got = distinct[:, plan.index][:, :, plan.index]
+    pixels = np.kron(t, np.ones((1, patch_size, patch_size)))
+    size = grid * patch_size
+
+    def taps(i):
+        source = max((i + 0.5) * size / target - 0.5, 0)
+        low = int(source)
+        return low, min(low + 1, size - 1), source - low
+
+    for i in range(target):
+        for j in range(target):
+            (a, b, u), (c, d, v) = taps(i), taps(j)
+            want = (1 - u) * ((1 - v) * pixels[:, a, c] + v * pixels[:, a, d]) + u * (
+                (1 - v) * pixels[:, b, c] + v * pixels[:, b, d]
+            )
+            np.testing.assert_allclose(got[:, i, j], want, atol=1e-6)
+
+
+def test_patch_mean_undoes_expand(rng):
+    t = jnp.asarray(rng.random((2, 3, 4)), jnp.float32)
+    pixels = patches.expand(t, 5)
+    assert pixels.shape == (2, 15, 20, 1)
+    np.testing.assert_array_equal(pixels[:, ::5, ::5, 0], t)
+    np.testing.assert_allclose(patches.patch_mean(pixels[..., 0], 5), t, rtol=1e-6)
+
+
+def test_odd_sizes_and_every_sample_by_itself(rng):
+    model = randomised(TINY)
+    z = jnp.asarray(rng.normal(size=(3, *TINY.image_shape)), jnp.float32)
+    t = jnp.asarray(rng.random((3, *TINY.grid)), jnp.float32)
+    whole = evaluate(model, z, t)
+    assert whole.velocity.shape == z.shape
+    assert whole.sigma.shape == t.shape
+    alone = evaluate(model, z[1:2], t[1:2])
+    for one, many in zip(alone, whole, strict=True):
+        np.testing.assert_allclose(one[0], many[1], atol=1e-5)
+
+
+def test_compute_dtype_changes_little_and_parameters_stay_float32(rng):
+    low, full = randomised(TINY, dtype=jnp.bfloat16), randomised(TINY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype(jnp.float32)}
+    z = jnp.asarray(rng.normal(size=(2, *TINY.image_shape)), jnp.float32)
+    t = jnp.asarray(rng.random((2, *TINY.grid)), jnp.float32)
+    a, b = evaluate(low, z, t), evaluate(full, z, t)
+    assert a.velocity.dtype == jnp.float32
+    difference = np.abs(a.velocity - b.velocity).max()
+    assert 0 < difference < 0.05 * np.abs(b.velocity).max()
+
+
+def test_dropout_needs_a_key(rng):
+    model = randomised(TINY)
+    z = jnp.asarray(rng.normal(size=(1, *TINY.image_shape)), jnp.float32)
+    t = jnp.full((1, *TINY.grid), 0.5)
+    one, two = (evaluate(model, z, t, jax.random.key(i)).velocity for i in (0, 1))
+    assert np.abs(one - two).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (20, 13)}, "multiples of patch_size=4"),
+        ({"widths": (8, 18, 16)}, "multiples of num_groups=4"),
+        ({"attention": (True,)}, "each of the 3 widths"),
+        ({"head_width": 3}, "multiples of head_width=3"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"num_blocks": 0}, "num_blocks must be at least 1"),
+        ({"num_frequencies": 7}, "even"),
+    ],
+)
+def test_impossible_architectures_are_refused(change, message):
+    fields = {name: getattr(TINY, name) for name in TINY.__dataclass_fields__}
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**fields | change)
+
+
+def test_wrong_shapes_are_refused_by_the_model():
+    model = nnx.eval_shape(lambda: SRM(TINY, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"\[B, 20, 12, 2\]"):
+        jax.eval_shape(model, jnp.ones((1, 20, 20, 2)), jnp.ones((1, 5, 3)))
+    with pytest.raises(ValueError, match=r"\[B, 5, 3\]"):
+        jax.eval_shape(model, jnp.ones((1, 20, 12, 2)), jnp.ones((1, 5, 4)))

@@ -1,0 +1,109 @@
+"""The plan of a pass: recorded tables, tables by hand, invariants of whole passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import golden
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipr_jax import schedule
+
+NAMES = ["sudoku_init", "sudoku_ipr", "even_pixels", "counting_polygons", "overlap075"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plans_equal_the_published_ones(name):
+    recorded = golden("schedules.npz")
+    want = {k.removeprefix(f"{name}_"): v for k, v in recorded.items() if k.startswith(name)}
+    sizes = want["num_unknown"]
+    plan = schedule.make_plan(
+        int(sizes.max()), int(want["steps_per_patch"]), float(want["overlap"])
+    )
+    np.testing.assert_array_equal(plan.num_steps[sizes], want["max_steps"])
+    np.testing.assert_array_equal(plan.block_length[sizes], want["block_length"])
+    for row, n in enumerate(sizes):
+        np.testing.assert_array_equal(plan.block_starts[n, :n], want["block_starts"][row, :n])
+
+
+@pytest.mark.parametrize(
+    ("n", "steps_per_patch", "overlap", "num_steps", "length", "starts"),
+    [
+        (1, 3, 0.0, 3, 3, [0]),  # one patch
+        (3, 2, 0.0, 6, 2, [0, 2, 4]),  # one after the other
+        (3, 4, 0.5, 8, 4, [0, 2, 4]),  # half a block apart
+        (2, 1, 0.0, 2, 1, [0, 1]),  # one step each
+        (3, 10, 0.99, 11, 11, [0, 0, 0]),  # all together: one start for all
+    ],
+)
+def test_plans_by_hand(n, steps_per_patch, overlap, num_steps, length, starts):
+    plan = schedule.make_plan(n, steps_per_patch, overlap)
+    assert plan.num_steps[n] == num_steps
+    assert plan.block_length[n] == length
+    assert plan.block_starts[n].tolist() == starts
+    assert plan.num_steps[0] == 0
+
+
+levels = jax.jit(schedule.levels)
+start_patches = jax.jit(schedule.start_patches)
+
+
+@given(
+    st.sampled_from([(1, 1), (2, 3), (4, 4)]),
+    st.integers(1, 12),
+    st.floats(0, 0.99),
+    st.randoms(use_true_random=False),
+)
+def test_invariants_of_a_whole_pass(grid, steps_per_patch, overlap, random):
+    """Levels start at 1, stay in [0, 1], never rise, move while steps remain, and end at 0."""
+    h, w = grid
+    region = np.array([random.random() < 0.6 for _ in range(2 * h * w)]).reshape(2, h, w)
+    plan = schedule.make_plan(h * w, steps_per_patch, overlap)
+    pass_plan = schedule.plan_pass(plan, jnp.asarray(region))
+    start = jnp.full((2, h, w), schedule.WAITING, jnp.int32)
+    sizes = region.sum((1, 2))
+    np.testing.assert_array_equal(pass_plan.num_steps, plan.num_steps[sizes])
+    before = np.asarray(levels(pass_plan, start, 0))
+    np.testing.assert_array_equal(before, region.astype(np.float32))
+    for step in range(int(pass_plan.num_steps.max())):
+        priority = jnp.asarray([random.random() for _ in range(2 * h * w)], jnp.float32)
+        start = start_patches(pass_plan, start, step, priority.reshape(2, h, w))
+        started = (np.asarray(start) != schedule.WAITING).sum((1, 2))
+        due = ((plan.block_starts[sizes] <= step) & (plan.block_starts[sizes] >= 0)).sum(1)
+        np.testing.assert_array_equal(started, due)
+        after = np.asarray(levels(pass_plan, start, step + 1))
+        assert (after >= 0).all()
+        assert (after <= before).all()
+        for sample in range(2):
+            if step < pass_plan.num_steps[sample]:
+                assert (after[sample] < before[sample]).any()
+        before = after
+    np.testing.assert_array_equal(before, 0)
+    assert ((np.asarray(start) != schedule.WAITING) == region).all()
+
+
+def test_lowest_priority_starts_first_and_ties_in_raster_order():
+    plan = schedule.make_plan(4, 10, 0.99)  # starts all four at step 0
+    pass_plan = schedule.plan_pass(plan, jnp.ones((1, 2, 2), bool))
+    one = pass_plan._replace(block_starts=jnp.array([[0, 1, 1, 2]]))
+    start = jnp.full((1, 2, 2), schedule.WAITING, jnp.int32)
+    priority = jnp.array([[[2.0, 1.0], [1.0, 1.0]]])
+    for step in range(3):
+        start = schedule.start_patches(one, start, step, priority)
+    assert start.tolist() == [[[2, 0], [1, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 3, 0.0), "at least 1, got 0"),
+        ((4, 0, 0.0), "at least 1, got 4 and 0"),
+        ((4, 3, 1.0), r"\[0, 1\), got 1.0"),
+        ((4, 3, -0.1), r"\[0, 1\), got -0.1"),
+        ((4, 3, float("nan")), r"\[0, 1\), got nan"),
+    ],
+)
+def test_impossible_schedules_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        schedule.make_plan(*arguments)
