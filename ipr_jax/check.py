@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 IMAGE_RANGE = 1.0
 """Images are in [-1, 1]."""
@@ -66,7 +67,7 @@ def samples(image: ArrayLike, editable: ArrayLike) -> None:
 
 
 def _within(image: ArrayLike, where: np.ndarray, limit: float, rule: str) -> None:
-    if isinstance(image, jax.core.Tracer):
+    if isinstance(image, Tracer):
         return
     patch = image.shape[1] // where.shape[1]
     pixels = np.kron(where, np.ones((1, patch, patch), bool))[..., None]

@@ -82,7 +82,7 @@ def open_model(
                     config=ocp.args.JsonRestore(), provenance=ocp.args.JsonRestore()
                 ),
             )
-            fields = {
+            fields: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in described["config"].items()
             }

@@ -342,7 +342,7 @@ def _refine_command(args: Annotated[RefineArgs, tyro.conf.arg(name="")] = Refine
 def main() -> None:
     """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
     words = sys.argv[1:]
-    _refine_command.__doc__ = RefineArgs.__doc__.split("\n\n    Attributes:")[0]
+    _refine_command.__doc__ = (RefineArgs.__doc__ or "").split("\n\n    Attributes:")[0]
     try:
         if words[:1] == ["train"] and len(words) > 1 and words[1][0] != "-":
             get_task(words[1])

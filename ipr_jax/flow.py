@@ -10,8 +10,8 @@ stochasticity              alpha               0 = deterministic (DDIM-like), 1 
 variance_fraction          v_theta             between the bounds of the step's std
 =========================  ==================  ==========================================
 
-Source: SRM (arXiv 2502.21075), section 3 and appendix A. Every function is elementwise: noise levels
-broadcast against images, and t and s may differ per patch. All 0/0 limits are taken by the
+Source: SRM (arXiv 2502.21075), section 3 and appendix A. Every function is elementwise: noise
+levels broadcast against images, and t and s may differ per patch. All 0/0 limits are taken by the
 double-where idiom, so that values and gradients are finite at t, s in {0, 1}.
 """
 

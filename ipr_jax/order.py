@@ -1,8 +1,8 @@
 """Which waiting patch starts next: small functions, passed to the loop.
 
 An order maps ``(sigma, uniform)``, both float32 [B, h, w], to priorities of that shape; the lowest
-starts first. ``sigma`` is the predicted error of each patch now; ``uniform`` is drawn once per pass,
-in [0, 1).
+starts first. ``sigma`` is the predicted error of each patch now; ``uniform``, in [0, 1), is drawn
+once per pass.
 """
 
 from collections.abc import Callable

@@ -31,13 +31,13 @@ class AxisResize(NamedTuple):
     Attributes:
         low, high: int [D], the two patches that each distinct position mixes.
         weight: float32 [D], the share of ``high``.
-        index: int [target], which distinct position each target position is.
+        position: int [target], which distinct one each target position is.
     """
 
     low: np.ndarray
     high: np.ndarray
     weight: np.ndarray
-    index: np.ndarray
+    position: np.ndarray
 
 
 @lru_cache
@@ -61,7 +61,7 @@ def axis_resize(patches: int, patch_size: int, target: int) -> AxisResize:
         low=distinct[:, 0].astype(int),
         high=distinct[:, 1].astype(int),
         weight=distinct[:, 2].astype(np.float32),
-        index=index.reshape(-1),
+        position=index.reshape(-1),
     )
 
 
@@ -73,7 +73,7 @@ def resize_levels(t: jax.Array, rows: AxisResize, columns: AxisResize) -> jax.Ar
             return jnp.take(x, plan.low, axis=axis)
         shape = [1] * x.ndim
         shape[axis] = -1
-        weight = plan.weight.reshape(shape)
+        weight = jnp.asarray(plan.weight).reshape(shape)
         return (1 - weight) * jnp.take(x, plan.low, axis=axis) + weight * jnp.take(
             x, plan.high, axis=axis
         )

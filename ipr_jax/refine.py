@@ -128,9 +128,9 @@ def refine(
     """Refine samples: re-noise and regenerate a random region of each, over and over.
 
     No verifier and no training. The images may come from ``generate`` or be given, for example
-    corrupted boards with every patch editable (correction mode). One compiled program per batch size,
-    number of iterations and choice of functions; keys, masks, ratio and the rest of ``sampling`` are
-    its arguments.
+    corrupted boards with every patch editable (correction mode). One compiled program per batch
+    size, number of iterations and choice of functions; keys, masks, ratio and the rest of
+    ``sampling`` are its arguments.
 
     Args:
         denoise: the model.

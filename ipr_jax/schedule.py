@@ -4,8 +4,8 @@
 here               paper  meaning
 =================  =====  ===================================================================
 num_steps          S      network evaluations of a pass: ceil(p + (n - 1)(1 - o) p)
-block_length       L      steps that one patch takes: ceil(S / ((n - 1)(1 - o) + 1))
-block_starts[k]           step at which the k-th patch starts: floor(k (1 - o) S / ((n - 1)(1 - o) + 1))
+block_length       L      steps that one patch takes: ceil(l), l = S / ((n - 1)(1 - o) + 1)
+block_starts[k]           step at which the k-th patch starts: floor(k l (1 - o))
 =================  =====  ===================================================================
 
 for a region of n patches, p steps per patch and overlap o. Source: SRM (arXiv 2502.21075), appendix
@@ -106,8 +106,8 @@ def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array
         step: int32 scalar m, from 0.
 
     Returns:
-        Float32 [B, h, w]: 1 for waiting patches, then down to 0 in block_length steps; 0 outside the
-        region and from the sample's last step on.
+        Float32 [B, h, w]: 1 for waiting patches, then down to 0 in block_length steps; 0 outside
+        the region and from the sample's last step on.
     """
     length = plan.block_length[:, None, None]
     elapsed = jnp.maximum(step - start, 0)

@@ -8,31 +8,31 @@ import numpy as np
 
 from ipr_jax import keys as random_keys
 
-Selection = Callable[[jax.Array, jax.Array, tuple[int, int]], jax.Array]
-"""``select(keys [B], iteration, (h, w)) -> scores``, float32 [B, h, w], from the keys of the samples
-and the iteration, counted from 1; the editable patches with the lowest scores are regenerated."""
+Selection = Callable[[jax.Array, jax.Array | int, tuple[int, ...]], jax.Array]
+"""``select(keys [B], iteration, (h, w)) -> scores``, float32 [B, h, w], from the keys of the
+samples and the iteration, from 1; the editable patches with the lowest scores are regenerated."""
 
-Noise = Callable[[jax.Array, jax.Array, tuple[int, int, int]], jax.Array]
+Noise = Callable[[jax.Array, jax.Array | int, tuple[int, ...]], jax.Array]
 """``noise(keys [B], iteration, (H, W, C)) -> noise``, float32 [B, H, W, C], standard normal."""
 
 
-def fresh_regions(keys: jax.Array, iteration: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def fresh_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:
     """New random patches in every iteration (IPR, algorithm 1 line 3)."""
     return random_keys.uniform(random_keys.iteration_keys(keys, iteration).region, grid)
 
 
-def fixed_regions(keys: jax.Array, iteration: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def fixed_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:
     """The random patches of the first iteration in every iteration (IPR, figure 6b)."""
     del iteration
     return random_keys.uniform(random_keys.iteration_keys(keys, 1).region, grid)
 
 
-def fresh_noise(keys: jax.Array, iteration: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+def fresh_noise(keys: jax.Array, iteration: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
     """New noise in every iteration (IPR, algorithm 1 line 4)."""
     return random_keys.normal(random_keys.iteration_keys(keys, iteration).noise, shape)
 
 
-def initial_noise(keys: jax.Array, iteration: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+def initial_noise(keys: jax.Array, iteration: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
     """The noise that the first pass started from, in every iteration (IPR, figure 6b)."""
     del iteration
     return random_keys.normal(random_keys.iteration_keys(keys, 0).noise, shape)

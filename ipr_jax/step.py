@@ -16,13 +16,12 @@ from ipr_jax.schedule import PassPlan
 from ipr_jax.types import Denoiser, Prediction
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class PassState:
+class PassState(NamedTuple):
     """What a step changes.
 
     Attributes:
         z: float32 [B, H, W, C], the partly denoised images.
-        start: int32 [B, h, w], the step at which each patch started; ``schedule.WAITING`` if not yet.
+        start: int32 [B, h, w], the step at which each patch started; ``WAITING`` if not yet.
     """
 
     z: jax.Array
@@ -81,6 +80,8 @@ def step(
     Returns:
         The state after the step, bit-identical where the level is 0, and the noise levels.
     """
+    chex.assert_equal_shape([noise, state.z])
+    chex.assert_equal_shape([uniform, state.start, plan.region])
     t = schedule.levels(plan, state.start, index)
     prediction = _predict(denoise, state.z, t)
     start = schedule.start_patches(plan, state.start, index, order(prediction.sigma, uniform))

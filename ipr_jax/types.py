@@ -34,8 +34,6 @@ class Prediction(NamedTuple):
 
 
 Denoiser = Callable[[jax.Array, jax.Array], Prediction]
-"""``denoise(z [B, H, W, C], t [B, h, w]) -> Prediction``: any JAX model of this form can be refined.
-
-A denoiser that is a pytree (an NNX module, ``jax.tree_util.Partial``) enters compiled programs as an
-argument; a plain function is a constant of the program.
-"""
+"""``denoise(z [B, H, W, C], t [B, h, w]) -> Prediction``: any JAX model of this form can be
+refined. One that is a pytree (an NNX module, ``jax.tree_util.Partial``) enters compiled programs as
+an argument; a plain function is a constant of the program."""

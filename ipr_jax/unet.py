@@ -121,14 +121,14 @@ class Levels(dict):
         return self[key]
 
     def spread(self, distinct: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """Give every position its distinct value: [B, Dy, Dx, channels] -> [B, h', w', channels]."""
+        """Give every position its distinct value: [B, Dy, Dx, c] -> [B, h', w', c]."""
         for axis, plan in zip((1, 2), self.axes(size), strict=True):
-            distinct = jnp.take(distinct, plan.index, axis=axis, indices_are_sorted=True)
+            distinct = jnp.take(distinct, plan.position, axis=axis, indices_are_sorted=True)
         return distinct
 
 
 class ResBlock(nnx.Module):
-    """Group norm, SiLU, conv; add the noise level, group norm, SiLU, dropout, conv; plus the input."""
+    """Norm, SiLU, conv; add the noise level; norm, SiLU, dropout, conv; plus the input."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class UNet(nnx.Module):
     def __init__(
         self, config: ModelConfig, channels_out: int, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs
     ):
-        """Build with random weights drawn from ``rngs``; parameters are float32, compute ``dtype``."""
+        """Draw the weights from ``rngs``; parameters are float32, compute ``dtype``."""
         widths, attention = config.widths, config.attention
         self.config = config
         self.dtype = dtype
@@ -262,7 +262,7 @@ class UNet(nnx.Module):
                 for attend in (True, False)
             ]
         )
-        decoder: list[nnx.Module] = []
+        decoder: list[Block] = []
         for level, width in reversed(list(enumerate(widths))):
             for index in range(config.num_blocks + 1):
                 last = index == config.num_blocks

@@ -97,7 +97,7 @@ def test_resize_equals_a_pixel_by_pixel_bilinear_one(grid, patch_size, target, r
     t = rng.random((2, grid, grid)).astype(np.float32)
     plan = patches.axis_resize(grid, patch_size, target)
     distinct = np.asarray(patches.resize_levels(jnp.asarray(t), plan, plan))
-    got = distinct[:, plan.index][:, :, plan.index]
+    got = distinct[:, plan.position][:, :, plan.position]
     pixels = np.kron(t, np.ones((1, patch_size, patch_size)))
     size = grid * patch_size
 

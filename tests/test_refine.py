@@ -63,7 +63,7 @@ def pixels(mask, patch=PATCH):
     ],
 )
 def test_replay_of_the_published_sampler(name, trace, first, later):
-    """Fed its noise and regions, every pass has its levels, hence its patch order, and its images."""
+    """Fed its noise and regions, every pass has its levels, so its patch order, and images."""
     want, config, model = (
         golden(f"{name}/{trace}.npz"),
         golden_config(name),

@@ -100,7 +100,7 @@ def read_digits(tiles: jax.Array, num_digits: int = 9) -> jax.Array:
 
     Raises:
         ValueError: if the tiles are not 8x8 or `num_digits` is not in 1..9.
-        FileNotFoundError: if the network has not been trained (see ``ipr_jax.training.digit_reader``).
+        FileNotFoundError: if there are no weights (``ipr_jax.training.digit_reader`` makes them).
     """
     if tiles.shape[-2:] != (8, 8):
         raise ValueError(f"tiles must have shape [..., 8, 8], got {tiles.shape}")

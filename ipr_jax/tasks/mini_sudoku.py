@@ -8,6 +8,7 @@ where the cell is a given clue. `split` selects the writers: no digit image is i
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ipr_jax.tasks import sudoku
@@ -146,7 +147,7 @@ def parse_puzzle(text: str, seed: int) -> Puzzle:
 
 def format_sample(image: np.ndarray, label: np.ndarray) -> str:
     """What a board shows, as text; cells that are not 0 in ``label``, int [4, 4], in brackets."""
-    return sudoku.format_board(np.asarray(read_board(image[None])[0]), label)
+    return sudoku.format_board(np.asarray(read_board(jnp.asarray(image[None]))[0]), label)
 
 
 def _uniforms(split: Split, seed: int, indices: np.ndarray) -> np.ndarray:

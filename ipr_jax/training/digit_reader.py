@@ -1,7 +1,7 @@
 """Train the network that reads 8x8 digits.
 
-``python -m ipr_jax.training.digit_reader`` trains it, prints its accuracy and writes the weights that
-come with the package, unless they are there already. It takes about a minute on a CPU.
+``python -m ipr_jax.training.digit_reader`` trains it, prints its accuracy and writes the weights
+that come with the package, unless they are there already. It takes about a minute on a CPU.
 
 Shapes: N images, H = W = 8, C = 1, values in [-1, 1], -1 = background, 1 = full ink.
 """

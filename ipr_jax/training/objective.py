@@ -53,7 +53,7 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def _discretised_nll(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
-    """Negative log probability of 8-bit images in [-1, 1] under a Gaussian, in nats, elementwise."""
+    """Negative log probability of 8-bit images in [-1, 1] under a Gaussian, in nats."""
     inverse_std = jnp.exp(-log_std)
     below = _normal_cdf((x - mean - 1 / 255) * inverse_std)
     above = _normal_cdf((x - mean + 1 / 255) * inverse_std)

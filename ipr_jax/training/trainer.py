@@ -9,9 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,8 +84,7 @@ class TrainConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {list(known)}")
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class TrainState:
+class TrainState(NamedTuple):
     """What a step changes.
 
     Attributes:
@@ -156,18 +154,19 @@ def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
         level_key, zero_key, noise_key, dropout_key = jax.random.split(
             jax.random.fold_in(key, state.step), 4
         )
-        t = sample(level_key, batch.image.shape[0], model.grid)
+        image = jnp.asarray(batch.image)
+        t = sample(level_key, image.shape[0], model.grid)
         weight = noise_levels.weigh(t, inverse) if weighted else jnp.ones_like(t)
         if config.add_zeros:
             t, weight = noise_levels.add_zeros(zero_key, t, weight)
         t, weight = jnp.where(batch.editable, t, 0), jnp.where(batch.editable, weight, 0)
-        noise = jax.random.normal(noise_key, batch.image.shape)
+        noise = jax.random.normal(noise_key, image.shape)
         dropout = dropout_key if model.dropout else None
 
         def total(params: Any) -> tuple[jax.Array, objective.Losses]:
             denoise = nnx.merge(graph, params)
             losses = objective.evaluate(
-                lambda z, t: denoise(z, t, dropout), batch.image, noise, t, weight
+                lambda z, t: denoise(z, t, dropout), image, noise, t, weight
             )
             return losses.total, losses
 

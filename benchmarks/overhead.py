@@ -1,0 +1,90 @@
+"""What the refinement loop costs beside the network: time per evaluation inside and outside of it.
+
+``python -m benchmarks.overhead`` times passes over a region (``regenerate``) and the same number of
+calls of the bare compiled network, in turn, and prints medians and the ratio of each pair.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import ipr_jax
+from benchmarks.quality import commit
+from ipr_jax.cli import environment
+from ipr_jax.regenerate import regenerate
+from ipr_jax.tasks import get_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Time the loop against the bare network.
+
+    Attributes:
+        task: the benchmark whose puzzles and model are used.
+        batch: samples.
+        repeats: timed pairs, after one warm-up of each.
+    """
+
+    task: str = "mini-sudoku"
+    batch: int = 64
+    repeats: int = 9
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall time of a call, its device work included."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def main(args: Args) -> None:
+    """Run the measurement and print one JSON object."""
+    model = ipr_jax.load(args.task)
+    puzzles = get_task(args.task).test_batch(0, np.arange(args.batch))
+    keys = ipr_jax.sample_keys(jax.random.key(0), args.batch)
+    h, w = model.config.grid
+    region = np.zeros((args.batch, h, w), bool)
+    region.reshape(args.batch, -1)[:, : h * w // 4] = True
+    settings = ipr_jax.REFINEMENT.settings(h * w)
+    evaluations = int(settings.plan.num_steps[h * w // 4])
+    looped = jax.jit(regenerate, static_argnames="order")
+    bare = jax.jit(lambda model, z, t: model(z, t))
+    z, t = jnp.asarray(puzzles.image), jnp.where(region, 0.5, 0.0)
+
+    def inside() -> object:
+        return looped(model, keys, z, region, settings, order=ipr_jax.certain_first)
+
+    def outside() -> object:
+        return [bare(model, z, t) for _ in range(evaluations)]
+
+    compile_inside, compile_outside = seconds(inside), seconds(outside)
+    pairs = [(seconds(inside), seconds(outside)) for _ in range(args.repeats)]
+    ratios = [a / b for a, b in pairs]
+    result = {
+        "batch": args.batch,
+        "evaluations_per_pass": evaluations,
+        "first_call_seconds": {"loop": compile_inside, "bare": compile_outside},
+        "ms_per_evaluation": {
+            name: 1000 * statistics.median(times) / evaluations
+            for name, times in zip(("loop", "bare"), zip(*pairs, strict=True), strict=True)
+        },
+        "ratio": {
+            "median": statistics.median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+        },
+        "commit": commit(),
+        **environment(),
+    }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
