@@ -1,7 +1,7 @@
 """What refinement does for a model: valid rates over many test puzzles, with 95% intervals.
 
-``python -m benchmarks.quality --out FOLDER`` writes ``quality.json`` (metrics after every iteration,
-settings, versions, device, commit) and ``quality.png`` into a new folder.
+``python -m benchmarks.quality --out FOLDER`` writes ``quality.json`` (metrics after every
+iteration, settings, versions, device, commit) and ``quality.png`` into a new folder.
 """
 
 import dataclasses
@@ -71,11 +71,16 @@ def main(args: Args) -> None:
         summarise(progress) for progress in track(run, "iterations", total=args.iterations + 1)
     ]
     (args.out / "quality.json").write_text(json.dumps(described | {"metrics": lines}, indent=1))
+    rate, low, high = (
+        np.array([line[name] for line in lines])
+        for name in ("valid_rate", "valid_low", "valid_high")
+    )
     pictures.curve(
         args.out / "quality.png",
-        [int(line["iteration"]) for line in lines],
-        *(np.array([line[name] for line in lines]) for name in ("valid_rate", "valid_low")),
-        np.array([line["valid_high"] for line in lines]),
+        range(args.iterations + 1),
+        rate,
+        low,
+        high,
         f"valid boards, {args.task}",
     )
 

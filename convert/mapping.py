@@ -35,6 +35,12 @@ class Entry:
     path: Path
     kind: str
 
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the PyTorch tensor, from that of the JAX parameter."""
+        axes = _AXES[self.kind]
+        padded = (*shape, 1) if self.kind == "linear1d" else shape
+        return tuple(padded[axes.index(axis)] for axis in range(len(axes)))
+
     def to_jax(self, tensor: np.ndarray) -> np.ndarray:
         """A PyTorch tensor in the layout of the JAX parameter."""
         array = tensor.transpose(_AXES[self.kind])
@@ -158,17 +164,17 @@ def to_model(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> SRM:
     filled: set[Path] = set()
     for entry in entries:
         first, *others = (tensors[name] for name in entry.names)
+        parameter = state[entry.path]
+        shape = entry.torch_shape(parameter.shape)
+        if first.shape != shape:
+            raise ValueError(
+                f"{entry.names[0]} has shape {first.shape}; "
+                f"{'.'.join(map(str, entry.path))} needs {shape}"
+            )
         for name, other in zip(entry.names[1:], others, strict=True):
             if not np.array_equal(first, other):
                 raise ValueError(f"repeated tensors must be equal: {entry.names[0]} and {name}")
-        array = entry.to_jax(first)
-        parameter = state[entry.path]
-        if array.shape != parameter.shape:
-            raise ValueError(
-                f"{entry.names[0]} has shape {first.shape}, which gives {array.shape}; "
-                f"{'.'.join(map(str, entry.path))} needs {parameter.shape}"
-            )
-        state[entry.path] = parameter.replace(jnp.asarray(array, jnp.float32))
+        state[entry.path] = parameter.replace(jnp.asarray(entry.to_jax(first), jnp.float32))
         filled.add(entry.path)
     if filled != set(state):
         missing = sorted(".".join(map(str, path)) for path in set(state) - filled)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -84,16 +85,21 @@ def open_model(
             )
             fields: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
-                for name, value in described["config"].items()
+                for name, value in dict(described["config"]).items()
             }
-            config = ModelConfig(**fields)
+            config, provenance = ModelConfig(**fields), dict(described["provenance"])
             abstract = nnx.eval_shape(lambda: SRM(config, dtype=dtype, rngs=nnx.Rngs(0)))
             graph, state = nnx.split(abstract)
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            placed = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                nnx.to_pure_dict(state),
+            )
             restored = checkpointer.restore(
                 path,
-                args=ocp.args.Composite(params=ocp.args.StandardRestore(nnx.to_pure_dict(state))),
+                args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)),
             )
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise ValueError(f"{path} is not a model of ipr_jax: {error}") from error
     nnx.replace_by_pure_dict(state, restored["params"])
-    return nnx.merge(graph, state), dict(described["provenance"])
+    return nnx.merge(graph, state), provenance

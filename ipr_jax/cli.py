@@ -1,13 +1,12 @@
 """The command line: ``ipr-jax refine`` and ``ipr-jax train``."""
 
-import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -27,7 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ipr_jax import checkpoint, evaluate
+from ipr_jax import checkpoint, evaluate, files
 from ipr_jax.config import PRESETS
 from ipr_jax.order import ORDERS
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
@@ -42,6 +41,7 @@ SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 Value = TypeVar("Value")
 console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _puzzles(task: Task, args: RefineArgs) -> Batch:
     number = args.samples if args.samples is not None else (1 if args.puzzle is not None else 64)
     if number < 1:
         raise ValueError(f"samples must be at least 1, got {number}")
-    if args.seed < 0:
-        raise ValueError(f"seed must not be negative, got {args.seed}")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"seed must be in [0, {2**32}), got {args.seed}")
     if args.puzzle is None:
         return task.test_batch(args.seed, np.arange(number))
     puzzle = task.parse_puzzle(args.puzzle, args.seed)
@@ -189,9 +189,12 @@ def refine(args: RefineArgs) -> Path:
     """
     task, experiment = get_task(args.task), args.experiment()
     model, provenance = checkpoint.open_model(args.model)
-    shape, wanted = model.config.image_shape, PRESETS[task.name].image_shape
-    if shape != wanted:
-        raise ValueError(f"{args.model} makes images {shape}, the task {args.task} needs {wanted}")
+    made, needed = (
+        f"{config.image_shape} in patches of {config.patch_size}"
+        for config in (model.config, PRESETS[task.name])
+    )
+    if made != needed:
+        raise ValueError(f"{args.model} makes images {made}, the task {args.task} needs {needed}")
     batch = _puzzles(task, args)
     folder = _new_folder(args)
     described = {
@@ -200,7 +203,7 @@ def refine(args: RefineArgs) -> Path:
         "provenance": provenance,
         **environment(),
     }
-    (folder / "config.json").write_text(json.dumps(described, indent=1))
+    files.write_text(folder / "config.json", json.dumps(described, indent=1))
 
     key = jax.random.key(args.seed)
     lines: list[dict[str, Any]] = []
@@ -209,9 +212,7 @@ def refine(args: RefineArgs) -> Path:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )
     running = bar.add_task("compiling, first pass", total=experiment.iterations + 1)
-    shown = Table.grid()
-    with Live(shown, console=console, transient=True) as live:
-        live.update(bar)
+    with Live(bar, console=console, transient=True) as live:
         for progress in evaluate.evaluate(task, model, batch, experiment, key):
             lines.append(evaluate.summarise(progress))
             with (folder / "metrics.jsonl").open("a") as file:
@@ -225,7 +226,7 @@ def refine(args: RefineArgs) -> Path:
             live.update(grid)
     console.print(_table(lines))
     if lines[-1]["not_finite"]:
-        console.print(f"[red]{lines[-1]['not_finite']} samples are not finite and not counted.")
+        console.print(f"[red]not finite and not counted: {lines[-1]['not_finite']} samples")
     _save(folder, task, batch, history)
     if args.puzzle is not None:
         for title, progress in (("first pass", history[0]), ("refined", history[-1])):
@@ -240,7 +241,7 @@ def refine(args: RefineArgs) -> Path:
 def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progress]) -> None:
     from ipr_jax import pictures
 
-    with _whole(folder / "samples.npz") as path:
+    with files.whole(folder / "samples.npz") as path:
         np.savez_compressed(
             path,
             allow_pickle=False,
@@ -265,17 +266,6 @@ def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progres
             np.stack([progress.valid[finite] for progress in columns]),
             [progress.iteration for progress in columns],
         )
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes it if all goes well."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
@@ -344,17 +334,17 @@ def main() -> None:
     words = sys.argv[1:]
     _refine_command.__doc__ = (RefineArgs.__doc__ or "").split("\n\n    Attributes:")[0]
     try:
-        if words[:1] == ["train"] and len(words) > 1 and words[1][0] != "-":
+        if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
             get_task(words[1])
             tyro.cli(_train_command(words[1]), prog=f"ipr-jax train {words[1]}", args=words[2:])
         else:
             commands = {"refine": _refine_command, "train": _train_help}
             tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+    except (ValueError, OSError, FloatingPointError) as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("interrupted: what was finished is on disk")
+        errors.print("interrupted: what was finished is on disk")
         sys.exit(130)
 
 

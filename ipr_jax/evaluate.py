@@ -88,16 +88,20 @@ def evaluate(
         batch: N images with their clues.
         experiment: what to do.
         key: of the run; sample i uses the i-th of ``sample_keys(key, N)``.
-        chunk: samples per compiled call; no result depends on it.
+        chunk: samples per compiled call, at least 1; no result depends on it.
 
     Yields:
         The progress after the first pass and after every iteration.
 
     Raises:
-        ValueError: the batch is not one of images and masks, or a clue is out of range.
+        ValueError: the batch is not one of images and masks, a clue or ``chunk`` is out of range.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
     number = len(batch.image)
     keys = sample_keys(key, number)
+    check.batch(keys, batch.image, batch.editable)
+    check.clues(batch.image, batch.editable)
     chunk = min(chunk, number)
     # The last chunk is filled up with copies of sample 0, whose results are dropped.
     rows = np.arange(-(-number // chunk) * chunk)
@@ -151,7 +155,8 @@ def summarise(progress: Progress) -> dict[str, float | int]:
     Returns:
         iteration, samples, not_finite, valid, valid_rate with valid_low and valid_high (Wilson),
         violations with violations_low and violations_high (normal), nfe (mean per sample, so far),
-        seconds, samples_per_second (of this iteration).
+        seconds, samples_per_second (of this iteration). Without a finite sample there are no rate
+        and no mean, with a single one the violations have no interval.
     """
     finite = progress.finite
     counted, valid = int(finite.sum()), int(progress.valid.sum())
@@ -164,15 +169,16 @@ def summarise(progress: Progress) -> dict[str, float | int]:
     if counted:
         low, high = stats.binomtest(valid, counted).proportion_ci(0.95, method="wilson")
         violations = progress.violations[finite]
-        error = 1.96 * violations.std(ddof=1) / counted**0.5 if counted > 1 else float("nan")
         line |= {
             "valid_rate": valid / counted,
             "valid_low": float(low),
             "valid_high": float(high),
             "violations": float(violations.mean()),
-            "violations_low": float(violations.mean() - error),
-            "violations_high": float(violations.mean() + error),
         }
+        if counted > 1:
+            error = 1.96 * float(violations.std(ddof=1)) / counted**0.5
+            line["violations_low"] = line["violations"] - error
+            line["violations_high"] = line["violations"] + error
     return line | {
         "nfe": float(progress.nfe.mean()),
         "seconds": progress.seconds,

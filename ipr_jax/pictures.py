@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ipr_jax.files import refuse_existing, whole
 
 RED, GREEN, BLUE = (0.86, 0.08, 0.10), (0.05, 0.62, 0.25), (0.20, 0.48, 0.88)
 FAINT, STRONG = (0.84, 0.84, 0.84), (0.35, 0.35, 0.35)
@@ -57,7 +58,7 @@ def refinement(
         ValueError: shapes or dtypes do not belong together, a pixel is not finite, or the
             iterations do not increase.
     """
-    path = _new_file(path)
+    path = refuse_existing(path)
     images, editable, violating, valid = map(np.asarray, (images, editable, violating, valid))
     _check_boards(images, editable, violating, valid)
     _check_iterations(iterations, len(images))
@@ -117,7 +118,7 @@ def curve(
         ValueError: lengths differ, the iterations do not increase, or the rate is not in its band
             in [0, 1].
     """
-    path = _new_file(path)
+    path = refuse_existing(path)
     rate, low, high = (np.asarray(each, float) for each in (rate, low, high))
     _require(rate.ndim == 1, "rate must be [N]", list(rate.shape))
     _check_iterations(iterations, len(rate))
@@ -242,15 +243,6 @@ def _check_boards(
         _require(fits, rule, f"{array.dtype} {list(array.shape)}")
 
 
-def _new_file(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path} exists and is not overwritten")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not a folder, create it first")
-    return path
-
-
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -258,11 +250,5 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Save as PNG under another name in the folder, then rename."""
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            figure.savefig(file, format="png")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, part.open("xb") as file:
+        figure.savefig(file, format="png")

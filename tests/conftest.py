@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import settings
 
 settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
@@ -14,10 +16,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 from convert import mapping, torch_file  # noqa: E402
-from ipr_jax import SRM, ModelConfig  # noqa: E402
+from ipr_jax import SRM, ModelConfig, checkpoint  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 PREFIXES = {"ema": "ema_denoiser.module.", "raw": "denoiser."}
+
+TINY = ModelConfig(
+    image_size=(32, 32),
+    channels=1,
+    patch_size=8,
+    widths=(8,),
+    attention=(False,),
+    num_blocks=1,
+    time_width=8,
+    num_frequencies=8,
+    head_width=8,
+    num_groups=4,
+    dropout=0.0,
+)
+"""The smallest architecture for mini-sudoku images."""
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -52,3 +69,22 @@ def nhwc(images: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: ``TINY`` with random weights, none of them 0."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32))
+
+    abstract = nnx.state(nnx.eval_shape(lambda: SRM(TINY, rngs=nnx.Rngs(0))))
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    checkpoint.save(folder, TINY, jax.tree.map(draw, abstract), {"made": "at random"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> SRM:
+    return checkpoint.load(tiny_folder)

@@ -139,7 +139,8 @@ def add_zeros(key: jax.Array, t: jax.Array, weight: jax.Array) -> tuple[jax.Arra
     batch, h, w = t.shape
     ratio_key, order_key = jax.random.split(key)
     ratio = jax.random.uniform(ratio_key, (batch, 1))
-    position = jnp.broadcast_to(jnp.arange(1, h * w + 1) / jnp.float32(h * w), (batch, h * w))
+    position = jnp.arange(1, h * w + 1, dtype=jnp.float32) / (h * w)
+    position = jnp.broadcast_to(position, (batch, h * w))
     rank = jax.random.permutation(order_key, position, axis=1, independent=True)
     zero = (rank < ratio).reshape(t.shape)
     return jnp.where(zero, 0, t), jnp.where(zero, 0, weight)

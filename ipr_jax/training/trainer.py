@@ -5,7 +5,6 @@ Everything random hangs on (seed, step), so a resumed run continues bit for bit.
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,8 +99,8 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (0.95, 0.999) with linear warm-up."""
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """The rate of step k = 0, 1, ...: linear warm-up from 2e-4 of the peak, then the decay."""
     warmup = optax.linear_schedule(
         2e-4 * config.learning_rate, config.learning_rate, config.warmup_steps
     )
@@ -112,14 +111,14 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
             config.learning_rate, max(1, config.num_steps - config.warmup_steps)
         )
     )
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (0.95, 0.999)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            optax.join_schedules([warmup, after], [config.warmup_steps]),
-            b1=0.95,
-            b2=0.999,
-            weight_decay=config.weight_decay,
-        ),
+        optax.adamw(learning_rate(config), b1=0.95, b2=0.999, weight_decay=config.weight_decay),
     )
 
 
@@ -180,6 +179,21 @@ def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
     return jax.jit(train_step, donate_argnums=0)
 
 
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _trim_log(path: Path, last_step: int) -> None:
+    """Drop the lines after ``last_step``, which a resumed run writes again, and a torn one."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        _write(path, "".join(line for line in whole if json.loads(line)["step"] <= last_step))
+
+
 def train(
     task: Task, model: ModelConfig, config: TrainConfig, folder: Path
 ) -> Iterator[dict[str, float]]:
@@ -195,12 +209,13 @@ def train(
         folder: of the run; made if it does not exist.
 
     Yields:
-        A log line every ``config.log_every`` steps: step, mean losses since the last, seconds per
-        step.
+        A log line every ``config.log_every`` steps and at every checkpoint: step, mean losses since
+        the last line, seconds per step.
 
     Raises:
         ValueError: the folder holds a run of another configuration.
-        FloatingPointError: a loss is not finite; names the step.
+        FloatingPointError: a loss is not finite; names the step, counted from 1 as in the log. It
+            is found in time for the next log line, before anything is saved.
     """
     folder = Path(folder).absolute()
     described = json.dumps(
@@ -220,7 +235,7 @@ def train(
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        described_at.write_text(described)
+        _write(described_at, described)
 
     key = jax.random.key(config.seed)
     inverse = jnp.asarray(
@@ -238,6 +253,8 @@ def train(
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(abstract))
         start = int(state.step)
+        log = folder / "log.jsonl"
+        _trim_log(log, start)
         recent: list[objective.Losses] = []
         began = time.perf_counter()
         for step in range(start, config.num_steps):
@@ -247,28 +264,26 @@ def train(
             )
             recent.append(losses)
             done = step + 1
-            last = done == config.num_steps
-            if done % config.log_every == 0 or done % config.save_every == 0 or last:
-                means = {
-                    name: float(np.mean([getattr(line, name) for line in recent]))
-                    for name in objective.Losses._fields
-                }
-                if not all(math.isfinite(value) for value in means.values()):
-                    first = next(
-                        start_of + index
-                        for start_of in [done - len(recent)]
-                        for index, line in enumerate(recent)
-                        if not np.isfinite(line.total)
-                    )
-                    raise FloatingPointError(f"the loss is not finite at step {first}: {means}")
-                seconds = (time.perf_counter() - began) / len(recent)
-                line = {"step": done, **means, "seconds_per_step": seconds}
-                with (folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                yield line
-                recent, began = [], time.perf_counter()
-            if done % config.save_every == 0 or last:
+            save = done % config.save_every == 0 or done == config.num_steps
+            if not save and done % config.log_every:
+                continue
+            values = np.array(jax.device_get(recent))
+            finite = np.isfinite(values).all(axis=1)
+            if not finite.all():
+                first = int(finite.argmin())
+                found = objective.Losses(*values[first].tolist())
+                raise FloatingPointError(
+                    f"the loss is not finite at step {done - len(recent) + first + 1}: {found}"
+                )
+            means = objective.Losses(*values.mean(axis=0).tolist())
+            seconds = (time.perf_counter() - began) / len(recent)
+            line = {"step": done, **means._asdict(), "seconds_per_step": seconds}
+            with log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            if save:
                 manager.save(done, args=ocp.args.StandardSave(state))
+            yield line
+            recent, began = [], time.perf_counter()
         manager.wait_until_finished()
     if not (folder / "model").exists():
         provenance = {"task": task.name, "training": dataclasses.asdict(config)}

@@ -1,0 +1,398 @@
+"""The command line: what it writes, says and refuses."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+from flax import nnx
+
+import ipr_jax
+from ipr_jax import checkpoint, cli, evaluate
+from ipr_jax.config import PRESETS
+from ipr_jax.tasks import get_task
+from ipr_jax.training.trainer import TrainConfig
+
+TASK = get_task("mini-sudoku")
+FILES = ["config.json", "metrics.jsonl", "refinement.png", "samples.npz"]
+SHORT = ("--samples", 3, "--iterations", 2)
+
+
+def call(*words):
+    """Run the command line in this process: exit code, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ipr-jax", *map(str, words)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+                code = 0
+            except SystemExit as end:
+                code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def lines_of(folder):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (folder / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def samples_of(folder):
+    with np.load(folder / "samples.npz") as file:
+        return dict(file)
+
+
+def save_random(folder, config):
+    abstract = nnx.state(nnx.eval_shape(lambda: ipr_jax.SRM(config, rngs=nnx.Rngs(0))))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), abstract)
+    checkpoint.save(folder, config, params, {"made": "of tenths"})
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """A finished run: its folder and what the command said."""
+    folder = tmp_path_factory.mktemp("runs") / "new" / "run"
+    return folder, call("refine", "--model", tiny_folder, *SHORT, "--seed", 4, "--out", folder)
+
+
+# --- refine ---------------------------------------------------------------------------------------
+
+
+def test_it_writes_four_files_and_says_where(finished):
+    folder, (code, out, err) = finished
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    rows = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert rows[1:] == ["iteration", "first", "1", "2", "written:"]
+    assert out.replace("\n", "").endswith(f"written: {folder}")
+    assert (folder / "refinement.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_samples_are_those_of_the_library(finished, tiny_model):
+    folder, _ = finished
+    saved = samples_of(folder)
+    batch = TASK.test_batch(4, np.arange(3))
+    run = evaluate.evaluate(
+        TASK, tiny_model, batch, evaluate.Refinement(iterations=2), jax.random.key(4)
+    )
+    first, *_, last = history = list(run)
+    assert set(saved) == {
+        *("first_pass", "refined", "editable", "valid", "violations", "finite", "nfe")
+    }
+    np.testing.assert_array_equal(saved["first_pass"], first.image)
+    np.testing.assert_array_equal(saved["refined"], last.image)
+    np.testing.assert_array_equal(saved["editable"], batch.editable)
+    np.testing.assert_array_equal(saved["valid"], [each.valid for each in history])
+    np.testing.assert_array_equal(saved["violations"], [each.violations for each in history])
+    np.testing.assert_array_equal(saved["finite"], [True] * 3)
+    np.testing.assert_array_equal(saved["nfe"], last.nfe)
+    clue = ~np.kron(batch.editable, np.ones((1, 8, 8), bool))
+    assert clue.any()
+    for name in ("first_pass", "refined"):
+        np.testing.assert_array_equal(saved[name][clue], batch.image[clue])
+
+
+def test_the_metrics_are_one_line_per_iteration(finished):
+    folder, _ = finished
+    lines = lines_of(folder)
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    saved = samples_of(folder)
+    for number, line in enumerate(lines):
+        assert (line["samples"], line["not_finite"]) == (3, 0)
+        assert line["valid_rate"] == pytest.approx(saved["valid"][number].mean())
+        assert line["violations"] == pytest.approx(saved["violations"][number].mean())
+    assert lines[-1]["nfe"] == pytest.approx(saved["nfe"].mean())
+
+
+def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
+    folder, _ = finished
+    told = json.loads((folder / "config.json").read_text())
+    fields = {field.name for field in dataclasses.fields(cli.RefineArgs)}
+    assert set(told["arguments"]) == fields
+    assert told["arguments"] | {"seed": 4, "model": str(tiny_folder)} == told["arguments"]
+    assert told["arguments"]["out"] == str(folder)
+    assert told["model"]["widths"] == [8]
+    assert told["provenance"] == {"made": "at random"}
+    assert told["versions"]["jax"] == jax.__version__
+    assert told["versions"]["ipr_jax"] == importlib.metadata.version("ipr_jax")
+    assert told["device"].startswith(f"{jax.device_count()} x ")
+
+
+def test_the_seed_decides_everything(finished, tiny_folder, work):
+    folder, _ = finished
+    for seed in (4, 5):
+        call("refine", "--model", tiny_folder, *SHORT, "--seed", seed, "--out", work / str(seed))
+    for name, want in samples_of(folder).items():
+        np.testing.assert_array_equal(samples_of(work / "4")[name], want)
+    for name in ("first_pass", "refined", "editable"):
+        assert (samples_of(work / "5")[name] != samples_of(folder)[name]).any()
+
+
+def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
+    """Also: a contradiction is said, and refined nonetheless; the default folder is a new one."""
+    puzzle = "1..1 .... .3.. ...2"
+    code, out, err = call(
+        "refine", "--model", tiny_folder, "--puzzle", puzzle, "--samples", 3, "--iterations", 1
+    )
+    assert (code, err) == (0, "")
+    assert "no solution: row 1 has the digit 1 2 times" in out.replace("\n", " ")
+    (folder,) = (work / "results").iterdir()
+    assert folder.name.startswith("mini-sudoku-")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    saved = samples_of(folder)
+    given = np.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 2]).reshape(4, 4)
+    np.testing.assert_array_equal(saved["editable"], [given == 0] * 3)
+    assert (saved["refined"][0] != saved["refined"][1]).any()
+    printed = out.splitlines()
+    for title, name in (("first pass (", "first_pass"), ("refined (", "refined")):
+        (at,) = [i for i, line in enumerate(printed) if line.startswith(title)]
+        assert "not valid), given cells in brackets" in printed[at]
+        board = "\n".join(printed[at + 1 : at + 6])
+        assert board == TASK.format_sample(saved[name][0], given)
+        assert [board.count(text) for text in "[]"] == [4, 4]
+
+
+def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
+    def still(task, model, batch, experiment, key):
+        zeros = np.zeros(len(batch.image), np.int64)
+        yield evaluate.Progress(0, batch.image, zeros > 0, zeros, zeros == 0, zeros, 1.0, 1.0)
+
+    monkeypatch.setattr(evaluate, "evaluate", still)
+    code, out, _ = call("refine", "--model", tiny_folder, "--puzzle", "." * 16, "--out", "run")
+    assert code == 0
+    assert "no solution" not in out
+    (line,) = lines_of(work / "run")
+    assert line["samples"] == 1
+
+
+def test_an_existing_folder_is_left_alone(tiny_folder, work):
+    (work / "old").mkdir()
+    (work / "old" / "kept").write_text("as it was")
+    code, out, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old")
+    assert (code, out) == (2, "")
+    assert err == "error: old exists and is not overwritten; choose another --out\n"
+    assert [path.name for path in (work / "old").iterdir()] == ["kept"]
+    assert (work / "old" / "kept").read_text() == "as it was"
+    code, _, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old/kept/below")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "Not a directory: 'old/kept/below'" in err
+
+
+EXAMPLE = "1..4 .... .3.. ...."
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "chess"), "unknown task 'chess'; known: ['mini-sudoku']"),
+        (("--model", "nope"), "no model at 'nope': give a model folder or one of ['mini-sudoku']"),
+        (("--model", "."), "is not a model of ipr_jax: "),
+        (("--order", "x"), "unknown order 'x'; known: ['certain', 'random', 'raster']"),
+        (("--regions", "x"), "unknown regions 'x'; known: ['fixed', 'fresh']"),
+        (("--noise", "[x]"), "unknown noise '[x]'; known: ['fresh', 'initial']"),
+        (("--ratio", "0"), "ratio must be in (0, 1], got 0.0"),
+        (("--ratio", "1.5"), "ratio must be in (0, 1], got 1.5"),
+        (("--overlap", "1"), "overlap must be in [0, 1), got 1.0"),
+        (("--first-overlap", "-0.5"), "overlap must be in [0, 1), got -0.5"),
+        (("--steps-per-patch", "0"), "steps_per_patch must be at least 1, got 0"),
+        (("--first-steps-per-patch", "0"), "steps_per_patch must be at least 1, got 0"),
+        (("--samples", "0"), "samples must be at least 1, got 0"),
+        (("--iterations", "-1"), "iterations must be at least 0, got -1"),
+        (("--temperature", "-1"), "temperature must be finite and at least 0, got -1.0"),
+        (("--temperature", "nan"), "temperature must be finite and at least 0, got nan"),
+        (("--stochasticity", "2"), "stochasticity must be in [0, 1], got 2.0"),
+        (("--seed", "-1"), "seed must be in [0, 4294967296), got -1"),
+        (("--seed", "4294967296"), "seed must be in [0, 4294967296), got 4294967296"),
+        (("--puzzle", "1..4"), f"must be 16 characters .* got 4 in '1..4'; valid: '{EXAMPLE}'"),
+        (("--puzzle", "5" * 16), f"out of 1..4 .* got '5' in '{'5' * 16}'; valid: '{EXAMPLE}'"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, message):
+    if "--model" not in words:
+        words = ("--model", tiny_folder, *words)
+    code, out, err = call("refine", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    for part in message.split(" .* "):
+        assert part in err
+    assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (16, 16)}, "makes images (16, 16, 1) in patches of 8"),
+        ({"patch_size": 4}, "makes images (32, 32, 1) in patches of 4"),
+    ],
+)
+def test_a_model_of_other_images_is_refused(tmp_path, work, change, message):
+    other = save_random(tmp_path / "other", dataclasses.replace(TINY, **change))
+    code, out, err = call("refine", "--model", other)
+    assert (code, out) == (2, "")
+    needs = "the task mini-sudoku needs (32, 32, 1) in patches of 8"
+    assert err == f"error: {other} {message}, {needs}\n"
+    assert [path.name for path in work.iterdir()] == ["other"]
+
+
+def test_an_interrupt_keeps_the_finished_iterations(tiny_folder, work, monkeypatch):
+    whole = evaluate.evaluate
+
+    def interrupted(*arguments):
+        yield from itertools.islice(whole(*arguments), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate", interrupted)
+    code, _, err = call("refine", "--model", tiny_folder, "--samples", 3, "--out", "run")
+    assert code == 130
+    assert err == "interrupted: what was finished is on disk\n"
+    assert [line["iteration"] for line in lines_of(work / "run")] == [0, 1]
+    assert sorted(path.name for path in (work / "run").iterdir()) == ["config.json", FILES[1]]
+
+
+def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatch):
+    whole = evaluate.evaluate
+
+    def broken(*arguments):
+        for progress in whole(*arguments):
+            finite = np.zeros_like(progress.finite)
+            yield progress._replace(finite=finite, valid=progress.valid & finite)
+
+    monkeypatch.setattr(evaluate, "evaluate", broken)
+    code, out, _ = call("refine", "--model", tiny_folder, *SHORT, "--out", "run")
+    assert code == 0
+    assert "not finite and not counted: 3 samples" in out
+    assert not any(samples_of(work / "run")["finite"])
+    assert not (work / "run" / "refinement.png").exists()
+
+
+def test_every_option_is_read():
+    """Each option that belongs to the experiment changes it; the others are tested by what they do:
+    the task, model, puzzle, samples and seed above, and the folder.
+    """
+    changes = {
+        "iterations": 7,
+        "ratio": 0.5,
+        "steps_per_patch": 4,
+        "overlap": 0.5,
+        "first_steps_per_patch": 4,
+        "first_overlap": 0.5,
+        "stochasticity": 0.25,
+        "temperature": 0.5,
+        "order": "raster",
+        "regions": "fixed",
+        "noise": "initial",
+    }
+    elsewhere = {"task", "model", "puzzle", "samples", "seed", "out"}
+    assert {field.name for field in dataclasses.fields(cli.RefineArgs)} == elsewhere | set(changes)
+    made = [cli.RefineArgs().experiment()]
+    made += [cli.RefineArgs(**{name: value}).experiment() for name, value in changes.items()]
+    for one, other in itertools.combinations(made, 2):
+        assert one != other
+    assert made[0] == evaluate.Refinement()
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def test_training_writes_a_model(work, monkeypatch):
+    monkeypatch.setitem(PRESETS, "mini-sudoku", TINY)
+    words = ("train", "mini-sudoku", "--batch-size", 2, "--log-every", 1)
+    words += ("--noise-levels", "independent", "--num-steps")
+    with jax.numpy_dtype_promotion("standard"):
+        code, out, err = call(*words, 2)
+        other = call(*words, 3)
+    assert (code, err) == (0, "")
+    assert "written: runs/mini-sudoku/model" in out
+    run = work / "runs" / "mini-sudoku"
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2]
+    assert all(np.isfinite(line["total"]) for line in log)
+    trained = ipr_jax.load(run / "model")
+    assert trained.config == TINY
+    assert other[0] == 2
+    assert "holds a run of another configuration" in other[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nope",), "unknown task 'nope'; known: ['mini-sudoku']"),
+        (("",), "unknown task ''; known: ['mini-sudoku']"),
+        (("mini-sudoku", "--num-steps", 0), "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_bad_training_is_one_line_and_writes_nothing(work, words, message):
+    assert call("train", *words) == (2, "", f"error: {message}\n")
+    assert not list(work.iterdir())
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (("refine",), dataclasses.fields(cli.RefineArgs)),
+        (("train", "mini-sudoku"), dataclasses.fields(TrainConfig)),
+    ],
+)
+def test_help_explains_every_option(words, fields):
+    code, out, err = call(*words, "--help")
+    assert (code, err) == (0, "")
+    said = " ".join(out.replace("│", " ").split())
+    for field in fields:
+        option = f"--{field.name.replace('_', '-')}"
+        assert option in said
+        bare = rf"{option}(, --no-\S+)?( \S+)? \(default"
+        assert not re.search(bare, said), "a description stands before the default"
+    assert "Attributes" not in said
+
+
+def test_help_names_the_commands():
+    code, out, _ = call("--help")
+    assert code == 0
+    assert "refine" in out
+    assert "train" in out
+    code, out, _ = call("train", "--help")
+    assert code == 0
+    assert "ipr-jax train TASK --help" in " ".join(out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("words", [(), ("nope",), ("train",), ("refine", "--nope")])
+def test_what_is_not_understood_ends_with_2(work, words):
+    code, out, err = call(*words)
+    assert code == 2
+    assert "Traceback" not in out + err
+    assert not list(work.iterdir())
+
+
+def test_the_installed_command_is_this_one(work):
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name="ipr-jax")
+    assert command.load() is cli.main
+    words = [sys.executable, "-m", "ipr_jax.cli", "refine", "--ratio", "0"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=work, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: ratio must be in (0, 1], got 0.0\n"
+    assert not list(work.iterdir())

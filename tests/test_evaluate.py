@@ -1,0 +1,274 @@
+"""Evaluation: progress, chunks, costs, broken samples, the summary."""
+
+import dataclasses
+import json
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ipr_jax
+from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling, patches, selection
+from ipr_jax.evaluate import Progress, Refinement, evaluate, summarise
+from ipr_jax.tasks import get_task
+from ipr_jax.tasks.base import Batch
+
+TASK = get_task("mini-sudoku")
+PATCH = 8
+EXPERIMENT = Refinement(iterations=3)
+KEY = jax.random.key(7)
+RESULTS = ("image", "valid", "violations", "finite", "nfe")
+
+
+def fake(z, t):
+    """An elementwise denoiser whose certainty differs from patch to patch."""
+    velocity = 0.9 * z * patches.expand(t, PATCH) + 0.1
+    means = patches.patch_mean(jnp.abs(z[..., 0]), PATCH)
+    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), 0.1 + means)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return TASK.test_batch(3, np.arange(7))
+
+
+@pytest.fixture(scope="module")
+def whole(batch):
+    """The progress with the fake, all seven samples at once."""
+    return list(evaluate(TASK, fake, batch, EXPERIMENT, KEY, chunk=7))
+
+
+def keep(image):
+    return image
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+def test_progress_is_yielded_after_the_first_pass_and_every_iteration(whole, batch):
+    assert [progress.iteration for progress in whole] == [0, 1, 2, 3]
+    for progress in whole:
+        assert progress.image.shape == batch.image.shape
+        assert progress.finite.all()
+        want = TASK.score(jnp.asarray(progress.image))
+        np.testing.assert_array_equal(progress.violations, want["violations"])
+        np.testing.assert_array_equal(progress.valid, want["valid"])
+        clue = ~np.kron(batch.editable, np.ones((1, PATCH, PATCH), bool))
+        np.testing.assert_array_equal(progress.image[clue], batch.image[clue])
+    since, own = (
+        np.array([getattr(progress, name) for progress in whole])
+        for name in ("seconds", "iteration_seconds")
+    )
+    assert (own > 0).all()
+    assert (np.cumsum(own) <= since).all()
+
+
+def test_the_chunk_changes_nothing_and_is_compiled_once(whole, batch):
+    calls = 0
+
+    def counting(z, t):
+        nonlocal calls
+        calls += 1
+        return fake(z, t)
+
+    for denoise, chunk in ((counting, 3), (fake, 64)):
+        run = evaluate(TASK, denoise, batch, EXPERIMENT, KEY, chunk=chunk)
+        for got, want in zip(run, whole, strict=True):
+            for name in RESULTS:
+                np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    assert calls == 2  # of the first pass and of all iterations
+
+
+def test_nor_does_it_with_a_real_model(tiny_model, batch):
+    experiment = Refinement(iterations=2)
+    whole, parts = (
+        list(evaluate(TASK, tiny_model, batch, experiment, KEY, chunk=chunk)) for chunk in (7, 3)
+    )
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one.image, other.image, atol=1e-4)
+        for name in RESULTS[1:]:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_costs_add_up_as_planned(whole, batch):
+    num_editable = batch.editable.sum((1, 2))
+    sizes = selection.region_sizes(16, EXPERIMENT.ratio)[num_editable]
+    first = FIRST_PASS.settings(16).plan.num_steps[num_editable]
+    later = REFINEMENT.settings(16).plan.num_steps[sizes]
+    assert len(set(num_editable)) > 1
+    for progress in whole:
+        np.testing.assert_array_equal(progress.nfe, first + progress.iteration * later)
+
+
+def test_it_is_generate_then_refine_with_every_choice_passed_on(batch):
+    experiment = Refinement(
+        iterations=2,
+        ratio=0.5,
+        first=Sampling(steps_per_patch=2, overlap=0.5, order=ipr_jax.raster),
+        later=Sampling(steps_per_patch=4, stochasticity=1.0, order=ipr_jax.random),
+        select=ipr_jax.fixed_regions,
+        noise=ipr_jax.initial_noise,
+    )
+    got = list(evaluate(TASK, fake, batch, experiment, KEY))
+    keys = ipr_jax.sample_keys(KEY, 7)
+    first = ipr_jax.generate(fake, keys, batch.image, batch.editable, experiment.first)
+    later = ipr_jax.refine(
+        fake,
+        keys,
+        first.image,
+        batch.editable,
+        iterations=2,
+        ratio=0.5,
+        sampling=experiment.later,
+        select=ipr_jax.fixed_regions,
+        noise=ipr_jax.initial_noise,
+        record=keep,
+    )
+    np.testing.assert_array_equal(got[0].image, first.image)
+    for progress, image in zip(got[1:], later.recorded, strict=True):
+        np.testing.assert_array_equal(progress.image, image)
+    np.testing.assert_array_equal(got[-1].nfe, first.nfe + later.nfe.sum(0))
+
+
+def breaking(z, t):
+    """The fake, but not a number where the first clue pixel is 1."""
+    prediction = fake(z, t)
+    velocity = jnp.where(z[:, :1, :1] == 1, jnp.nan, prediction.velocity)
+    return prediction._replace(velocity=velocity)
+
+
+def always_valid(images):
+    return {"valid": jnp.ones(images.shape[0], bool), "violations": images.sum((1, 2, 3)) > 0}
+
+
+@pytest.mark.parametrize("broken", [0, 4])
+def test_a_sample_that_breaks_is_reported_alone(batch, broken):
+    """In chunks of three, where sample 0 also fills up the last one."""
+    image, editable = batch.image.copy(), batch.editable.copy()
+    editable[:, 0, 0] = False
+    image[:, 0, 0] = 0.0
+    image[broken, 0, 0] = 1.0
+    marked = Batch(image, editable, batch.label)
+    task = dataclasses.replace(TASK, score=always_valid)
+    got = list(evaluate(task, breaking, marked, EXPERIMENT, KEY, chunk=3))
+    want = list(evaluate(task, fake, marked, EXPERIMENT, KEY, chunk=7))
+    others = np.arange(7) != broken
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one.finite, others)
+        np.testing.assert_array_equal(one.valid, others)
+        for name in RESULTS:
+            np.testing.assert_array_equal(getattr(one, name)[others], getattr(other, name)[others])
+        line = summarise(one)
+        assert (line["samples"], line["not_finite"], line["valid"]) == (7, 1, 6)
+        assert line["valid_rate"] == 1.0
+
+
+# --- the summary ----------------------------------------------------------------------------------
+
+
+def progress_of(valid, violations, finite):
+    number = len(valid)
+    return Progress(
+        iteration=2,
+        image=np.zeros((number, 1, 1, 1), np.float32),
+        valid=np.array(valid),
+        violations=np.array(violations, np.int32),
+        finite=np.array(finite),
+        nfe=np.arange(number),
+        seconds=9.0,
+        iteration_seconds=4.0,
+    )
+
+
+Z = NormalDist().inv_cdf(0.975)
+
+
+@pytest.mark.parametrize(("valid", "number"), [(0, 5), (3, 8), (5, 5), (1, 2), (120, 200)])
+def test_the_interval_is_wilson(valid, number):
+    line = summarise(progress_of([i < valid for i in range(number)], [0] * number, [True] * number))
+    rate = valid / number
+    centre = (rate + Z**2 / (2 * number)) / (1 + Z**2 / number)
+    half = Z / (1 + Z**2 / number) * (rate * (1 - rate) / number + Z**2 / (4 * number**2)) ** 0.5
+    assert line["valid_rate"] == rate
+    assert (line["valid_low"], line["valid_high"]) == pytest.approx((centre - half, centre + half))
+    if valid == 0:
+        assert line["valid_low"] == 0.0
+        assert line["valid_high"] == pytest.approx(Z**2 / (number + Z**2))
+    if valid == number:
+        assert line["valid_low"] == pytest.approx(number / (number + Z**2))
+        assert line["valid_high"] == 1.0
+
+
+def test_a_line_counts_the_finite_samples_only():
+    line = summarise(
+        progress_of(
+            [True, False, True, False, False], [0, 2, 0, 4, 99], [True, True, True, True, False]
+        )
+    )
+    error = Z * np.sqrt((1.5**2 + 0.5**2 + 1.5**2 + 2.5**2) / 3 / 4)
+    assert line == pytest.approx(
+        {
+            "iteration": 2,
+            "samples": 5,
+            "not_finite": 1,
+            "valid": 2,
+            "valid_rate": 0.5,
+            "valid_low": line["valid_low"],
+            "valid_high": 1 - line["valid_low"],
+            "violations": 1.5,
+            "violations_low": 1.5 - error,
+            "violations_high": 1.5 + error,
+            "nfe": 2.0,
+            "seconds": 9.0,
+            "samples_per_second": 1.25,
+        },
+        rel=1e-4,
+    )
+
+
+def test_nothing_finite_gives_no_rate_and_one_sample_no_interval():
+    none = summarise(progress_of([False] * 3, [7] * 3, [False] * 3))
+    assert (none["samples"], none["not_finite"], none["valid"]) == (3, 3, 0)
+    assert not {"valid_rate", "valid_low", "valid_high", "violations"} & set(none)
+    one = summarise(progress_of([False], [7], [True]))
+    assert one["violations"] == 7.0
+    assert not {"violations_low", "violations_high"} & set(one)
+    for line in (none, one):
+        assert json.loads(json.dumps(line, allow_nan=False)) == line
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": -1}, "iterations must be at least 0, got -1"),
+        ({"ratio": 0.0}, r"ratio must be in \(0, 1\], got 0.0"),
+        ({"ratio": 1.5}, r"ratio must be in \(0, 1\], got 1.5"),
+        ({"ratio": float("nan")}, r"ratio must be in \(0, 1\], got nan"),
+    ],
+)
+def test_impossible_experiments_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Refinement(**change)
+
+
+def test_bad_batches_are_refused_before_anything_is_compiled(batch):
+    def never(z, t):
+        raise AssertionError("traced")
+
+    loud = batch.image.copy()
+    loud[6][~np.kron(batch.editable[6], np.ones((PATCH, PATCH), bool))] = 1.5
+    for change, chunk, message in [
+        ({"image": batch.image[:0], "editable": batch.editable[:0]}, 7, "num_samples .* got 0"),
+        ({"image": batch.image.astype(np.float64)}, 7, "float32"),
+        ({"editable": batch.editable[:5]}, 7, r"editable must be \[7, h, w\]"),
+        ({"editable": np.tile(batch.editable, (2, 1, 1))}, 7, r"editable must be \[7, h, w\]"),
+        ({"image": loud}, 3, r"clue pixels must be in \[-1, 1\], got 1.5 in sample 6"),
+        ({}, 0, "chunk must be at least 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            next(evaluate(TASK, never, batch._replace(**change), EXPERIMENT, KEY, chunk=chunk))

@@ -1,0 +1,217 @@
+"""The package as a whole: public names, documentation, imports, random numbers, the README."""
+
+import ast
+import dataclasses
+import importlib
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import ipr_jax
+from ipr_jax.cli import RefineArgs
+from ipr_jax.config import ModelConfig
+from ipr_jax.evaluate import Refinement
+from ipr_jax.regenerate import Sampling
+from ipr_jax.training.trainer import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [
+    *("types", "files", "config", "patches", "flow", "keys", "schedule", "order"),
+    *("unet", "denoiser", "checkpoint", "step", "check", "regenerate", "selection", "refine"),
+    "flops",
+    *("tasks.base", "tasks.sudoku", "tasks.digits", "tasks.mini_sudoku", "tasks"),
+    *("training", "training.noise_levels", "training.objective", "training.trainer"),
+    *("training.recipes", "training.digit_reader"),
+    *("evaluate", "pictures", "cli"),
+]
+"""Every file of the package; each imports only from those before it."""
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def trees(*folders):
+    """Every Python file of the folders, parsed, by module name."""
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {name_of(path): ast.parse(path.read_text(), str(path)) for path in paths}
+
+
+LIBRARY = trees("ipr_jax")
+ALL = trees("ipr_jax", "convert", "benchmarks")
+
+
+def imported(tree):
+    """The modules that a file imports anywhere, ``from package import module`` resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in ALL else node.module
+
+
+def described(tree):
+    """The module-level names that have a docstring, a constant's being the text below it."""
+    for node, below in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if ast.get_docstring(node):
+                yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if text and isinstance(below.value.value, str):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                yield from (target.id for target in targets)
+
+
+# --- names and documentation ----------------------------------------------------------------------
+
+
+def test_the_public_names_are_all_of_them_and_described():
+    public = {
+        name
+        for name, value in vars(ipr_jax).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(ipr_jax.__all__)
+    assert sorted(ipr_jax.__all__, key=sort_key) == ipr_jax.__all__
+    found = {}
+    for node in LIBRARY["ipr_jax"].body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name: node.module for alias in node.names}
+    assert set(found) == public
+    for name, module in found.items():
+        assert name in described(LIBRARY[module]), f"{module}.{name} has no docstring"
+        assert getattr(ipr_jax, name) is getattr(importlib.import_module(module), name)
+
+
+def sort_key(name):
+    """Constants, then classes and types, then functions."""
+    return (not name.isupper(), not name[0].isupper(), name)
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_everything_public_has_a_docstring(module):
+    tree = ALL[module]
+    assert ast.get_docstring(tree), "the module"
+    definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    public = {node.name for node in definitions if not node.name.startswith("_")}
+    assert not public - set(described(tree))
+
+
+@pytest.mark.parametrize("config", [ModelConfig, Sampling, Refinement, TrainConfig, RefineArgs])
+def test_every_field_is_read_and_explained(config):
+    """Outside of the validation of its value; and named in the docstring."""
+    checks = [
+        node
+        for tree in LIBRARY.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"
+    ]
+    inside = {id(node) for check in checks for node in ast.walk(check)}
+    read = {
+        node.attr
+        for tree in LIBRARY.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and id(node) not in inside
+    }
+    names = {field.name for field in dataclasses.fields(config)}
+    assert names
+    assert not names - read
+    assert not [name for name in names if f"        {name}: " not in config.__doc__]
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+def test_imports_run_one_way():
+    inside = [name.removeprefix("ipr_jax.") for name in LIBRARY if name != "ipr_jax"]
+    assert sorted(inside) == sorted(LAYERS), "a new file needs its place in the layers"
+    for number, layer in enumerate(LAYERS):
+        allowed = {f"ipr_jax.{earlier}" for earlier in LAYERS[:number]}
+        own = {name for name in imported(LIBRARY[f"ipr_jax.{layer}"]) if name in ALL}
+        assert own <= allowed, layer
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_neither_torch_nor_anything_undeclared_is_imported(module):
+    declared = {"chex", "flax", "jax", "matplotlib", "ml_dtypes", "numpy", "optax", "orbax"}
+    declared |= {"PIL", "rich", "scipy", "sklearn", "tyro", "ipr_jax", "convert", "benchmarks"}
+    tops = {name.partition(".")[0] for name in imported(ALL[module])}
+    assert tops <= declared | set(sys.stdlib_module_names)
+
+
+def test_the_import_is_quick_and_light():
+    """What is heavy and not needed to sample is loaded when it is used."""
+    code = """
+import json, sys, time
+import chex, flax.nnx, jax, jax.numpy, numpy, optax, orbax.checkpoint
+before = set(sys.modules)
+start = time.process_time()
+import ipr_jax
+seconds = time.process_time() - start
+print(json.dumps([seconds, sorted(set(sys.modules) - before), sorted(sys.modules)]))
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
+    seconds, new, loaded = json.loads(done.stdout)
+    assert "ipr_jax.refine" in new
+    assert seconds < 2
+    heavy = {"sklearn", "matplotlib", "tyro", "rich", "scipy", "PIL", "convert", "benchmarks"}
+    assert not heavy & {name.partition(".")[0] for name in new}
+    assert "torch" not in loaded
+    later = {"ipr_jax.tasks", "ipr_jax.training", "ipr_jax.evaluate", "ipr_jax.cli"}
+    assert not later & set(new)
+
+
+# --- random numbers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_random_numbers_come_from_new_style_keys_and_own_generators(module):
+    tree = LIBRARY[module]
+    used = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    hidden = re.compile(r"(np|numpy)\.random\.(?!default_rng\b|Generator\b)")
+    assert not [name for name in used if hidden.match(name) or name.endswith(".PRNGKey")]
+    assert not {"random", "numpy.random"} & set(imported(tree))
+
+
+# --- tests and README -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.name)
+def test_every_file_here_is_collected(path):
+    if path.name == "conftest.py":
+        return
+    assert path.name.startswith("test_")
+    names = [
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    tests = [name for name in names if name.startswith(("test_", "Test"))]
+    assert tests
+    assert len(tests) == len(set(tests)), "the second test of a name hides the first"
+
+
+README = ROOT / "README.md"
+
+
+def test_the_first_python_example_of_the_readme_runs(tmp_path, monkeypatch):
+    example = re.search(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert example, "the README has a Python example"
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example[1], "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_links_of_the_readme_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
+    assert links
+    assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
