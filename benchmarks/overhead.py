@@ -1,7 +1,7 @@
 """What the refinement loop costs beside the network: time per evaluation inside and outside of it.
 
-``python -m benchmarks.overhead`` times passes over a region (``regenerate``) and the same number of
-calls of the bare compiled network, in turn, and prints medians and the ratio of each pair.
+``python -m benchmarks.overhead`` times ``refine`` with every patch editable and as many calls of
+the bare compiled network, in turn, and prints medians and the ratio of each pair.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ import tyro
 import ipr_jax
 from benchmarks.quality import commit
 from ipr_jax.cli import environment
-from ipr_jax.regenerate import regenerate
 from ipr_jax.tasks import get_task
 
 
@@ -29,11 +28,13 @@ class Args:
     Attributes:
         task: the benchmark whose puzzles and model are used.
         batch: samples.
+        iterations: of one timed refinement.
         repeats: timed pairs, after one warm-up of each.
     """
 
     task: str = "mini-sudoku"
     batch: int = 64
+    iterations: int = 2
     repeats: int = 9
 
 
@@ -49,28 +50,24 @@ def main(args: Args) -> None:
     model = ipr_jax.load(args.task)
     puzzles = get_task(args.task).test_batch(0, np.arange(args.batch))
     keys = ipr_jax.sample_keys(jax.random.key(0), args.batch)
-    h, w = model.config.grid
-    region = np.zeros((args.batch, h, w), bool)
-    region.reshape(args.batch, -1)[:, : h * w // 4] = True
-    settings = ipr_jax.REFINEMENT.settings(h * w)
-    evaluations = int(settings.plan.num_steps[h * w // 4])
-    looped = jax.jit(regenerate, static_argnames="order")
+    image, editable = jnp.asarray(puzzles.image), np.ones_like(puzzles.editable)
     bare = jax.jit(lambda model, z, t: model(z, t))
-    z, t = jnp.asarray(puzzles.image), jnp.where(region, 0.5, 0.0)
+    t = jnp.full(editable.shape, 0.5)
 
-    def inside() -> object:
-        return looped(model, keys, z, region, settings, order=ipr_jax.certain_first)
+    def inside() -> ipr_jax.Refined:
+        return ipr_jax.refine(model, keys, image, editable, iterations=args.iterations)
+
+    evaluations = int(inside().nfe.max(axis=1).sum())
 
     def outside() -> object:
-        return [bare(model, z, t) for _ in range(evaluations)]
+        return [bare(model, image, t) for _ in range(evaluations)]
 
-    compile_inside, compile_outside = seconds(inside), seconds(outside)
+    jax.block_until_ready((inside(), outside()))
     pairs = [(seconds(inside), seconds(outside)) for _ in range(args.repeats)]
     ratios = [a / b for a, b in pairs]
     result = {
         "batch": args.batch,
-        "evaluations_per_pass": evaluations,
-        "first_call_seconds": {"loop": compile_inside, "bare": compile_outside},
+        "evaluations": evaluations,
         "ms_per_evaluation": {
             name: 1000 * statistics.median(times) / evaluations
             for name, times in zip(("loop", "bare"), zip(*pairs, strict=True), strict=True)

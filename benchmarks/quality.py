@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from ipr_jax import checkpoint, pictures
+from ipr_jax import check, checkpoint, files, pictures
 from ipr_jax.cli import environment
 from ipr_jax.evaluate import Refinement, evaluate, summarise
 from ipr_jax.tasks import get_task
@@ -53,10 +53,13 @@ def commit() -> str:
 
 def main(args: Args) -> None:
     """Run the measurement."""
+    check.count("samples", args.samples)
     task = get_task(args.task)
     experiment = Refinement(iterations=args.iterations, ratio=args.ratio)
     model, provenance = checkpoint.open_model(args.model)
     batch = task.test_batch(args.seed, np.arange(args.samples))
+    key = jax.random.key(args.seed)
+    run = evaluate(task, model, batch, experiment, key, chunk=args.chunk)
     described = {
         "arguments": dataclasses.asdict(args) | {"out": str(args.out)},
         "commit": commit(),
@@ -65,12 +68,11 @@ def main(args: Args) -> None:
         "provenance": provenance,
     }
     args.out.mkdir(parents=True)
-    key = jax.random.key(args.seed)
-    run = evaluate(task, model, batch, experiment, key, chunk=args.chunk)
-    lines = [
-        summarise(progress) for progress in track(run, "iterations", total=args.iterations + 1)
-    ]
-    (args.out / "quality.json").write_text(json.dumps(described | {"metrics": lines}, indent=1))
+    lines = []
+    for progress in track(run, "iterations", total=args.iterations + 1):
+        lines.append(summarise(progress))
+        result = json.dumps(described | {"metrics": lines}, indent=1)
+        files.write_text(args.out / "quality.json", result)
     rate, low, high = (
         np.array([line[name] for line in lines])
         for name in ("valid_rate", "valid_low", "valid_high")

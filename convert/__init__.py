@@ -1,1 +1,1 @@
-"""PyTorch checkpoints to JAX parameters and back, without PyTorch."""
+"""PyTorch checkpoints to JAX parameters, without PyTorch."""

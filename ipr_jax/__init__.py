@@ -4,8 +4,8 @@ from ipr_jax.checkpoint import load
 from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.denoiser import SRM
 from ipr_jax.keys import sample_keys
-from ipr_jax.order import certain_first, random, raster
-from ipr_jax.refine import Refined, refine
+from ipr_jax.order import certain_first, random_order, raster_order
+from ipr_jax.refinement import Refined, refine
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
 from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
 from ipr_jax.types import Denoiser, Prediction
@@ -28,8 +28,8 @@ __all__ = [
     "generate",
     "initial_noise",
     "load",
-    "random",
-    "raster",
+    "random_order",
+    "raster_order",
     "refine",
     "sample_keys",
 ]

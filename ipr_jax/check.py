@@ -1,5 +1,6 @@
-"""Input checks of the public functions, on the host, before anything is compiled."""
+"""Input checks, on the host, before anything is compiled or written."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +9,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ipr_jax import patches
+
 IMAGE_RANGE = 1.0
 """Images are in [-1, 1]."""
 SAMPLE_RANGE = 4.0
 """Generated pixels are not clipped and overshoot; beyond this they are no image in [-1, 1]."""
 
-
 ArrayLike = jax.Array | np.ndarray
+
+
+def count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is not a whole number of at least ``least``.
+
+    Raises:
+        ValueError: names the value and the range.
+    """
+    try:
+        valid = operator.index(value) >= least
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+
+
+def seed(value: Any) -> None:
+    """Refuse what is no seed of a random key: a whole number in [0, 2**32).
+
+    Raises:
+        ValueError: names the value and the range.
+    """
+    count("seed", value, least=0)
+    if value >= 2**32:
+        raise ValueError(f"seed must be below {2**32}, got {value}")
 
 
 def batch(keys: jax.Array, image: ArrayLike, editable: ArrayLike) -> None:
@@ -23,9 +50,10 @@ def batch(keys: jax.Array, image: ArrayLike, editable: ArrayLike) -> None:
     Raises:
         ValueError: names what is wrong and what would be valid.
     """
-    if image.ndim != 4 or image.dtype != jnp.float32:
+    if image.ndim != 4 or image.dtype != jnp.float32 or not image.shape[0]:
         raise ValueError(
-            f"image must be float32 [B, H, W, C], got {image.dtype} {list(image.shape)}"
+            f"image must be float32 [B, H, W, C], B at least 1, "
+            f"got {image.dtype} {list(image.shape)}"
         )
     if editable.ndim != 3 or editable.dtype != jnp.bool_:
         raise ValueError(
@@ -48,35 +76,38 @@ def batch(keys: jax.Array, image: ArrayLike, editable: ArrayLike) -> None:
 
 
 def clues(image: ArrayLike, editable: ArrayLike) -> None:
-    """Refuse clue pixels that are not in [-1, 1].
+    """Refuse clue pixels that are not in [-1, 1]; traced arrays pass.
 
     Raises:
         ValueError: gives the worst value and its sample.
     """
-    _within(image, ~np.asarray(editable), IMAGE_RANGE, "clue pixels must be in [-1, 1]")
+    _within(image, ~editable, IMAGE_RANGE, "clue pixels must be in [-1, 1]")
 
 
 def samples(image: ArrayLike, editable: ArrayLike) -> None:
-    """Refuse generated pixels that cannot come from images in [-1, 1].
+    """Refuse generated pixels that cannot come from images in [-1, 1]; traced arrays pass.
 
     Raises:
         ValueError: gives the worst value and its sample.
     """
     rule = f"pixels must be in [-1, 1] (generated ones may overshoot to {SAMPLE_RANGE:g})"
-    _within(image, np.asarray(editable), SAMPLE_RANGE, rule)
+    _within(image, editable, SAMPLE_RANGE, rule)
 
 
-def _within(image: ArrayLike, where: np.ndarray, limit: float, rule: str) -> None:
-    if isinstance(image, Tracer):
+@jax.jit
+def _worst(image: jax.Array, where: jax.Array) -> jax.Array:
+    """The largest magnitude of each sample where it counts, nan if there is one: [B]."""
+    pixels = patches.expand(where, image.shape[1] // where.shape[1])
+    return jnp.max(jnp.where(pixels, jnp.abs(image), 0), axis=(1, 2, 3))
+
+
+def _within(image: ArrayLike, where: ArrayLike, limit: float, rule: str) -> None:
+    if isinstance(image, Tracer) or isinstance(where, Tracer):
         return
-    patch = image.shape[1] // where.shape[1]
-    pixels = np.kron(where, np.ones((1, patch, patch), bool))[..., None]
-    excess = np.where(pixels, np.abs(np.asarray(image)), 0)
-    bad = ~(excess <= limit)
-    if bad.any():
-        sample, row, column, channel = np.argwhere(bad)[0]
-        value = np.asarray(image)[sample, row, column, channel]
-        raise ValueError(f"{rule}, got {value} in sample {sample} at row {row}, column {column}")
+    worst = np.asarray(_worst(image, where))
+    bad = np.flatnonzero(~(worst <= limit))
+    if len(bad):
+        raise ValueError(f"{rule}, got a magnitude of {worst[bad[0]]} in sample {bad[0]}")
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,5 +115,5 @@ def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
 
     NNX modules and other pytrees pass; any other callable becomes a constant of the program.
     """
-    leaf_only = jax.tree.leaves(function) == [function]
-    return jax.tree_util.Partial(function) if leaf_only else function
+    opaque = jax.tree_util.all_leaves([function])
+    return jax.tree_util.Partial(function) if opaque else function

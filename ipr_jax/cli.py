@@ -1,12 +1,13 @@
 """The command line: ``ipr-jax refine`` and ``ipr-jax train``."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,7 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ipr_jax import checkpoint, evaluate, files
+from ipr_jax import check, checkpoint, evaluate, files
 from ipr_jax.config import PRESETS
 from ipr_jax.order import ORDERS
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
@@ -46,22 +47,20 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 @dataclasses.dataclass(frozen=True)
 class RefineArgs:
-    """Complete puzzles, then refine them by Iterative Partial Refinement.
-
-    Without options: 64 handwritten mini-sudoku puzzles, a first pass, 20 iterations, and a new
-    folder with samples.npz, metrics.jsonl, config.json and refinement.png.
+    """The options of ``ipr-jax refine``.
 
     Attributes:
         task: the benchmark.
         model: a shipped model or a model folder.
         puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....".
-        samples: how many puzzles, or how many tries at your own; 64, or 1 with --puzzle.
+        samples: how many puzzles (64), or how many tries at your own (1).
         iterations: iterations after the first pass.
+        chunk: samples per compiled call; larger suits a GPU or TPU.
         ratio: share of the editable patches that an iteration regenerates, in (0, 1].
         steps_per_patch: network evaluations for a single patch.
         overlap: share of its schedule that a patch has in common with the next, in [0, 1).
-        first_steps_per_patch: the same in the first pass.
-        first_overlap: the same in the first pass.
+        first_steps_per_patch: network evaluations for a single patch, in the first pass.
+        first_overlap: overlap in the first pass, in [0, 1).
         stochasticity: 0 = deterministic to 1 = ancestral.
         temperature: factor of every step's noise, at least 0.
         order: which patch is denoised next: certain, random or raster.
@@ -76,6 +75,7 @@ class RefineArgs:
     puzzle: str | None = None
     samples: int | None = None
     iterations: int = 20
+    chunk: int = 64
     ratio: float = 0.25
     steps_per_patch: int = REFINEMENT.steps_per_patch
     overlap: float = REFINEMENT.overlap
@@ -131,10 +131,9 @@ def environment() -> dict[str, Any]:
 
 def _puzzles(task: Task, args: RefineArgs) -> Batch:
     number = args.samples if args.samples is not None else (1 if args.puzzle is not None else 64)
-    if number < 1:
-        raise ValueError(f"samples must be at least 1, got {number}")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"seed must be in [0, {2**32}), got {args.seed}")
+    check.count("samples", number)
+    check.count("chunk", args.chunk)
+    check.seed(args.seed)
     if args.puzzle is None:
         return task.test_batch(args.seed, np.arange(number))
     puzzle = task.parse_puzzle(args.puzzle, args.seed)
@@ -205,26 +204,30 @@ def refine(args: RefineArgs) -> Path:
     }
     files.write_text(folder / "config.json", json.dumps(described, indent=1))
 
-    key = jax.random.key(args.seed)
-    lines: list[dict[str, Any]] = []
     history: list[evaluate.Progress] = []
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )
-    running = bar.add_task("compiling, first pass", total=experiment.iterations + 1)
-    with Live(bar, console=console, transient=True) as live:
-        for progress in evaluate.evaluate(task, model, batch, experiment, key):
+    running = bar.add_task("compiling", total=experiment.iterations + 1)
+    lines: list[dict[str, Any]] = []
+    key = jax.random.key(args.seed)
+    steps = evaluate.evaluate(task, model, batch, experiment, key, chunk=args.chunk)
+    with _reporting(folder), Live(bar, console=console, transient=True) as live:
+        for progress in steps:
             lines.append(evaluate.summarise(progress))
             with (folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             kept = progress.iteration in (*SHOWN_ITERATIONS, experiment.iterations)
-            history.append(progress if kept else progress._replace(image=np.empty(0)))
+            image = np.asarray(progress.image) if kept else np.empty(0)
+            history.append(progress._replace(image=image))
             bar.update(running, advance=1, description="refining")
             grid = Table.grid()
             grid.add_row(_table(lines))
             grid.add_row(bar)
             live.update(grid)
     console.print(_table(lines))
+    compiled, took = history[-1].compile_seconds, history[-1].seconds
+    console.print(f"{took:.0f} s, after {compiled:.0f} s of compilation")
     if lines[-1]["not_finite"]:
         console.print(f"[red]not finite and not counted: {lines[-1]['not_finite']} samples")
     _save(folder, task, batch, history)
@@ -232,10 +235,20 @@ def refine(args: RefineArgs) -> Path:
         for title, progress in (("first pass", history[0]), ("refined", history[-1])):
             verdict = "valid" if progress.valid[0] else "not valid"
             console.print(f"\n{title} ({verdict}), given cells in brackets", style="bold")
-            board = task.format_sample(progress.image[0], batch.label[0])
+            board = task.format_sample(np.asarray(progress.image[0]), batch.label[0])
             console.print(board, markup=False, highlight=False)
     console.print(f"\nwritten: {folder}")
     return folder
+
+
+@contextlib.contextmanager
+def _reporting(folder: Path) -> Iterator[None]:
+    """Say where the finished part is when the run is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"interrupted: {folder} has the metrics of the finished iterations")
+        sys.exit(130)
 
 
 def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progress]) -> None:
@@ -326,13 +339,17 @@ def _train_help(task: tyro.conf.Positional[str]) -> None:
 
 
 def _refine_command(args: Annotated[RefineArgs, tyro.conf.arg(name="")] = RefineArgs()) -> Path:
+    """Complete puzzles, then refine them by Iterative Partial Refinement.
+
+    Without options: 64 handwritten mini-sudoku puzzles, a first pass, 20 iterations, and a new
+    folder with samples.npz, metrics.jsonl, config.json and refinement.png.
+    """
     return refine(args)
 
 
 def main() -> None:
     """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
     words = sys.argv[1:]
-    _refine_command.__doc__ = (RefineArgs.__doc__ or "").split("\n\n    Attributes:")[0]
     try:
         if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
             get_task(words[1])
@@ -344,7 +361,7 @@ def main() -> None:
         errors.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("interrupted: what was finished is on disk")
+        errors.print("interrupted")
         sys.exit(130)
 
 

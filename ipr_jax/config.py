@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ipr_jax import check
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -47,8 +49,7 @@ class ModelConfig:
             "num_groups",
         )
         for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check.count(name, getattr(self, name))
         if not self.widths or len(self.attention) != len(self.widths):
             raise ValueError(
                 f"attention must say yes or no for each of the {len(self.widths)} widths "

@@ -46,7 +46,10 @@ class SRM(nnx.Module):
         Raises:
             ValueError: a shape is not that of the model; at trace.
         """
-        for name, array, shape in (("z", z, self.config.image_shape), ("t", t, self.config.grid)):
+        for name, array, shape in (
+            ("images", z, self.config.image_shape),
+            ("the patch grid", t, self.config.grid),
+        ):
             if array.shape[1:] != shape or array.shape[0] != z.shape[0]:
                 raise ValueError(
                     f"{name} must be [B, {', '.join(map(str, shape))}] for this model, "

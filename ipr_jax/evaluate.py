@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 from ipr_jax import check, selection
 from ipr_jax.keys import sample_keys
-from ipr_jax.refine import iterate
-from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling, generate
+from ipr_jax.refinement import iterate
+from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.types import Denoiser
@@ -25,7 +26,7 @@ class Refinement:
     Attributes:
         iterations: after the first pass, at least 0.
         ratio: the share of the editable patches that an iteration regenerates, in (0, 1].
-        first: how the first pass samples.
+        first: how the first pass samples; None starts from the given images (correction mode).
         later: how the iterations sample.
         select: which patches an iteration regenerates.
         noise: from which noise.
@@ -36,14 +37,13 @@ class Refinement:
 
     iterations: int = 20
     ratio: float = 0.25
-    first: Sampling = FIRST_PASS
+    first: Sampling | None = FIRST_PASS
     later: Sampling = REFINEMENT
     select: Selection = selection.fresh_regions
     noise: Noise = selection.fresh_noise
 
     def __post_init__(self) -> None:
-        if self.iterations < 0:
-            raise ValueError(f"iterations must be at least 0, got {self.iterations}")
+        check.count("iterations", self.iterations, least=0)
         selection.region_sizes(1, self.ratio)
 
 
@@ -52,23 +52,29 @@ class Progress(NamedTuple):
 
     Attributes:
         iteration: how many are done.
-        image: float32 [N, H, W, C].
+        image: float32 [N, H, W, C], still on the device.
         valid: bool [N].
         violations: int32 [N].
         finite: bool [N]; False = not a number somewhere, to be left out of every rate.
         nfe: int64 [N], network evaluations so far, that each sample's schedules took.
-        seconds: since the start, compilation included.
+        compile_seconds: before the first pass.
+        seconds: since then.
         iteration_seconds: of this iteration.
     """
 
     iteration: int
-    image: np.ndarray
+    image: jax.Array | np.ndarray
     valid: np.ndarray
     violations: np.ndarray
     finite: np.ndarray
     nfe: np.ndarray
+    compile_seconds: float
     seconds: float
     iteration_seconds: float
+
+
+_begin = jax.jit(first_pass, static_argnames="order")
+_advance = jax.jit(iterate, static_argnames=("order", "select", "noise"))
 
 
 def evaluate(
@@ -88,65 +94,99 @@ def evaluate(
         batch: N images with their clues.
         experiment: what to do.
         key: of the run; sample i uses the i-th of ``sample_keys(key, N)``.
-        chunk: samples per compiled call, at least 1; no result depends on it.
+        chunk: samples per compiled call, at least 1; results are the same up to the rounding of
+            the network.
 
-    Yields:
-        The progress after the first pass and after every iteration.
+    Returns:
+        An iterator over the progress after the first pass and after every iteration.
 
     Raises:
         ValueError: the batch is not one of images and masks, a clue or ``chunk`` is out of range.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    number = len(batch.image)
-    keys = sample_keys(key, number)
+    check.count("chunk", chunk)
+    keys = sample_keys(key, len(batch.image))
     check.batch(keys, batch.image, batch.editable)
     check.clues(batch.image, batch.editable)
+    if experiment.first is None:
+        check.samples(batch.image, batch.editable)
+    return _run(task, check.as_pytree(denoise), batch, experiment, keys, chunk)
+
+
+def _run(
+    task: Task,
+    denoise: Denoiser,
+    batch: Batch,
+    experiment: Refinement,
+    keys: jax.Array,
+    chunk: int,
+) -> Iterator[Progress]:
+    number, num_patches = len(keys), batch.editable[0].size
+    sizes = selection.region_sizes(num_patches, experiment.ratio)
+    settings = experiment.later.settings(num_patches)
+    score = jax.jit(task.score)
+
+    def perform(
+        iteration: int, keys: jax.Array, image: jax.Array, editable: np.ndarray
+    ) -> tuple[jax.Array, ...]:
+        if iteration > 0:
+            sampled = _advance(
+                denoise,
+                keys,
+                image,
+                editable,
+                iteration,
+                sizes,
+                settings,
+                order=experiment.later.order,
+                select=experiment.select,
+                noise=experiment.noise,
+            )
+        elif experiment.first is not None:
+            first = experiment.first
+            sampled = _begin(
+                denoise, keys, image, editable, first.settings(num_patches), order=first.order
+            )
+        else:
+            sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
+        scores = score(sampled.image)
+        return *sampled, scores["valid"], scores["violations"]
+
     chunk = min(chunk, number)
     # The last chunk is filled up with copies of sample 0, whose results are dropped.
     rows = np.arange(-(-number // chunk) * chunk)
     chunks = np.where(rows < number, rows, 0).reshape(-1, chunk)
-    images: list[jax.Array | np.ndarray] = [batch.image[rows] for rows in chunks]
-    num_patches = batch.editable[0].size
-    sizes = selection.region_sizes(num_patches, experiment.ratio)
-    settings = experiment.later.settings(num_patches)
-    advance = jax.jit(iterate, static_argnames=("order", "select", "noise"))
-    score = jax.jit(task.score)
-    nfe = np.zeros(number, np.int64)
-    finite = np.ones(number, bool)
+    images = [jnp.asarray(batch.image[rows]) for rows in chunks]
     start = time.perf_counter()
+    for iteration in range(min(experiment.iterations, 1) + 1):
+        # With nothing editable, the loop runs zero times: this compiles and does nothing else.
+        nothing = np.zeros_like(batch.editable[chunks[0]])
+        jax.block_until_ready(perform(iteration, keys[chunks[0]], images[0], nothing))
+    compiled = time.perf_counter()
+
+    nfe, finite, before = np.zeros(number, np.int64), np.ones(number, bool), compiled
     for iteration in range(experiment.iterations + 1):
-        began = time.perf_counter()
-        parts: list[tuple[np.ndarray, ...]] = []
-        for index, rows in enumerate(chunks):
-            if iteration == 0:
-                sampled = generate(
-                    denoise, keys[rows], images[index], batch.editable[rows], experiment.first
-                )
-            else:
-                sampled = advance(
-                    check.as_pytree(denoise),
-                    keys[rows],
-                    images[index],
-                    batch.editable[rows],
-                    iteration,
-                    sizes,
-                    settings,
-                    order=experiment.later.order,
-                    select=experiment.select,
-                    noise=experiment.noise,
-                )
-            images[index] = sampled.image
-            scores = score(sampled.image)
-            parts.append(jax.device_get((*sampled, scores["valid"], scores["violations"])))
-        image, cost, ok, valid, violations = (
-            np.concatenate(part)[:number] for part in zip(*parts, strict=True)
+        parts = [
+            perform(iteration, keys[rows], image, batch.editable[rows])
+            for rows, image in zip(chunks, images, strict=True)
+        ]
+        images = [part[0] for part in parts]
+        cost, ok, valid, violations = (
+            np.concatenate(part)[:number]
+            for part in zip(*jax.device_get([part[1:] for part in parts]), strict=True)
         )
-        nfe, finite = nfe + cost, finite & ok
-        now = time.perf_counter()
+        nfe, finite, now = nfe + cost, finite & ok, time.perf_counter()
         yield Progress(
-            iteration, image, valid & finite, violations, finite, nfe, now - start, now - began
+            iteration=iteration,
+            image=jnp.concatenate(images)[:number],
+            valid=valid & finite,
+            violations=violations,
+            finite=finite,
+            nfe=nfe,
+            compile_seconds=compiled - start,
+            seconds=now - compiled,
+            iteration_seconds=now - before,
         )
+        before = time.perf_counter()
 
 
 def summarise(progress: Progress) -> dict[str, float | int]:
@@ -155,8 +195,8 @@ def summarise(progress: Progress) -> dict[str, float | int]:
     Returns:
         iteration, samples, not_finite, valid, valid_rate with valid_low and valid_high (Wilson),
         violations with violations_low and violations_high (normal), nfe (mean per sample, so far),
-        seconds, samples_per_second (of this iteration). Without a finite sample there are no rate
-        and no mean, with a single one the violations have no interval.
+        seconds (without compilation), samples_per_second (of this iteration). Without a finite
+        sample there are no rate and no mean, with a single one the violations have no interval.
     """
     finite = progress.finite
     counted, valid = int(finite.sum()), int(progress.valid.sum())

@@ -12,7 +12,7 @@ variance_fraction          v_theta             between the bounds of the step's 
 
 Source: SRM (arXiv 2502.21075), section 3 and appendix A. Every function is elementwise: noise
 levels broadcast against images, and t and s may differ per patch. All 0/0 limits are taken by the
-double-where idiom, so that values and gradients are finite at t, s in {0, 1}.
+double-where idiom, so that values and gradients are finite at t, s in {0, 1} and at t = s.
 """
 
 import jax

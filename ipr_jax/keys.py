@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ipr_jax import check
+
 
 def sample_keys(key: jax.Array, num_samples: int, *, first: int = 0) -> jax.Array:
     """Keys of samples ``first`` to ``first + num_samples - 1`` of a run.
@@ -22,12 +24,12 @@ def sample_keys(key: jax.Array, num_samples: int, *, first: int = 0) -> jax.Arra
         Key array [num_samples]; each depends on ``key`` and its own index only.
 
     Raises:
-        ValueError: a count or an index is too small.
+        ValueError: the key is of the old kind, or a count or an index is too small.
     """
-    if num_samples < 1 or first < 0:
-        raise ValueError(
-            f"num_samples must be at least 1 and first at least 0, got {num_samples} and {first}"
-        )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"the key must come from jax.random.key, got {key.dtype}")
+    check.count("num_samples", num_samples)
+    check.count("first", first, least=0)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(first, first + num_samples))
 
 
@@ -44,12 +46,12 @@ def split(keys: jax.Array, num: int) -> list[jax.Array]:
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal float32 [B, *shape], row i from key i."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Float32 [B, *shape] uniform in [0, 1), row i from key i."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
 class IterationKeys(NamedTuple):

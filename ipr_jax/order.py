@@ -19,18 +19,37 @@ def certain_first(sigma: jax.Array, uniform: jax.Array) -> jax.Array:
     return sigma
 
 
-def random(sigma: jax.Array, uniform: jax.Array) -> jax.Array:
+def random_order(sigma: jax.Array, uniform: jax.Array) -> jax.Array:
     """A uniformly random order, fixed over the pass."""
     del sigma
     return uniform
 
 
-def raster(sigma: jax.Array, uniform: jax.Array) -> jax.Array:
+def raster_order(sigma: jax.Array, uniform: jax.Array) -> jax.Array:
     """Row by row, from the top left."""
     del uniform
     _, h, w = sigma.shape
     return jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.float32).reshape(1, h, w), sigma.shape)
 
 
-ORDERS: dict[str, Order] = {"certain": certain_first, "random": random, "raster": raster}
+ORDERS: dict[str, Order] = {
+    "certain": certain_first,
+    "random": random_order,
+    "raster": raster_order,
+}
 """Orders by name."""
+
+
+def rank(scores: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Place every patch in the order of its score: the lowest of a sample's candidates is 0.
+
+    Args:
+        scores: float32 [B, h, w]; infinite ones and nan come last among the candidates.
+        candidates: bool [B, h, w]; the others rank behind them.
+
+    Returns:
+        Int32 [B, h, w], a permutation of 0 to P - 1 per sample; ties in raster order.
+    """
+    flat = (scores.reshape(len(scores), -1), ~candidates.reshape(len(scores), -1))
+    place = jnp.argsort(jnp.lexsort(flat, axis=-1), axis=-1)
+    return place.astype(jnp.int32).reshape(scores.shape)

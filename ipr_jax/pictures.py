@@ -189,7 +189,7 @@ def _tint(colour: np.ndarray) -> np.ndarray:
 
 
 def _pad(pictures: np.ndarray, width: int, colour: np.ndarray) -> np.ndarray:
-    """Surround pictures [..., H, W, 3] by `width` pixels of a colour that broadcasts to them."""
+    """Surround pictures [..., H, W, 3] by ``width`` pixels of a colour that broadcasts to them."""
     *lead, height, across, _ = pictures.shape
     shape = (*lead, height + 2 * width, across + 2 * width, 3)
     padded = np.broadcast_to(colour, shape).astype(pictures.dtype)
@@ -203,7 +203,7 @@ def _moment(iterations: int) -> str:
 
 
 def _summary(first: str, last: str, iterations: Sequence[int]) -> str:
-    """Say both values: "`first` after the first pass, `last` after 20 iterations"."""
+    """Say both values: "``first`` after the first pass, ``last`` after 20 iterations"."""
     said = f"{first} after {_moment(iterations[0])}"
     if len(iterations) > 1:
         said += f", {last} after {_moment(iterations[-1])}"

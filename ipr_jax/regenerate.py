@@ -5,7 +5,6 @@ ratio and mask; a sample that finishes early is left bit-identical.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -42,8 +41,7 @@ class Sampling:
     order: Order = certain_first
 
     def __post_init__(self) -> None:
-        if self.steps_per_patch < 1:
-            raise ValueError(f"steps_per_patch must be at least 1, got {self.steps_per_patch}")
+        check.count("steps_per_patch", self.steps_per_patch)
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must be in [0, 1), got {self.overlap}")
         if not 0 <= self.stochasticity <= 1:
@@ -145,8 +143,7 @@ def renoise(image: jax.Array, region: jax.Array, noise: jax.Array) -> jax.Array:
     return jnp.where(patches.expand(region, image.shape[1] // region.shape[1]), noise, image)
 
 
-@partial(jax.jit, static_argnames="order")
-def _generate(
+def first_pass(
     denoise: Denoiser,
     keys: jax.Array,
     image: jax.Array,
@@ -154,9 +151,13 @@ def _generate(
     settings: Settings,
     order: Order,
 ) -> Sampled:
+    """Regenerate everything editable, from noise. Jittable; checks nothing. See ``generate``."""
     own = random_keys.iteration_keys(keys, 0)
     z = renoise(image, editable, random_keys.normal(own.noise, image.shape[1:]))
     return regenerate(denoise, own.denoise, z, editable, settings, order)
+
+
+_generate = jax.jit(first_pass, static_argnames="order")
 
 
 def generate(
@@ -182,7 +183,7 @@ def generate(
         The samples; a batch without editable patches comes back as it is, at 0 evaluations.
 
     Raises:
-        ValueError: a shape, dtype or value is not as above.
+        ValueError: keys, images and masks do not belong together, or a clue is out of range.
     """
     check.batch(keys, image, editable)
     check.clues(image, editable)

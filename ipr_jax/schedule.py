@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ipr_jax import check
+from ipr_jax.order import rank
+
 WAITING = np.iinfo(np.int32).max
 """The start of a patch that has not started."""
 
@@ -67,11 +70,8 @@ def make_plan(num_patches: int, steps_per_patch: int, overlap: float) -> Plan:
     Raises:
         ValueError: an argument is out of range.
     """
-    if num_patches < 1 or steps_per_patch < 1:
-        raise ValueError(
-            "num_patches and steps_per_patch must be at least 1, "
-            f"got {num_patches} and {steps_per_patch}"
-        )
+    check.count("num_patches", num_patches)
+    check.count("steps_per_patch", steps_per_patch)
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
     apart = np.float32(1 - overlap)
@@ -130,13 +130,6 @@ def start_patches(
     Returns:
         The new ``start``.
     """
-    batch = start.shape[0]
-    num_starting = (plan.block_starts == step).sum(axis=1)
-    waiting = (plan.region & (start == WAITING)).reshape(batch, -1)
-    flat = jnp.where(waiting, priority.reshape(batch, -1), jnp.inf)
-    mine, other = flat[:, :, None], flat[:, None, :]
-    index = jnp.arange(flat.shape[1])
-    earlier = (index[None, :] < index[:, None])[None]
-    rank = ((other < mine) | ((other == mine) & earlier)).sum(axis=2)
-    starting = waiting & (rank < num_starting[:, None])
-    return jnp.where(starting.reshape(start.shape), step, start)
+    num_starting = (plan.block_starts == step).sum(axis=1, dtype=jnp.int32)[:, None, None]
+    waiting = plan.region & (start == WAITING)
+    return jnp.where(waiting & (rank(priority, waiting) < num_starting), step, start)

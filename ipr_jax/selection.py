@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ipr_jax import keys as random_keys
+from ipr_jax.order import rank
 
 Selection = Callable[[jax.Array, jax.Array | int, tuple[int, ...]], jax.Array]
 """``select(keys [B], iteration, (h, w)) -> scores``, float32 [B, h, w], from the keys of the
@@ -75,8 +76,5 @@ def choose(scores: jax.Array, editable: jax.Array, sizes: jax.Array) -> jax.Arra
     Returns:
         Bool [B, h, w], exactly ``sizes[editable.sum()]`` True per sample; ties in raster order.
     """
-    batch = editable.shape[0]
-    flat = jnp.where(editable, scores, jnp.inf).reshape(batch, -1)
-    rank = jnp.argsort(jnp.argsort(flat, axis=1, stable=True), axis=1)
-    count = jnp.asarray(sizes)[editable.sum(axis=(1, 2))]
-    return (rank < count[:, None]).reshape(editable.shape) & editable
+    chosen = jnp.asarray(sizes)[editable.sum(axis=(1, 2))][:, None, None]
+    return editable & (rank(scores, editable) < chosen)

@@ -41,7 +41,7 @@ def init(z: jax.Array, plan: PassPlan) -> PassState:
 
 
 def _predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
-    prediction = denoise(z, t)
+    prediction = Prediction(*denoise(z, t))
     expected = Prediction(velocity=z, variance_fraction=z, sigma=t)
     for name, got, want in zip(Prediction._fields, prediction, expected, strict=True):
         if got.shape != want.shape:

@@ -65,12 +65,9 @@ class GroupNorm(nnx.Module):
                 means, (batch, self.num_groups, channels // self.num_groups)
             ).reshape(batch, channels)
 
-        mean = per_group(flat.mean(axis=1))
-        # Sums per channel, then per group, then one affine map: cheaper than two passes.
-        variance = per_group((flat**2).mean(axis=1)) - mean**2
-        scale = self.scale[...][None] * jax.lax.rsqrt(jnp.maximum(variance, 0) + 1e-5)
-        shift = self.bias[...][None] - mean * scale
-        out = flat * scale[:, None] + shift[:, None]
+        centred = flat - per_group(flat.mean(axis=1))[:, None]
+        scale = jax.lax.rsqrt(per_group((centred**2).mean(axis=1)) + 1e-5) * self.scale[...][None]
+        out = centred * scale[:, None] + self.bias[...][None, None]
         return out.astype(x.dtype).reshape(x.shape)
 
 
@@ -81,8 +78,12 @@ class TimeEmbedding(nnx.Module):
         half = config.num_frequencies // 2
         self.num_frequencies = half
         width = config.time_width
-        self.linear1 = nnx.Linear(2 * half, width, kernel_init=_torch_init, rngs=rngs)
-        self.linear2 = nnx.Linear(width, width, kernel_init=_torch_init, rngs=rngs)
+        self.linear1 = nnx.Linear(
+            2 * half, width, kernel_init=_torch_init, precision="highest", rngs=rngs
+        )
+        self.linear2 = nnx.Linear(
+            width, width, kernel_init=_torch_init, precision="highest", rngs=rngs
+        )
 
     def __call__(self, t: jax.Array) -> jax.Array:
         """Embed levels: [...] -> float32 [..., time_width]."""

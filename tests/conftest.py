@@ -14,6 +14,7 @@ settings.register_profile("project", deadline=None, max_examples=50, derandomize
 settings.load_profile("project")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_default_matmul_precision", "highest")
 
 from convert import mapping, torch_file  # noqa: E402
 from ipr_jax import SRM, ModelConfig, checkpoint  # noqa: E402

@@ -173,9 +173,9 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
 
 
 def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
-    def still(task, model, batch, experiment, key):
+    def still(task, model, batch, experiment, key, chunk):
         zeros = np.zeros(len(batch.image), np.int64)
-        yield evaluate.Progress(0, batch.image, zeros > 0, zeros, zeros == 0, zeros, 1.0, 1.0)
+        yield evaluate.Progress(0, batch.image, zeros > 0, zeros, zeros == 0, zeros, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr(evaluate, "evaluate", still)
     code, out, _ = call("refine", "--model", tiny_folder, "--puzzle", "." * 16, "--out", "run")
@@ -214,15 +214,18 @@ EXAMPLE = "1..4 .... .3.. ...."
         (("--ratio", "1.5"), "ratio must be in (0, 1], got 1.5"),
         (("--overlap", "1"), "overlap must be in [0, 1), got 1.0"),
         (("--first-overlap", "-0.5"), "overlap must be in [0, 1), got -0.5"),
-        (("--steps-per-patch", "0"), "steps_per_patch must be at least 1, got 0"),
-        (("--first-steps-per-patch", "0"), "steps_per_patch must be at least 1, got 0"),
-        (("--samples", "0"), "samples must be at least 1, got 0"),
-        (("--iterations", "-1"), "iterations must be at least 0, got -1"),
+        (("--steps-per-patch", "0"), "steps_per_patch must be a whole number of at least 1, got 0"),
+        (
+            ("--first-steps-per-patch", "0"),
+            "steps_per_patch must be a whole number of at least 1, got 0",
+        ),
+        (("--samples", "0"), "samples must be a whole number of at least 1, got 0"),
+        (("--iterations", "-1"), "iterations must be a whole number of at least 0, got -1"),
         (("--temperature", "-1"), "temperature must be finite and at least 0, got -1.0"),
         (("--temperature", "nan"), "temperature must be finite and at least 0, got nan"),
         (("--stochasticity", "2"), "stochasticity must be in [0, 1], got 2.0"),
-        (("--seed", "-1"), "seed must be in [0, 4294967296), got -1"),
-        (("--seed", "4294967296"), "seed must be in [0, 4294967296), got 4294967296"),
+        (("--seed", "-1"), "seed must be a whole number of at least 0, got -1"),
+        (("--seed", "4294967296"), "seed must be below 4294967296, got 4294967296"),
         (("--puzzle", "1..4"), f"must be 16 characters .* got 4 in '1..4'; valid: '{EXAMPLE}'"),
         (("--puzzle", "5" * 16), f"out of 1..4 .* got '5' in '{'5' * 16}'; valid: '{EXAMPLE}'"),
     ],
@@ -259,14 +262,14 @@ def test_a_model_of_other_images_is_refused(tmp_path, work, change, message):
 def test_an_interrupt_keeps_the_finished_iterations(tiny_folder, work, monkeypatch):
     whole = evaluate.evaluate
 
-    def interrupted(*arguments):
-        yield from itertools.islice(whole(*arguments), 2)
+    def interrupted(*arguments, **options):
+        yield from itertools.islice(whole(*arguments, **options), 2)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "evaluate", interrupted)
     code, _, err = call("refine", "--model", tiny_folder, "--samples", 3, "--out", "run")
     assert code == 130
-    assert err == "interrupted: what was finished is on disk\n"
+    assert err == "interrupted: run has the metrics of the finished iterations\n"
     assert [line["iteration"] for line in lines_of(work / "run")] == [0, 1]
     assert sorted(path.name for path in (work / "run").iterdir()) == ["config.json", FILES[1]]
 
@@ -274,8 +277,8 @@ def test_an_interrupt_keeps_the_finished_iterations(tiny_folder, work, monkeypat
 def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatch):
     whole = evaluate.evaluate
 
-    def broken(*arguments):
-        for progress in whole(*arguments):
+    def broken(*arguments, **options):
+        for progress in whole(*arguments, **options):
             finite = np.zeros_like(progress.finite)
             yield progress._replace(finite=finite, valid=progress.valid & finite)
 
@@ -340,7 +343,10 @@ def test_training_writes_a_model(work, monkeypatch):
     [
         (("nope",), "unknown task 'nope'; known: ['mini-sudoku']"),
         (("",), "unknown task ''; known: ['mini-sudoku']"),
-        (("mini-sudoku", "--num-steps", 0), "num_steps must be at least 1, got 0"),
+        (
+            ("mini-sudoku", "--num-steps", 0),
+            "num_steps must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_bad_training_is_one_line_and_writes_nothing(work, words, message):

@@ -106,8 +106,8 @@ def test_it_is_generate_then_refine_with_every_choice_passed_on(batch):
     experiment = Refinement(
         iterations=2,
         ratio=0.5,
-        first=Sampling(steps_per_patch=2, overlap=0.5, order=ipr_jax.raster),
-        later=Sampling(steps_per_patch=4, stochasticity=1.0, order=ipr_jax.random),
+        first=Sampling(steps_per_patch=2, overlap=0.5, order=ipr_jax.raster_order),
+        later=Sampling(steps_per_patch=4, stochasticity=1.0, order=ipr_jax.random_order),
         select=ipr_jax.fixed_regions,
         noise=ipr_jax.initial_noise,
     )
@@ -177,6 +177,7 @@ def progress_of(valid, violations, finite):
         violations=np.array(violations, np.int32),
         finite=np.array(finite),
         nfe=np.arange(number),
+        compile_seconds=5.0,
         seconds=9.0,
         iteration_seconds=4.0,
     )
@@ -245,7 +246,7 @@ def test_nothing_finite_gives_no_rate_and_one_sample_no_interval():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"iterations": -1}, "iterations must be at least 0, got -1"),
+        ({"iterations": -1}, "iterations must be a whole number of at least 0, got -1"),
         ({"ratio": 0.0}, r"ratio must be in \(0, 1\], got 0.0"),
         ({"ratio": 1.5}, r"ratio must be in \(0, 1\], got 1.5"),
         ({"ratio": float("nan")}, r"ratio must be in \(0, 1\], got nan"),
@@ -268,7 +269,24 @@ def test_bad_batches_are_refused_before_anything_is_compiled(batch):
         ({"editable": batch.editable[:5]}, 7, r"editable must be \[7, h, w\]"),
         ({"editable": np.tile(batch.editable, (2, 1, 1))}, 7, r"editable must be \[7, h, w\]"),
         ({"image": loud}, 3, r"clue pixels must be in \[-1, 1\], got 1.5 in sample 6"),
-        ({}, 0, "chunk must be at least 1, got 0"),
+        ({}, 0, "chunk must be a whole number of at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             next(evaluate(TASK, never, batch._replace(**change), EXPERIMENT, KEY, chunk=chunk))
+
+
+def test_correction_starts_from_the_given_images():
+    """Boards with two cells swapped: nothing is evaluated first, and every patch may change."""
+    batch = TASK.test_batch(0, np.arange(3))
+    image = batch.image.copy()
+    image[:, :8, :8], image[:, 8:16, 16:24] = batch.image[:, 8:16, 16:24], batch.image[:, :8, :8]
+    batch = batch._replace(image=image, editable=np.ones_like(batch.editable))
+    correction = Refinement(iterations=2, first=None)
+    given, *_, last = evaluate(TASK, fake, batch, correction, jax.random.key(0))
+    np.testing.assert_array_equal(given.image, image)
+    assert not given.nfe.any()
+    assert (last.nfe > 0).all()
+    assert (np.asarray(last.image) != image).any()
+    wild = batch._replace(image=np.where(image > 0, 255, image).astype(np.float32))
+    with pytest.raises(ValueError, match=r"magnitude of 255\.0"):
+        evaluate(TASK, fake, wild, correction, jax.random.key(0))

@@ -7,7 +7,7 @@ import pytest
 from conftest import PREFIXES, golden, golden_config, golden_model, nhwc
 from flax import nnx
 
-from ipr_jax import PRESETS, SRM, ModelConfig, flops, patches
+from ipr_jax import PRESETS, SRM, ModelConfig, flops, patches, unet
 
 TINY = ModelConfig(
     image_size=(20, 12),
@@ -123,6 +123,16 @@ def test_patch_mean_undoes_expand(rng):
     np.testing.assert_allclose(patches.patch_mean(pixels[..., 0], 5), t, rtol=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_group_norm_does_not_cancel(offset, rng):
+    x = (rng.normal(size=(2, 5, 7, 8)) + offset).astype(np.float32)
+    groups = x.astype(np.float64).reshape(2, 35, 4, 2)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    want = centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-5)
+    got = unet.GroupNorm(8, 4)(jnp.asarray(x))
+    np.testing.assert_allclose(got, want.reshape(x.shape), atol=2e-6 + 2e-7 * offset)
+
+
 def test_odd_sizes_and_every_sample_by_itself(rng):
     model = randomised(TINY)
     z = jnp.asarray(rng.normal(size=(3, *TINY.image_shape)), jnp.float32)
@@ -162,7 +172,7 @@ def test_dropout_needs_a_key(rng):
         ({"attention": (True,)}, "each of the 3 widths"),
         ({"head_width": 3}, "multiples of head_width=3"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-        ({"num_blocks": 0}, "num_blocks must be at least 1"),
+        ({"num_blocks": 0}, "num_blocks must be a whole number of at least 1, got 0"),
         ({"num_frequencies": 7}, "even"),
     ],
 )

@@ -244,8 +244,17 @@ def keep(image):
 
 @given(st.integers(1, 300), st.floats(0.001, 1))
 def test_region_sizes(n, ratio):
-    assert selection.region_sizes(n, ratio)[n] == max(1, int(np.floor(ratio * n)))
-    assert selection.region_sizes(n, ratio)[0] == 0
+    sizes = selection.region_sizes(n, ratio)
+    assert sizes[0] == 0
+    assert 1 <= sizes[n] <= n
+    assert sizes[n] == 1 or sizes[n] <= ratio * n < sizes[n] + 1
+
+
+def test_region_sizes_are_those_of_the_published_arithmetic():
+    """In float64, 0.29 x 100 is just below 29."""
+    assert selection.region_sizes(100, 0.29)[100] == 28
+    assert selection.region_sizes(81, 0.25)[[1, 3, 4, 61, 81]].tolist() == [1, 1, 1, 15, 20]
+    assert selection.region_sizes(16, 1.0).tolist() == list(range(17))
 
 
 def test_selection_is_uniform():
@@ -385,6 +394,49 @@ def test_nothing_editable_costs_nothing():
         assert not np.asarray(result.nfe).any()
 
 
+@pytest.mark.parametrize(("shape", "grid"), [((4, 6, 3), (2, 3)), ((2, 2, 1), (1, 1))])
+def test_grids_that_are_not_square_and_single_patches(shape, grid):
+    image = np.zeros((1, *shape), np.float32)
+    keys = ipr_jax.sample_keys(jax.random.key(0), 1)
+    first = ipr_jax.generate(fake, keys, image, np.ones((1, *grid), bool))
+    refined = ipr_jax.refine(fake, keys, first.image, np.ones((1, *grid), bool), iterations=2)
+    assert np.isfinite(refined.image).all()
+    assert (np.asarray(refined.image) != np.asarray(first.image)).any()
+
+
+def test_inside_another_jit_and_with_64_bit_numbers():
+    image, editable = puzzle(5)
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+
+    def both(keys, image, editable):
+        first = ipr_jax.generate(fake, keys, image, editable)
+        return ipr_jax.refine(fake, keys, first.image, editable, iterations=2).image
+
+    want = both(keys, image, editable)
+    np.testing.assert_allclose(jax.jit(both)(keys, image, editable), want, atol=1e-6)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(both(keys, image, editable), want, atol=1e-6)
+
+
+def test_generation_is_compiled_once():
+    denoise = chex.assert_max_traces(lambda z, t: fake(z, t), n=1)
+    for seed, stochasticity in enumerate([0.0, 0.5, 1.0]):
+        image, editable = puzzle(seed)
+        keys = ipr_jax.sample_keys(jax.random.key(seed), 4)
+        sampling = Sampling(stochasticity=stochasticity, steps_per_patch=1 + seed)
+        assert ipr_jax.generate(denoise, keys, image, editable, sampling).finite.all()
+
+
+def test_correction_of_a_given_image():
+    """Without clues any image can be refined: only chosen patches change, from the first on."""
+    image, editable = puzzle(6)
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+    everything = np.ones_like(editable)
+    refined = ipr_jax.refine(fake, keys, image, everything, iterations=1, ratio=0.25)
+    changed = (np.asarray(refined.image) != image).reshape(4, 3, 2, 3, 2).any((2, 4))
+    np.testing.assert_array_equal(changed.sum((1, 2)), 2)
+
+
 # --- exact laws -----------------------------------------------------------------------------------
 
 COVARIANCE = (
@@ -425,7 +477,10 @@ def test_the_gaussian_law_is_generated_and_kept_by_refinement():
 
     def moments(steps_per_patch):
         sampling = Sampling(
-            steps_per_patch=steps_per_patch, overlap=0.5, stochasticity=0.0, order=ipr_jax.random
+            steps_per_patch=steps_per_patch,
+            overlap=0.5,
+            stochasticity=0.0,
+            order=ipr_jax.random_order,
         )
         first = ipr_jax.generate(gaussian, keys, image, editable, sampling)
         refined = ipr_jax.refine(
@@ -463,14 +518,15 @@ def test_bad_input_is_refused_before_anything_is_compiled():
     for change, message in [
         ({"ratio": 0.0}, r"ratio must be in \(0, 1\], got 0.0"),
         ({"ratio": 1.5}, r"ratio must be in \(0, 1\], got 1.5"),
-        ({"iterations": 0}, "iterations must be at least 1 .* got 0"),
-        ({"start": -1}, "start at least 0, got 1 and -1"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        ({"start": -1}, "start must be a whole number of at least 0, got -1"),
+        ({"iterations": 2.5}, "whole number of at least 1, got 2.5"),
         ({"image": image.astype(np.float64)}, "float32"),
         ({"image": (image * 127).astype(np.uint8)}, "float32 .* got uint8"),
         ({"image": image[0]}, r"\[B, H, W, C\]"),
-        ({"image": missing}, "must be in .* got nan in sample 0"),
-        ({"image": wild}, "must be in .* got 255.0 in sample 0"),
-        ({"image": loud}, r"clue pixels must be in \[-1, 1\], got 1.5 in sample 1"),
+        ({"image": missing}, "must be in .* got a magnitude of nan in sample 0"),
+        ({"image": wild}, "must be in .* got a magnitude of 255.0 in sample 0"),
+        ({"image": loud}, r"clue pixels must be in \[-1, 1\], got a magnitude of 1.5 in sample 1"),
         ({"editable": editable[:, :2]}, "square patches of the 6x6 images"),
         ({"editable": editable[:2]}, r"must be \[4, h, w\]"),
         ({"editable": editable.astype(np.float32)}, "bool"),
@@ -479,14 +535,14 @@ def test_bad_input_is_refused_before_anything_is_compiled():
     ]:
         with pytest.raises(ValueError, match=message):
             refine(**change)
-    with pytest.raises(ValueError, match="got nan"):
+    with pytest.raises(ValueError, match="magnitude of nan"):
         ipr_jax.generate(never, keys, np.full_like(image, np.nan), np.zeros_like(editable))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps_per_patch": 0}, "steps_per_patch must be at least 1, got 0"),
+        ({"steps_per_patch": 0}, "steps_per_patch must be a whole number of at least 1, got 0"),
         ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
         ({"stochasticity": 1.1}, r"stochasticity must be in \[0, 1\], got 1.1"),
         ({"temperature": -1.0}, "temperature must be finite and at least 0, got -1.0"),

@@ -8,7 +8,7 @@ from conftest import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipr_jax import schedule
+from ipr_jax import order, schedule
 
 NAMES = ["sudoku_init", "sudoku_ipr", "even_pixels", "counting_polygons", "overlap075"]
 
@@ -97,8 +97,9 @@ def test_lowest_priority_starts_first_and_ties_in_raster_order():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 3, 0.0), "at least 1, got 0"),
-        ((4, 0, 0.0), "at least 1, got 4 and 0"),
+        ((0, 3, 0.0), "num_patches must be a whole number of at least 1, got 0"),
+        ((4, 0, 0.0), "steps_per_patch must be a whole number of at least 1, got 0"),
+        ((4, 2.5, 0.0), "got 2.5"),
         ((4, 3, 1.0), r"\[0, 1\), got 1.0"),
         ((4, 3, -0.1), r"\[0, 1\), got -0.1"),
         ((4, 3, float("nan")), r"\[0, 1\), got nan"),
@@ -107,3 +108,25 @@ def test_lowest_priority_starts_first_and_ties_in_raster_order():
 def test_impossible_schedules_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         schedule.make_plan(*arguments)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, -np.inf])
+def test_patches_without_a_finite_priority_start_in_their_turn(bad):
+    plan = schedule.plan_pass(
+        schedule.make_plan(4, 1, 0.0), jnp.array([[[True, False], [True, True]]])
+    )
+    start = jnp.full((1, 2, 2), schedule.WAITING, jnp.int32)
+    for step in range(3):
+        start = start_patches(plan, start, step, jnp.full((1, 2, 2), bad, jnp.float32))
+    assert start.tolist() == [[[0, schedule.WAITING], [1, 2]]]
+
+
+@given(st.lists(st.tuples(st.floats(width=32), st.booleans()), min_size=6, max_size=6))
+def test_rank_is_a_permutation_with_candidates_first(patches):
+    scores, candidates = (np.array(part).reshape(1, 2, 3) for part in zip(*patches, strict=True))
+    rank = np.asarray(order.rank(jnp.asarray(scores, jnp.float32), jnp.asarray(candidates)))
+    assert sorted(rank.ravel()) == list(range(6))
+    assert sorted(rank[candidates]) == list(range(candidates.sum()))
+    finite = candidates & np.isfinite(scores)
+    placed = scores[finite][np.argsort(rank[finite])]
+    assert (np.diff(placed) >= 0).all()

@@ -42,7 +42,7 @@ def load_digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
         labels: int32 [N] in 0..9, read-only.
 
     Raises:
-        ValueError: if `split` is neither "train" nor "test".
+        ValueError: if ``split`` is neither "train" nor "test".
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998, of
     which scikit-learn ships the test part.
@@ -76,7 +76,7 @@ class DigitReader(nnx.Module):
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Score the digits: float32 [N, 8, 8, 1] in [-1, 1] -> logits float32 [N, 9] of 1..9.
 
-        With `rngs`, hidden units are dropped out, as in training; without, the result is exact.
+        With ``rngs``, hidden units are dropped out, as in training; without, the result is exact.
         """
         x = nnx.relu(self.conv1(images))
         x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
@@ -99,7 +99,7 @@ def read_digits(tiles: jax.Array, num_digits: int = 9) -> jax.Array:
         int32 [...] in 1..num_digits.
 
     Raises:
-        ValueError: if the tiles are not 8x8 or `num_digits` is not in 1..9.
+        ValueError: if the tiles are not 8x8 or ``num_digits`` is not in 1..9.
         FileNotFoundError: if there are no weights (``ipr_jax.training.digit_reader`` makes them).
     """
     if tiles.shape[-2:] != (8, 8):

@@ -1,8 +1,8 @@
 """Mini-sudoku: 4x4 boards of handwritten digits, to be completed from a few given cells.
 
 Shapes: B samples, [B, h, w] = [B, 4, 4] cells, which are the patches, [B, H, W, C] =
-[B, 32, 32, 1] images in [-1, 1]. `editable` is True where the model generates the cell, False
-where the cell is a given clue. `split` selects the writers: no digit image is in both splits.
+[B, 32, 32, 1] images in [-1, 1]. ``editable`` is True where the model generates the cell, False
+where the cell is a given clue. ``split`` selects the writers: no digit image is in both splits.
 """
 
 import functools
@@ -28,7 +28,7 @@ def batch(
     """Draw boards, each a function of (split, seed, its index) alone.
 
     The board is uniform over the 288 valid ones, every cell a uniformly drawn image of its digit
-    from `split`, the number of given cells uniform over `num_clues`, their positions uniform
+    from ``split``, the number of given cells uniform over ``num_clues``, their positions uniform
     without replacement. ``label`` is the board, int8 [B, 4, 4] in 1..4.
 
     Args:
@@ -38,7 +38,7 @@ def batch(
         num_clues: fewest and most given cells, both inclusive, 0 <= fewest <= most <= 16.
 
     Raises:
-        ValueError: if `split`, `seed`, `indices` or `num_clues` is out of its range.
+        ValueError: if ``split``, ``seed``, ``indices`` or ``num_clues`` is out of its range.
     """
     fewest, most = num_clues
     if not 0 <= fewest <= most <= NUM_CELLS:
@@ -70,7 +70,8 @@ def render(puzzle: np.ndarray, seed: int, split: Split = "test") -> tuple[np.nda
         editable: bool [4, 4], True where the puzzle is empty.
 
     Raises:
-        ValueError: if `puzzle` is not 4x4 with values in 0..4, or `split` or `seed` is invalid.
+        ValueError: if ``puzzle`` is not 4x4 with values in 0..4, or ``split`` or ``seed`` is
+            invalid.
     """
     puzzle = np.asarray(puzzle)
     if puzzle.shape != (SIDE, SIDE) or not np.isin(puzzle, range(SIDE + 1)).all():

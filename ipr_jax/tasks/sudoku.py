@@ -1,8 +1,8 @@
 """Sudoku boards as integer grids: rules, scores, reading and printing puzzles.
 
-Shapes: `...` any leading axes, n digits = rows = columns = boxes; a box is isqrt(n) x isqrt(n).
-A cell holds a digit in 1..n; 0 is an empty cell. `duplicate_count`, `is_valid` and
-`violating_cells` can be jitted and batched; the others are for one board on the host.
+Shapes: ``...`` any leading axes, n digits = rows = columns = boxes; a box is isqrt(n) x isqrt(n).
+A cell holds a digit in 1..n; 0 is an empty cell. ``duplicate_count``, ``is_valid`` and
+``violating_cells`` can be jitted and batched; the others are for one board on the host.
 """
 
 import functools
@@ -85,7 +85,7 @@ def is_valid(grid: jax.Array) -> jax.Array:
         bool [...].
 
     Raises:
-        ValueError: as for `duplicate_count`.
+        ValueError: as for ``duplicate_count``.
     """
     return duplicate_count(grid) == 0
 
@@ -100,7 +100,7 @@ def violating_cells(grid: jax.Array) -> jax.Array:
         bool [..., n, n].
 
     Raises:
-        ValueError: as for `duplicate_count`.
+        ValueError: as for ``duplicate_count``.
     """
     flat, n = _flatten(grid)
     equal = (flat[..., :, None] == flat[..., None, :]) & (flat > 0)[..., None]
@@ -113,7 +113,7 @@ def parse_puzzle(text: str, n: int = 4) -> np.ndarray:
 
     Args:
         text: n*n characters row by row, with any spaces or newlines between them: a digit 1..n,
-            or one of `.`, `0`, `_` for an empty cell.
+            or one of ``.``, ``0``, ``_`` for an empty cell.
         n: the board's side, 4 or 9.
 
     Returns:
@@ -194,7 +194,7 @@ def format_board(grid: np.ndarray, puzzle: np.ndarray | None = None) -> str:
         Lines joined by newlines, without one at the end.
 
     Raises:
-        ValueError: if the grid is not square with a positive square side, or `puzzle` has
+        ValueError: if the grid is not square with a positive square side, or ``puzzle`` has
             another shape.
     """
     grid = _single(grid)

@@ -5,6 +5,7 @@ Everything random hangs on (seed, step), so a resumed run continues bit for bit.
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from ipr_jax import checkpoint
+from ipr_jax import check, checkpoint, files
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
 from ipr_jax.tasks.base import Batch, Task
@@ -65,14 +66,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check.count(name, getattr(self, name))
+        check.count("warmup_steps", self.warmup_steps, least=0)
+        check.seed(self.seed)
         for name in ("learning_rate", "clip_norm", "sharpness"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         for name, known in (
@@ -122,9 +123,22 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
+class RunKeys(NamedTuple):
+    """The keys of a run: of its initial weights, its loss weights, and its steps."""
+
+    init: jax.Array
+    density: jax.Array
+    step: jax.Array
+
+
+def run_keys(seed: int) -> RunKeys:
+    """Derive the keys of a run from its seed."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
+
+
 def init(model: ModelConfig, config: TrainConfig) -> TrainState:
     """The state before the first step; weights are drawn from ``config.seed``."""
-    params = nnx.state(SRM(model, rngs=nnx.Rngs(config.seed)))
+    params = nnx.state(SRM(model, rngs=nnx.Rngs(run_keys(config.seed).init)))
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -137,15 +151,15 @@ TrainStep = Callable[[TrainState, jax.Array, Batch, jax.Array], tuple[TrainState
 
 
 def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
-    """Compile-ready ``train_step(state, key, batch, inverse) -> (state, losses)``.
+    """The compiled ``train_step(state, key, batch, inverse) -> (state, losses)``.
 
-    The state is donated; the key is that of the run, every step folds its number in; ``inverse`` is
-    ``noise_levels.inverse_density``. Clues (not editable) have level 0 and weight 0.
+    The state is donated; ``key`` is ``RunKeys.step``, into which every step folds its number;
+    ``inverse`` is ``noise_levels.inverse_density``, float32 [1000], or ones. Clues (not editable)
+    have level 0 and weight 0.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: SRM(model, rngs=nnx.Rngs(0))))
     transform = optimizer(config)
     sample = noise_levels.SAMPLERS[config.noise_levels](config.sharpness)
-    weighted = config.noise_levels == "mean-beta"
 
     def train_step(
         state: TrainState, key: jax.Array, batch: Batch, inverse: jax.Array
@@ -155,7 +169,7 @@ def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
         )
         image = jnp.asarray(batch.image)
         t = sample(level_key, image.shape[0], model.grid)
-        weight = noise_levels.weigh(t, inverse) if weighted else jnp.ones_like(t)
+        weight = noise_levels.weigh(t, inverse)
         if config.add_zeros:
             t, weight = noise_levels.add_zeros(zero_key, t, weight)
         t, weight = jnp.where(batch.editable, t, 0), jnp.where(batch.editable, weight, 0)
@@ -179,19 +193,13 @@ def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def _trim_log(path: Path, last_step: int) -> None:
     """Drop the lines after ``last_step``, which a resumed run writes again, and a torn one."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        _write(path, "".join(line for line in whole if json.loads(line)["step"] <= last_step))
+        kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+        files.write_text(path, "".join(kept))
 
 
 def train(
@@ -213,9 +221,9 @@ def train(
         the last line, seconds per step.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
-        FloatingPointError: a loss is not finite; names the step, counted from 1 as in the log. It
-            is found in time for the next log line, before anything is saved.
+        ValueError: the folder holds a run of another configuration, or something else.
+        FloatingPointError: a loss or a parameter is not finite; names the step, counted from 1 as
+            in the log. It is found in time for the next log line, before anything is saved.
     """
     folder = Path(folder).absolute()
     described = json.dumps(
@@ -234,17 +242,16 @@ def train(
                 f"settings in {described_at}"
             )
     else:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} exists and holds no run; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(described_at, described)
+        files.write_text(described_at, described)
 
-    key = jax.random.key(config.seed)
-    inverse = jnp.asarray(
-        noise_levels.inverse_density(
-            noise_levels.SAMPLERS[config.noise_levels](config.sharpness),
-            jax.random.fold_in(key, 2**31 - 1),
-            model.grid,
-        )
-    )
+    keys = run_keys(config.seed)
+    inverse = jnp.ones(noise_levels.NUM_BINS)
+    if config.noise_levels == "mean-beta":  # the others are uniform
+        sample = noise_levels.SAMPLERS[config.noise_levels](config.sharpness)
+        inverse = jnp.asarray(noise_levels.inverse_density(sample, keys.density, model.grid))
     train_step = make_train_step(model, config)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
@@ -260,7 +267,7 @@ def train(
         for step in range(start, config.num_steps):
             indices = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
             state, losses = train_step(
-                state, key, task.training_batch(config.seed, indices), inverse
+                state, keys.step, task.training_batch(config.seed, indices), inverse
             )
             recent.append(losses)
             done = step + 1
@@ -281,6 +288,8 @@ def train(
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             if save:
+                if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+                    raise FloatingPointError(f"a parameter is not finite after step {done}")
                 manager.save(done, args=ocp.args.StandardSave(state))
             yield line
             recent, began = [], time.perf_counter()

@@ -107,7 +107,7 @@ def _refine(
         recorded = None if record is None else record(sampled.image)
         return sampled.image, (sampled.nfe, sampled.finite, recorded)
 
-    image, info = jax.lax.scan(body, image, start + jnp.arange(1, iterations + 1))
+    image, info = jax.lax.scan(body, image, start + jnp.arange(1, iterations + 1, dtype=jnp.int32))
     return Refined(image, *info)
 
 
@@ -151,12 +151,11 @@ def refine(
         The refined samples, their costs, and what was recorded.
 
     Raises:
-        ValueError: a shape, dtype or value is not as above.
+        ValueError: keys, images and masks do not belong together, a pixel is out of range or not
+            finite (leave such samples out by ``finite``), or a number is out of its range.
     """
-    if iterations < 1 or start < 0:
-        raise ValueError(
-            f"iterations must be at least 1 and start at least 0, got {iterations} and {start}"
-        )
+    check.count("iterations", iterations)
+    check.count("start", start, least=0)
     check.batch(keys, image, editable)
     check.clues(image, editable)
     check.samples(image, editable)
