@@ -83,7 +83,9 @@ def test_it_writes_four_files_and_says_where(finished):
     assert (code, err) == (0, "")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     rows = [line.split()[0] for line in out.splitlines() if line.strip()]
-    assert rows[1:] == ["iteration", "first", "1", "2", "written:"]
+    assert rows[1:5] == ["iteration", "first", "1", "2"]
+    assert re.search(r"^\d+ s, after \d+ s of compilation$", out, re.MULTILINE)
+    assert rows[-1] == "written:"
     assert out.replace("\n", "").endswith(f"written: {folder}")
     assert (folder / "refinement.png").read_bytes().startswith(b"\x89PNG")
 
@@ -292,7 +294,7 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
 
 def test_every_option_is_read():
     """Each option that belongs to the experiment changes it; the others are tested by what they do:
-    the task, model, puzzle, samples and seed above, and the folder.
+    the task, model, puzzle, samples and seed above, the folder; the chunk in test_evaluate.
     """
     changes = {
         "iterations": 7,
@@ -307,7 +309,7 @@ def test_every_option_is_read():
         "regions": "fixed",
         "noise": "initial",
     }
-    elsewhere = {"task", "model", "puzzle", "samples", "seed", "out"}
+    elsewhere = {"task", "model", "puzzle", "samples", "chunk", "seed", "out"}
     assert {field.name for field in dataclasses.fields(cli.RefineArgs)} == elsewhere | set(changes)
     made = [cli.RefineArgs().experiment()]
     made += [cli.RefineArgs(**{name: value}).experiment() for name, value in changes.items()]

@@ -268,7 +268,11 @@ def test_bad_batches_are_refused_before_anything_is_compiled(batch):
         ({"image": batch.image.astype(np.float64)}, 7, "float32"),
         ({"editable": batch.editable[:5]}, 7, r"editable must be \[7, h, w\]"),
         ({"editable": np.tile(batch.editable, (2, 1, 1))}, 7, r"editable must be \[7, h, w\]"),
-        ({"image": loud}, 3, r"clue pixels must be in \[-1, 1\], got 1.5 in sample 6"),
+        (
+            {"image": loud},
+            3,
+            r"clue pixels must be in \[-1, 1\], got a magnitude of 1.5 in sample 6",
+        ),
         ({}, 0, "chunk must be a whole number of at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):

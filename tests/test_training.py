@@ -650,7 +650,7 @@ def test_levels_and_weights_of_a_step(name, add_zeros, monkeypatch):
     assert (learnt == (t > 0)).all()
     assert learnt[batch.editable].all() == (not add_zeros)
     assert learnt[batch.editable].mean() > 0.5
-    want = 1 + np.minimum((t * np.float32(1000)).astype(int), 999) if name == "mean-beta" else 1
+    want = 1 + np.minimum((t * np.float32(1000)).astype(int), 999)
     np.testing.assert_array_equal(weight, np.where(learnt, want, 0))
     assert stats.kstest(np.ravel(first.sigma), "norm").pvalue > 0.01
 
@@ -741,6 +741,38 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, compiled_on
         with pytest.raises(ValueError, match=f"^{tmp_path} holds a run of another configuration"):
             next(trainer.train(task, model, config, tmp_path))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "log.jsonl").write_text("another's\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path} exists and holds no run"):
+        next(trainer.train(TASK, SMALL, RUN, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert (tmp_path / "log.jsonl").read_text() == "another's\n"
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    def broken(model, config):
+        def train_step(state, key, batch, inverse):
+            params = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+            return state._replace(params=params), objective.Losses(*jnp.ones(4))
+
+        return train_step
+
+    monkeypatch.setattr(trainer, "make_train_step", broken)
+    with pytest.raises(FloatingPointError, match="a parameter is not finite after step 3"):
+        list(trainer.train(TASK, SMALL, dataclasses.replace(RUN, save_every=3), tmp_path))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_weights_steps_and_loss_weights_share_no_key():
+    """Each is folded with small numbers: parameters and steps are counted from 0."""
+    keys = [
+        jax.random.key_data(jax.random.fold_in(key, number))
+        for key in trainer.run_keys(0)
+        for number in range(100)
+    ]
+    assert len(np.unique(np.stack(keys), axis=0)) == 300
 
 
 @pytest.mark.parametrize(("broken", "log_every"), [(1, 1), (5, 4), (6, 1), (6, 4)])
