@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -101,5 +102,7 @@ def open_model(
             )
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise ValueError(f"{path} is not a model of ipr_jax: {error}") from error
-    nnx.replace_by_pure_dict(state, restored["params"])
+    # Through the host: arrays that are bound to no device follow where the caller computes.
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored["params"])
+    nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state), provenance

@@ -75,8 +75,9 @@ def test_a_model_is_loaded_where_there_is_not_the_device_that_saved_it(copied):
     moved = re.sub(r"(device_str\W+)\w+:\d+", r"\1nowhere:5", text)
     assert moved != text
     placement.write_text(moved)
-    device = jax.tree.leaves(ipr_jax.load(copied))[0].devices()
-    assert device == {jax.local_devices()[0]}
+    leaf = jax.tree.leaves(ipr_jax.load(copied))[0]
+    assert leaf.devices() == {jax.local_devices()[0]}
+    assert not leaf.committed  # follows the other arguments, and one program serves all calls
 
 
 def test_the_compute_dtype_is_chosen_on_loading(saved, rng):
