@@ -32,7 +32,7 @@ class Args:
         iterations: after the first pass.
         ratio: share of the editable patches that an iteration regenerates, in (0, 1].
         seed: of puzzles and noise.
-        chunk: samples per compiled call; no result depends on it.
+        chunk: samples per compiled call; larger suits a GPU or TPU.
     """
 
     out: Path
