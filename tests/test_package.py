@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import ipr_jax
+from ipr_jax import checkpoint
 from ipr_jax.cli import RefineArgs
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
@@ -211,6 +212,16 @@ def test_the_first_python_example_of_the_readme_runs(tmp_path, monkeypatch):
     assert example, "the README has a Python example"
     monkeypatch.chdir(tmp_path)
     exec(compile(example[1], "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_shipped_models_are_small_and_say_nothing_of_the_machine_that_saved_them():
+    for name in checkpoint.SHIPPED:
+        inside = [
+            path for path in (ROOT / "ipr_jax" / "models" / name).rglob("*") if path.is_file()
+        ]
+        assert sum(path.stat().st_size for path in inside) < 8e6
+        assert "commit_success.txt" not in {path.name for path in inside}  # Orbax's, has the path
+        assert (ROOT / "ipr_jax" / "models" / f"{name}.md").read_text().startswith(f"# {name}\n")
 
 
 def test_the_links_of_the_readme_exist():
