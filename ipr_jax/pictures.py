@@ -135,7 +135,7 @@ def curve(
     axes.plot(iterations[0], rate[0], "o", color=BLUE, markeredgewidth=1.8, **start)
     axes.fill_between(iterations, low, high, color=BLUE, alpha=0.2, linewidth=0, label="95% band")
     summary = _summary(f"{rate[0]:.1%}", f"{rate[-1]:.1%}", iterations)
-    axes.set_title(f"{label[:1].upper()}{label[1:]}: {summary}", fontsize=10, weight="bold")
+    axes.set_title(f"{label[:1].upper()}{label[1:]}\n{summary}", fontsize=10, weight="bold")
     axes.set_xlabel("refinement (iterations after the first pass)")
     axes.set_ylabel(f"{label} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -175,7 +175,7 @@ def test_the_texts_tell_what_happened(draw: Any, drawn: list[Figure]) -> None:
 def test_the_curve_names_its_axes_band_and_start(tmp_path: Path, drawn: list[Figure]) -> None:
     pictures.curve(tmp_path / "curve.png", **rates())
     (axes,) = drawn[0].axes
-    assert axes.get_title() == "Valid boards: 50.0% after the first pass, 80.0% after 5 iterations"
+    assert axes.get_title() == "Valid boards\n50.0% after the first pass, 80.0% after 5 iterations"
     assert axes.get_xlabel() == "refinement (iterations after the first pass)"
     assert axes.get_ylabel() == "valid boards (%)"
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
