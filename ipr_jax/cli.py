@@ -212,7 +212,8 @@ def refine(args: RefineArgs) -> Path:
     lines: list[dict[str, Any]] = []
     key = jax.random.key(args.seed)
     steps = evaluate.evaluate(task, model, batch, experiment, key, chunk=args.chunk)
-    with _reporting(folder), Live(bar, console=console, transient=True) as live:
+    remains = f"{folder} has the metrics of the finished iterations"
+    with _interruptible(remains), Live(bar, console=console, transient=True) as live:
         for progress in steps:
             lines.append(evaluate.summarise(progress))
             with (folder / "metrics.jsonl").open("a") as file:
@@ -242,12 +243,12 @@ def refine(args: RefineArgs) -> Path:
 
 
 @contextlib.contextmanager
-def _reporting(folder: Path) -> Iterator[None]:
-    """Say where the finished part is when the run is interrupted."""
+def _interruptible(remains: str) -> Iterator[None]:
+    """End with exit code 130 on an interrupt, and say what remains of the run."""
     try:
         yield
     except KeyboardInterrupt:
-        errors.print(f"interrupted: {folder} has the metrics of the finished iterations")
+        errors.print(f"interrupted: {remains}")
         sys.exit(130)
 
 
@@ -304,7 +305,7 @@ def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
         TimeRemainingColumn(),
         console=console,
     )
-    with bar:
+    with _interruptible(f"started again, it goes on from the last checkpoint in {folder}"), bar:
         running = bar.add_task("compiling", total=config.num_steps)
         for line in trainer.train(get_task(task), PRESETS[task], config, folder):
             loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
@@ -335,7 +336,7 @@ def _train_help(task: tyro.conf.Positional[str]) -> None:
     Args:
         task: the benchmark.
     """
-    _train_command(task)
+    get_task(task)
 
 
 def _refine_command(args: Annotated[RefineArgs, tyro.conf.arg(name="")] = RefineArgs()) -> Path:

@@ -20,6 +20,7 @@ import ipr_jax
 from ipr_jax import checkpoint, cli, evaluate
 from ipr_jax.config import PRESETS
 from ipr_jax.tasks import get_task
+from ipr_jax.training import trainer
 from ipr_jax.training.trainer import TrainConfig
 
 TASK = get_task("mini-sudoku")
@@ -274,6 +275,17 @@ def test_an_interrupt_keeps_the_finished_iterations(tiny_folder, work, monkeypat
     assert err == "interrupted: run has the metrics of the finished iterations\n"
     assert [line["iteration"] for line in lines_of(work / "run")] == [0, 1]
     assert sorted(path.name for path in (work / "run").iterdir()) == ["config.json", FILES[1]]
+
+
+def test_an_interrupted_training_says_how_to_go_on(work, monkeypatch):
+    def interrupted(*arguments):
+        yield {"step": 1, "total": 1.0, "seconds_per_step": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "train", interrupted)
+    code, _, err = call("train", "mini-sudoku", "--out", "run")
+    assert code == 130
+    assert err == "interrupted: started again, it goes on from the last checkpoint in run\n"
 
 
 def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatch):
