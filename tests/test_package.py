@@ -143,6 +143,13 @@ def test_imports_run_one_way():
         assert own <= allowed, layer
 
 
+def test_the_readme_lists_every_file_in_that_order():
+    listed = re.findall(
+        r"^  (\w+)/? {2,}", README.read_text().partition("## Layout")[2], re.MULTILINE
+    )
+    assert listed == list(dict.fromkeys(layer.partition(".")[0] for layer in LAYERS))
+
+
 @pytest.mark.parametrize("module", ALL)
 def test_neither_torch_nor_anything_undeclared_is_imported(module):
     declared = {"chex", "flax", "jax", "matplotlib", "ml_dtypes", "numpy", "optax", "orbax"}

@@ -245,7 +245,7 @@ def test_reader_trains():
 
 
 def test_weights_are_never_overwritten():
-    with pytest.raises(FileExistsError, match="never overwritten"):
+    with pytest.raises(FileExistsError, match="exists and is not overwritten"):
         digit_reader.main()
 
 

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 from jax.scipy.ndimage import map_coordinates
 
+from ipr_jax.files import refuse_existing, whole
 from ipr_jax.tasks.base import Split
 from ipr_jax.tasks.digits import WEIGHTS, DigitReader, load_digits
 
@@ -93,15 +94,14 @@ def main() -> None:
     Raises:
         FileExistsError: if the weights are there already.
     """
-    path = Path(str(WEIGHTS))
-    if path.exists():
-        raise FileExistsError(f"trained weights are never overwritten, move them first: {path}")
+    path = refuse_existing(Path(str(WEIGHTS)))
     images, labels = load_digits("train")
     reader = train_reader(images[labels > 0], labels[labels > 0])
     print(_report(reader, "train"), _report(reader, "test"), sep="\n")
     state = nnx.to_pure_dict(nnx.state(reader, nnx.Param))
     weights = jax.device_get(nnx.traversals.flatten_mapping(state, sep="."))
-    np.savez(path, allow_pickle=False, **weights)
+    with whole(path) as part:
+        np.savez(part, allow_pickle=False, **weights)
     print(f"written: {path}")
 
 
