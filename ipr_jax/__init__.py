@@ -2,7 +2,7 @@
 
 from ipr_jax.checkpoint import load
 from ipr_jax.config import PRESETS, ModelConfig
-from ipr_jax.denoiser import SRM
+from ipr_jax.denoiser import SRM, condition_on
 from ipr_jax.keys import sample_keys
 from ipr_jax.order import certain_first, random_order, raster_order
 from ipr_jax.refinement import Refined, refine
@@ -22,6 +22,7 @@ __all__ = [
     "Sampled",
     "Sampling",
     "certain_first",
+    "condition_on",
     "fixed_regions",
     "fresh_noise",
     "fresh_regions",

@@ -12,7 +12,8 @@ class ModelConfig:
     Attributes:
         image_size: (H, W) in pixels, multiples of ``patch_size``.
         channels: image channels C.
-        patch_size: pixels per side of a square patch; every patch has its own noise level.
+        patch_size: pixels per side of a square patch; every patch has its own noise level. An
+            image-level model has one patch, the image.
         widths: channels of each resolution level, finest first, multiples of ``num_groups``.
         attention: whether the blocks of each level attend; as long as ``widths``.
         num_blocks: residual blocks per encoder level (a decoder level has one more).
@@ -21,6 +22,8 @@ class ModelConfig:
         head_width: channels per attention head; divides the width of every attending level.
         num_groups: groups of every group norm.
         dropout: rate inside residual blocks while training, in [0, 1).
+        concat_clues: whether the mask and the clues enter as further channels of the input, as in
+            image-level models that complete images.
 
     Raises:
         ValueError: a size does not fit, naming the rule and the value.
@@ -37,6 +40,7 @@ class ModelConfig:
     head_width: int = 64
     num_groups: int = 32
     dropout: float = 0.1
+    concat_clues: bool = False
 
     def __post_init__(self) -> None:
         positive = (
@@ -88,6 +92,16 @@ class ModelConfig:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return (*self.image_size, self.channels)
+
+    @property
+    def channels_in(self) -> int:
+        """Channels of the network's input: the noisy image, then mask and clues if concatenated."""
+        return 2 * self.channels + 1 if self.concat_clues else self.channels
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the network's output: velocity, variance, log-variance of the error."""
+        return 2 * self.channels + 1
 
 
 PRESETS: dict[str, ModelConfig] = {

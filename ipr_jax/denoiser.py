@@ -8,7 +8,7 @@ from flax import nnx
 
 from ipr_jax import patches
 from ipr_jax.config import ModelConfig
-from ipr_jax.types import Prediction
+from ipr_jax.types import Denoiser, Prediction
 from ipr_jax.unet import UNet
 
 
@@ -17,8 +17,7 @@ class SRM(nnx.Module):
 
     Attributes:
         config: the architecture.
-        unet: the network, with 2 C + 1 output channels: velocity, variance, log-variance of the
-            velocity's error.
+        unet: the network.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
@@ -30,21 +29,29 @@ class SRM(nnx.Module):
             rngs: source of the initial weights.
         """
         self.config = config
-        self.unet = UNet(config, 2 * config.channels + 1, dtype=dtype, rngs=rngs)
+        self.unet = UNet(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, z: jax.Array, t: jax.Array, key: jax.Array | None = None) -> Prediction:
+    def __call__(
+        self,
+        z: jax.Array,
+        t: jax.Array,
+        key: jax.Array | None = None,
+        condition: jax.Array | None = None,
+    ) -> Prediction:
         """Predict velocity, variance fraction and sigma.
 
         Args:
             z: float [B, H, W, C], noisy images.
             t: float32 [B, h, w] in [0, 1], noise level per patch.
             key: for dropout while training; None evaluates without dropout.
+            condition: for ``config.concat_clues`` only, from ``condition_on``.
 
         Returns:
             The prediction, float32.
 
         Raises:
-            ValueError: a shape is not that of the model; at trace.
+            ValueError: a shape is not that of the model, or the condition is missing or not for
+                this model; at trace.
         """
         for name, array, shape in (
             ("images", z, self.config.image_shape),
@@ -55,11 +62,43 @@ class SRM(nnx.Module):
                     f"{name} must be [B, {', '.join(map(str, shape))}] for this model, "
                     f"got {list(array.shape)}"
                 )
+        if (condition is not None) != self.config.concat_clues:
+            raise ValueError(
+                "a model with concat_clues=True needs its clues, bind them by condition_on"
+                if self.config.concat_clues
+                else "this model takes no condition: its clues are patches at noise level 0"
+            )
         channels = self.config.channels
-        out = self.unet(z, t, key)
+        out = self.unet(z if condition is None else jnp.concatenate([z, condition], -1), t, key)
         log_variance = patches.patch_mean(out[..., -1], self.config.patch_size)
         return Prediction(
             velocity=out[..., :channels],
             variance_fraction=(out[..., channels : 2 * channels] + 1) / 2,
             sigma=jnp.exp(0.5 * log_variance),
         )
+
+
+def condition_on(model: SRM, image: jax.Array, editable: jax.Array) -> Denoiser:
+    """Give an image-level model its clues, which enter as channels of its input.
+
+    The result completes whole images by ``generate`` with a mask bool [B, 1, 1] of one patch. As
+    in any model of this kind, nothing keeps the clues in the result as they are.
+
+    Args:
+        model: with ``config.concat_clues``.
+        image: float32 [B, H, W, C] in [-1, 1]; only its clues are read.
+        editable: bool [B, h, w] over any grid of square patches; False = a clue.
+
+    Returns:
+        A denoiser for this batch, a pytree.
+
+    Source: the image-level baseline of Spatial Reasoning Models, arXiv 2502.21075.
+    """
+    mask = patches.expand(jnp.asarray(editable), image.shape[1] // editable.shape[1])
+    clues = jnp.where(mask, 0, jnp.asarray(image))
+    condition = jnp.concatenate([mask.astype(clues.dtype), clues], axis=-1)
+    return jax.tree_util.Partial(_conditioned, model, condition)
+
+
+def _conditioned(model: SRM, condition: jax.Array, z: jax.Array, t: jax.Array) -> Prediction:
+    return model(z, t, condition=condition)

@@ -232,17 +232,15 @@ def _nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 class UNet(nnx.Module):
-    """Noisy images and noise levels to ``channels_out`` maps of the same size."""
+    """Noisy images and noise levels to ``config.channels_out`` maps of the same size."""
 
-    def __init__(
-        self, config: ModelConfig, channels_out: int, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ModelConfig, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs):
         """Draw the weights from ``rngs``; parameters are float32, compute ``dtype``."""
         widths, attention = config.widths, config.attention
         self.config = config
         self.dtype = dtype
         self.embed = TimeEmbedding(config, rngs=rngs)
-        self.stem = _conv(config.channels, widths[0], 3, dtype=dtype, rngs=rngs)
+        self.stem = _conv(config.channels_in, widths[0], 3, dtype=dtype, rngs=rngs)
         skips = [widths[0]]
         current = widths[0]
         encoder: list[nnx.Module] = []
@@ -283,7 +281,7 @@ class UNet(nnx.Module):
         self.out_norm = GroupNorm(current, config.num_groups)
         self.out_conv = _conv(
             current,
-            channels_out,
+            config.channels_out,
             3,
             dtype=dtype,
             rngs=rngs,
@@ -294,7 +292,7 @@ class UNet(nnx.Module):
         """Evaluate the network.
 
         Args:
-            z: float [B, H, W, C], noisy images.
+            z: float [B, H, W, channels_in], noisy images and what is concatenated to them.
             t: float32 [B, h, w] in [0, 1], noise level per patch.
             key: for dropout while training; None evaluates without dropout.
 
