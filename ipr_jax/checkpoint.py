@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.resources
 import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +16,43 @@ from flax import nnx
 
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
+from ipr_jax.files import refuse_existing
 
 SHIPPED = ("mini-sudoku",)
 """Models that come with the package."""
 
 
 def save(
-    path: str | os.PathLike[str], config: ModelConfig, params: Any, provenance: dict[str, Any]
+    path: str | os.PathLike[str], config: Any, params: Any, provenance: dict[str, Any]
 ) -> None:
     """Write a model; the folder appears whole or not at all.
 
     Args:
-        path: a folder that does not exist.
-        config: the architecture.
-        params: NNX state of ``SRM(config)``.
+        path: a folder that does not exist, in one that does.
+        config: the architecture, a dataclass of numbers, strings and tuples of them; its class
+            tells ``open_as`` which network it is.
+        params: NNX state of the network.
         provenance: JSON data on where the weights come from.
 
     Raises:
         FileExistsError: the folder exists; it is not overwritten.
+        FileNotFoundError: the folder that it would be in does not exist.
     """
-    path = Path(path).absolute()
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            path,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(nnx.to_pure_dict(params)),
-                config=ocp.args.JsonSave(dataclasses.asdict(config)),
-                provenance=ocp.args.JsonSave(provenance),
-            ),
-        )
+    path = refuse_existing(Path(path).absolute())
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(
+                path,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(nnx.to_pure_dict(params)),
+                    config=ocp.args.JsonSave(to_json(config)),
+                    provenance=ocp.args.JsonSave(provenance),
+                ),
+            )
+    except BaseException:
+        unfinished = path.with_name(path.name + ocp.utils.TMP_DIR_SUFFIX)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def load(path_or_name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> SRM:
@@ -68,6 +76,29 @@ def open_model(
     path_or_name: str | os.PathLike[str], *, dtype: Any = jnp.float32
 ) -> tuple[SRM, dict[str, Any]]:
     """``load``, with the provenance that was saved beside the weights."""
+
+    def build(config: ModelConfig) -> SRM:
+        return SRM(config, dtype=dtype, rngs=nnx.Rngs(0))
+
+    return open_as(path_or_name, {ModelConfig: build})
+
+
+def open_as(
+    path_or_name: str | os.PathLike[str], networks: Mapping[type, Callable[[Any], Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """Open a folder that holds one of several networks.
+
+    Args:
+        path_or_name: a folder, or one of ``SHIPPED``.
+        networks: for each class of configuration the function that builds its network.
+
+    Returns:
+        The network, and the provenance that was saved beside the weights.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a shipped model; lists the shipped ones.
+        ValueError: the folder holds none of these networks, with the reason.
+    """
     path = Path(path_or_name)
     if str(path_or_name) in SHIPPED:
         path = Path(str(importlib.resources.files("ipr_jax") / "models" / str(path_or_name)))
@@ -77,6 +108,8 @@ def open_model(
         )
     path = path.absolute()
     try:
+        if ocp.utils.TMP_DIR_SUFFIX in path.name:
+            raise ValueError("it was never finished")
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             described = checkpointer.restore(
                 path,
@@ -84,13 +117,10 @@ def open_model(
                     config=ocp.args.JsonRestore(), provenance=ocp.args.JsonRestore()
                 ),
             )
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in dict(described["config"]).items()
-            }
-            config, provenance = ModelConfig(**fields), dict(described["provenance"])
-            abstract = nnx.eval_shape(lambda: SRM(config, dtype=dtype, rngs=nnx.Rngs(0)))
-            graph, state = nnx.split(abstract)
+            provenance = dict(described["provenance"])
+            config = from_json(dict(described["config"]), networks)
+            build = networks[type(config)]
+            graph, state = nnx.split(nnx.eval_shape(lambda: build(config)))
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             placed = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
@@ -106,3 +136,21 @@ def open_model(
     params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored["params"])
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state), provenance
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as JSON data: the name of its class under "kind", and its fields."""
+    return {"kind": type(config).__name__, **dataclasses.asdict(config)}
+
+
+def from_json(data: dict[str, Any], known: Iterable[type]) -> Any:
+    """The configuration that ``to_json`` described.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is of none of the known classes, or damaged.
+    """
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+    kind, kinds = fields.pop("kind"), {config.__name__: config for config in known}
+    if kind not in kinds:
+        raise ValueError(f"it holds a {kind}, where one of {sorted(kinds)} is needed")
+    return kinds[kind](**fields)
