@@ -1,19 +1,20 @@
-"""The one table between the published PyTorch state dict and ``ipr_jax.SRM``.
+"""Parameters by their PyTorch names: what a table of entries says, in both directions.
 
 PyTorch images are NCHW and its kernels OIHW; here images are NHWC and kernels HWIO.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ipr_jax.config import ModelConfig
-from ipr_jax.denoiser import SRM
-
 Path = tuple[str | int, ...]
+
+NAMED = 8
+"""How many names an error lists."""
 
 # For each kind of tensor, the axes of the PyTorch array in the order of the JAX array.
 _AXES = {"vector": (0,), "linear": (1, 0), "linear1d": (1, 0, 2), "conv": (2, 3, 1, 0)}
@@ -46,137 +47,88 @@ class Entry:
         array = tensor.transpose(_AXES[self.kind])
         return array[..., 0] if self.kind == "linear1d" else array
 
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """A JAX parameter in the layout of the PyTorch tensor."""
+        padded = array[..., None] if self.kind == "linear1d" else array
+        return padded.transpose(np.argsort(_AXES[self.kind]))
 
-def _layer(torch: str, path: Path, kind: str) -> list[Entry]:
+
+def layer(torch: str, path: Path, kind: str, *, bias: bool = True) -> list[Entry]:
     """Weight and bias of a layer; norms call their weight scale, the others kernel."""
     weight = "scale" if kind == "vector" else "kernel"
-    return [
-        Entry((f"{torch}.weight",), (*path, weight), kind),
-        Entry((f"{torch}.bias",), (*path, "bias"), "vector"),
-    ]
+    entries = [Entry((f"{torch}.weight",), (*path, weight), kind)]
+    return entries + ([Entry((f"{torch}.bias",), (*path, "bias"), "vector")] if bias else [])
 
 
-def _res_block(torch: str, path: Path, shortcut: bool) -> list[Entry]:
-    norm2 = f"{torch}.norm_with_embedding"
-    entries = [
-        *_layer(f"{torch}.conv_1.0", (*path, "norm1"), "vector"),
-        *_layer(f"{torch}.conv_1.2", (*path, "conv1"), "conv"),
-        *_layer(f"{norm2}.embedding_layer.1", (*path, "level"), "linear"),
-        *_layer(f"{norm2}.norm", (*path, "norm2"), "vector"),
-        *_layer(f"{torch}.conv_2.2", (*path, "conv2"), "conv"),
-    ]
-    return entries + (_layer(f"{torch}.shortcut", (*path, "shortcut"), "conv") if shortcut else [])
+def listed(names: Iterable[str], sign: str = "") -> str:
+    """The first ``NAMED`` of the names, sorted, each after the sign, and the number left out."""
+    ordered = [f"{sign}{name}" for name in sorted(names)]
+    more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
+    return ", ".join(ordered[:NAMED]) + more
 
 
-def _attention(torch: str, path: Path) -> list[Entry]:
-    return [
-        *_layer(f"{torch}.norm", (*path, "norm"), "vector"),
-        *_layer(f"{torch}.qkv", (*path, "qkv"), "linear1d"),
-        *_layer(f"{torch}.proj", (*path, "proj"), "linear1d"),
-    ]
-
-
-def table(config: ModelConfig) -> list[Entry]:
-    """Every parameter of ``SRM(config)``, with the PyTorch names relative to the denoiser."""
-    widths, unet = config.widths, ("unet",)
-    entries = _layer("model.encoder.blocks.0.0", (*unet, "stem"), "conv")
-    res_blocks: list[str] = []
-
-    def res(torch: str, path: Path, channels_in: int, channels_out: int) -> None:
-        entries.extend(_res_block(torch, path, channels_in != channels_out))
-        res_blocks.append(torch)
-
-    current, skips, index = widths[0], [widths[0]], 0
-    for level, width in enumerate(widths):
-        for _ in range(config.num_blocks):
-            torch, path = f"model.encoder.blocks.{index + 1}", (*unet, "encoder", index)
-            res(f"{torch}.0", (*path, "res"), current, width)
-            if config.attention[level]:
-                entries.extend(_attention(f"{torch}.1", (*path, "attention")))
-            current, index = width, index + 1
-            skips.append(current)
-        if level != len(widths) - 1:
-            torch = f"model.encoder.blocks.{index + 1}.0.downsample"
-            entries.extend(_layer(torch, (*unet, "encoder", index), "conv"))
-            index += 1
-            skips.append(current)
-
-    res("model.bottleneck.blocks.0", (*unet, "bottleneck", 0, "res"), current, current)
-    entries.extend(_attention("model.bottleneck.blocks.1", (*unet, "bottleneck", 0, "attention")))
-    res("model.bottleneck.blocks.2", (*unet, "bottleneck", 1, "res"), current, current)
-
-    index = 0
-    for level, width in reversed(list(enumerate(widths))):
-        for block in range(config.num_blocks + 1):
-            torch, path = f"model.decoder.blocks.{index}", (*unet, "decoder", index)
-            res(f"{torch}.0", (*path, "res"), current + skips.pop(), width)
-            if config.attention[level]:
-                entries.extend(_attention(f"{torch}.1", (*path, "attention")))
-            if block == config.num_blocks and level > 0:
-                up = f"{torch}.{1 + config.attention[level]}.conv"
-                entries.extend(_layer(up, (*path, "up"), "conv"))
-            current, index = width, index + 1
-
-    entries.extend(_layer("model.decoder.out.0", (*unet, "out_norm"), "vector"))
-    entries.extend(_layer("model.decoder.out.2", (*unet, "out_conv"), "conv"))
-
-    owners = ["time_embedding", *(f"{name}.norm_with_embedding.t_emb" for name in res_blocks)]
-    for torch, layer in (("mlp.0", "linear1"), ("mlp.2", "linear2")):
-        for suffix, leaf, kind in (("weight", "kernel", "linear"), ("bias", "bias", "vector")):
-            names = tuple(f"{owner}.{torch}.{suffix}" for owner in owners)
-            entries.append(Entry(names, (*unet, "embed", layer, leaf), kind))
-    return entries
-
-
-def _difference(problem: str, have: set[str], want: set[str]) -> str:
-    lines = [f"+ {name}" for name in sorted(have - want)]
-    lines += [f"- {name}" for name in sorted(want - have)]
-    return "\n".join([problem, *lines])
-
-
-def to_model(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> SRM:
-    """Build the model of a PyTorch denoiser state dict.
+def fill(abstract: Any, entries: list[Entry], tensors: Mapping[str, np.ndarray]) -> Any:
+    """Build a network from a PyTorch state dict.
 
     Args:
-        tensors: PyTorch names, relative to the denoiser, to arrays; every one is used.
-        config: the architecture that the tensors belong to.
+        abstract: the network from ``nnx.eval_shape``.
+        entries: its table.
+        tensors: PyTorch names to arrays of any floating type; every one is used.
 
     Returns:
-        The model, float32 parameters.
+        The network, float32 parameters.
 
     Raises:
-        ValueError: a tensor is missing or superfluous (listed with - and +), has another shape, or
-            the repeated time embeddings differ.
+        ValueError: a tensor is missing or superfluous, has another shape or is not of a floating
+            type, or repeated tensors differ.
     """
-    entries = table(config)
     wanted = {name for entry in entries for name in entry.names}
-    if wanted != set(tensors):
-        raise ValueError(
-            _difference(
-                "the state dict is not that of this architecture; superfluous (+) and missing (-):",
-                set(tensors),
-                wanted,
-            )
-        )
-    model = nnx.eval_shape(lambda: SRM(config, rngs=nnx.Rngs(0)))
-    graph, abstract = nnx.split(model)
-    state = dict(nnx.to_flat_state(abstract))
+    superfluous, missing = tensors.keys() - wanted, wanted - tensors.keys()
+    if superfluous or missing:
+        lists = [
+            f"{len(names)} {what}: {listed(names, sign)}"
+            for what, sign, names in (("too many", "+ ", superfluous), ("missing", "- ", missing))
+            if names
+        ]
+        raise ValueError(f"the tensors are not those of this architecture; {'; '.join(lists)}")
+    graph, state = nnx.split(abstract)
+    leaves = dict(nnx.to_flat_state(state))
     filled: set[Path] = set()
     for entry in entries:
         first, *others = (tensors[name] for name in entry.names)
-        parameter = state[entry.path]
-        shape = entry.torch_shape(parameter.shape)
+        shape = entry.torch_shape(leaves[entry.path].shape)
         if first.shape != shape:
             raise ValueError(
                 f"{entry.names[0]} has shape {first.shape}; "
                 f"{'.'.join(map(str, entry.path))} needs {shape}"
             )
+        if not jnp.issubdtype(first.dtype, jnp.floating):
+            raise ValueError(f"{entry.names[0]} is {first.dtype}, it must be of a floating type")
         for name, other in zip(entry.names[1:], others, strict=True):
-            if not np.array_equal(first, other):
+            if not np.array_equal(first, other, equal_nan=True):
                 raise ValueError(f"repeated tensors must be equal: {entry.names[0]} and {name}")
-        state[entry.path] = parameter.replace(jnp.asarray(entry.to_jax(first), jnp.float32))
+        parameter = jnp.asarray(entry.to_jax(first), jnp.float32)
+        leaves[entry.path] = leaves[entry.path].replace(parameter)
         filled.add(entry.path)
-    if filled != set(state):
-        missing = sorted(".".join(map(str, path)) for path in set(state) - filled)
-        raise ValueError(f"parameters without a tensor: {missing}")
-    return nnx.merge(graph, nnx.from_flat_state(list(state.items())))
+    if filled != leaves.keys():
+        unfilled = (".".join(map(str, path)) for path in leaves.keys() - filled)
+        raise ValueError(f"parameters without a tensor: {listed(unfilled)}")
+    return nnx.merge(graph, nnx.from_flat_state(list(leaves.items())))
+
+
+def extract(network: Any, entries: list[Entry]) -> dict[str, np.ndarray]:
+    """The PyTorch state dict of a network: ``fill`` backwards, repeated tensors under every name.
+
+    Args:
+        network: with float32 parameters.
+        entries: its table.
+
+    Returns:
+        PyTorch names to float32 arrays.
+    """
+    leaves = dict(nnx.to_flat_state(nnx.state(network)))
+    tensors = {}
+    for entry in entries:
+        tensor = np.ascontiguousarray(entry.to_torch(np.asarray(leaves[entry.path][...])))
+        tensors |= dict.fromkeys(entry.names, tensor)
+    return tensors

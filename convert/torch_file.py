@@ -4,21 +4,31 @@ Reading has two phases. Unpickling builds only plain data and placeholders: ever
 that the file names becomes an inert ``Placeholder``, and no storage is read. Then the placeholders
 that stand for data (tensors, ordered dicts, sets, ...) are replaced by it, reading the storages
 they need. Arrays are read-only views of their storages, so tensors that share memory still do.
+
+What reading takes is bounded by the size of the file, not by what the file claims: nothing
+compressed is read, and a claimed size is compared with what there is before it is used.
 """
 
+import functools
 import io
+import mmap
+import operator
 import os
 import pickle
+import reprlib
 import sys
 import zipfile
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import IO, Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens the files that PyTorch wrote before it used zip
 LEGACY_PROTOCOL = 1001
+MAX_TUPLES, MAX_DEPTH = 1_000_000, 100  # in a tuple: hashing it takes time for all, and C stack
+MAX_REASON = 1000  # characters of an error message; what it quotes can be as long as the file
 
 # The element type of each class of storage and, for types without such a class, of each dtype.
 ELEMENTS = {
@@ -112,12 +122,50 @@ def _is_reference(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Placeholder)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickle into plain data and placeholders, and collect the storages by key."""
+def _byte_array(unpickler: Any) -> None:
+    """Push a bytearray, without first allocating as many bytes as the file claims."""
+    unpickler.load_binbytes8()
+    unpickler.stack[-1] = bytearray(unpickler.stack[-1])
 
-    def __init__(self, file: IO[bytes]) -> None:
+
+def _counting(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return what an opcode does to push a tuple, limited to those that can be hashed."""
+
+    def push(unpickler: Any) -> None:
+        load(unpickler)
+        made, seen = unpickler.stack[-1], unpickler.tuples
+        inner = [seen[id(item)] for item in made if id(item) in seen]
+        count = 1 + sum(count for count, _, _ in inner)
+        depth = 1 + max((depth for _, depth, _ in inner), default=0)
+        if count > MAX_TUPLES or depth > MAX_DEPTH:
+            raise ValueError(
+                f"{count} tuples in a tuple, {depth} deep:"
+                f" they must be at most {MAX_TUPLES}, {MAX_DEPTH} deep"
+            )
+        seen[id(made)] = count, depth, made
+
+    return push
+
+
+class _Unpickler(pickle._Unpickler):
+    """Unpickle into plain data and placeholders, and collect the storages by key.
+
+    The class in C is faster, but allocates whatever index or length the file claims.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _byte_array,
+        **{
+            code: _counting(pickle._Unpickler.dispatch[code])
+            for code in pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
+        },
+    }
+
+    def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
+        self.tuples: dict[int, tuple[int, int, Any]] = {}  # by id: how many, how deep, the tuple
 
     def find_class(self, module: str, name: str) -> type[Placeholder]:
         """Return the placeholder of what the file names; nothing is imported."""
@@ -137,7 +185,16 @@ class _Unpickler(pickle.Unpickler):
                     return self.storages[key]
             case ("module", kind, *_) if _is_reference(kind):
                 return kind
-        raise ValueError(f"persistent id {pid!r}: it must be a whole storage or a module")
+        shown = reprlib.repr(pid)
+        raise ValueError(f"persistent id {shown}: it must be a whole storage or a module")
+
+    def get_extension(self, code: int) -> None:
+        """Refuse what stands for something registered in this process.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"extension code {code}: classes and functions must be named")
 
 
 def _element(kind: Any) -> np.dtype:
@@ -147,7 +204,8 @@ def _element(kind: Any) -> np.dtype:
         ValueError: unknown.
     """
     if not _is_reference(kind) or kind.name not in ELEMENTS:
-        raise ValueError(f"elements of type {kind.name}: it must be one of {', '.join(ELEMENTS)}")
+        name = getattr(kind, "name", reprlib.repr(kind))
+        raise ValueError(f"elements of type {name}: it must be one of {', '.join(ELEMENTS)}")
     return ELEMENTS[kind.name]
 
 
@@ -171,22 +229,36 @@ PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "bytes"): _octets,
     ("builtins", "bytearray"): lambda *args: bytearray(_octets(*args)),
     ("_codecs", "encode"): _octets,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): lambda sizes=(): tuple(map(operator.index, sizes)),
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
 }
+
+
+def _check_size(key: str, size: int, wanted: int) -> None:
+    """Compare the bytes that a storage has with those that it must have.
+
+    Raises:
+        ValueError: not as many.
+    """
+    if size != wanted:
+        raise ValueError(f"storage {key} has {size} bytes: it must have {wanted}")
 
 
 class _Builder:
     """Replace the placeholders that stand for data by that data, each object once.
 
     Args:
-        record: the bytes of a storage by its key.
+        sizes: the number of bytes of each storage, by key.
+        record: the bytes of a storage, by key.
         swap: whether their byte order is not this machine's.
     """
 
-    def __init__(self, record: Callable[[str], bytes], swap: bool) -> None:
-        self._record = record
+    def __init__(
+        self, sizes: Mapping[str, int], record: Callable[[str], bytes], swap: bool
+    ) -> None:
+        self._sizes = sizes
+        self._record = functools.cache(record)
         self._swap = swap
         self._storages: dict[tuple[str, np.dtype], np.ndarray] = {}
         self._built: dict[int, tuple[Any, Any]] = {}  # by id: the object, which keeps its id, built
@@ -255,20 +327,28 @@ class _Builder:
             ValueError: the view would leave the storage, or is of conjugate or negative values.
         """
         if not isinstance(storage, _Storage):
-            raise ValueError(f"tensor in {storage!r}: it must be in a storage of this file")
+            shown = reprlib.repr(storage)
+            raise ValueError(f"tensor in {shown}: it must be in a storage of this file")
         if metadata:
-            raise ValueError(f"tensor marked {metadata}: it must have no conj or neg mark")
+            shown = reprlib.repr(metadata)
+            raise ValueError(f"tensor marked {shown}: it must have no conj or neg mark")
         size, stride = self(size), self(stride)
-        view = f"tensor of size {size}, stride {stride}, offset {offset}"
         counts = (offset, *size, *stride)
         if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in counts):
-            raise ValueError(f"{view}: they must be integers from 0 up, a stride for each size")
+            shown = ", ".join(map(reprlib.repr, (size, stride, offset)))
+            raise ValueError(
+                f"tensor of size, stride, offset {shown}:"
+                " they must be integers from 0 up, a stride for each size"
+            )
         elements = self._storage(storage, dtype)
         if 0 in size:
             return elements[:0].reshape(size)
         end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
         if end > elements.size:
-            raise ValueError(f"{view}: it must end within the {elements.size} elements stored")
+            raise ValueError(
+                f"tensor of size, stride, offset {size}, {stride}, {offset}:"
+                f" it must end within the {elements.size} elements stored"
+            )
         width, memory = elements.itemsize, elements.view(np.uint8)
         steps = tuple(step * width for step in stride)
         return np.ndarray(size, elements.dtype, memory, offset * width, steps)
@@ -281,11 +361,9 @@ class _Builder:
         """
         _, kind, key, _, count, *_ = storage.args
         size, dtype = count * _element(kind).itemsize, dtype or _element(kind)
+        _check_size(key, self._sizes.get(key, 0), size)
         if (key, dtype) not in self._storages:
-            data = self._record(key)
-            if len(data) != size:
-                raise ValueError(f"storage {key} has {len(data)} bytes: it must have {size}")
-            elements = np.frombuffer(data, dtype)
+            elements = np.frombuffer(self._record(key), dtype)
             elements = elements.byteswap() if self._swap else elements
             elements.flags.writeable = False
             self._storages[key, dtype] = elements
@@ -296,47 +374,72 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder]:
     """Return the unpickled contents of a zip file and the builder over its storages.
 
     Raises:
-        ValueError: TorchScript, or no PyTorch file.
+        ValueError: TorchScript, no PyTorch file, or entries that could take more memory than the
+            file has bytes or hide one another.
     """
     archive = zipfile.ZipFile(file)
-    names = set(archive.namelist())
-    roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+    sizes: dict[str, int] = {}
+    for entry in archive.infolist():
+        name = entry.filename
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise ValueError(f"compressed entry {name}: it must be stored as torch.save does")
+        if name in sizes:
+            raise ValueError(f"two entries {name}: names must differ")
+        archive.open(entry).close()  # compares its name here with the one beside its bytes
+        sizes[name] = entry.file_size
+    total, available = sum(sizes.values()), file.seek(0, os.SEEK_END)
+    if total > available:
+        raise ValueError(f"{total} bytes in a file of {available}: entries must not overlap")
+    roots = [name.removesuffix("data.pkl") for name in sizes if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise ValueError(f"zip file with {len(roots)} records */data.pkl: it must have one")
     root = roots[0]
-    if f"{root}constants.pkl" in names:
+    if f"{root}constants.pkl" in sizes:
         raise ValueError("TorchScript archive: it must be what torch.save wrote of a state_dict()")
-    order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
+    order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in sizes else "little"
     if order not in ("little", "big"):
         raise ValueError(f"byte order {order!r}: it must be little or big")
     contents = _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
-    return contents, _Builder(lambda key: archive.read(f"{root}data/{key}"), order != sys.byteorder)
+    data = f"{root}data/"
+    return contents, _Builder(
+        {name.removeprefix(data): size for name, size in sizes.items() if name.startswith(data)},
+        lambda key: archive.read(data + key),
+        swap=order != sys.byteorder,
+    )
 
 
 def _open_legacy(file: IO[bytes]) -> tuple[Any, _Builder]:
     """Return the unpickled contents of a file from before zip and the builder over its storages.
 
     Raises:
-        ValueError: no PyTorch file.
+        ValueError: no PyTorch file, or storages that do not have the bytes that they must have.
     """
-    if _Unpickler(file).load() != LEGACY_MAGIC or _Unpickler(file).load() != LEGACY_PROTOCOL:
-        raise ValueError("it must begin as a zip file or with PyTorch's magic number")
-    _Unpickler(file).load()  # facts about the machine that wrote it; storages are little-endian
-    unpickler = _Unpickler(file)
-    contents, keys = unpickler.load(), _Unpickler(file).load()
-    places, position = {}, file.tell()
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        magic = _Unpickler(data).load()
+    except Exception:  # not a pickle
+        magic = None
+    if magic != LEGACY_MAGIC:
+        raise ValueError("it is neither a zip file nor in PyTorch's format from before zip")
+    protocol = _Unpickler(data).load()
+    if protocol != LEGACY_PROTOCOL:
+        raise ValueError(f"protocol {reprlib.repr(protocol)}: it must be {LEGACY_PROTOCOL}")
+    _Unpickler(data).load()  # facts about the machine that wrote it; storages are little-endian
+    unpickler = _Unpickler(data)
+    contents, keys = unpickler.load(), _Unpickler(data).load()
+    places: dict[str, slice] = {}
     for key in keys:
-        file.seek(position)
-        count = int.from_bytes(file.read(8), "little")
-        size = count * _element(unpickler.storages[key].args[1]).itemsize
-        places[key] = position + 8, size
-        position += 8 + size
-
-    def record(key: str) -> bytes:
-        file.seek(places[key][0])
-        return file.read(places[key][1])
-
-    return contents, _Builder(record, sys.byteorder != "little")
+        _, kind, _, _, wanted, *_ = unpickler.storages[key].args
+        width, count = _element(kind).itemsize, int.from_bytes(data.read(8), "little")
+        start = data.tell()
+        _check_size(key, min(count * width, len(data) - start), wanted * width)
+        places[key] = slice(start, start + wanted * width)
+        data.seek(places[key].stop)
+    return contents, _Builder(
+        {key: place.stop - place.start for key, place in places.items()},
+        lambda key: data[places[key]],
+        swap=sys.byteorder != "little",
+    )
 
 
 def _load(path: str | os.PathLike[str], select: Callable[[Any], Any]) -> Any:
@@ -352,20 +455,50 @@ def _load(path: str | os.PathLike[str], select: Callable[[Any], Any]) -> Any:
     """
     with open(path, "rb") as file:
         try:
-            zipped = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
-            contents, build = _open_zip(file) if zipped else _open_legacy(file)
+            magic = file.read(len(ZIP_MAGIC))
+            if not magic:
+                raise ValueError("it is empty")
+            contents, build = _open_zip(file) if magic == ZIP_MAGIC else _open_legacy(file)
             return build(select(contents))
+        except MemoryError:  # a sound file can be too large
+            raise
         except Exception as error:  # a damaged pickle can raise anything
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{os.fspath(path)} is no readable PyTorch file: {reason}") from error
+            reason = str(error)
+            if type(error) is not ValueError:
+                reason = f"it is damaged or truncated ({type(error).__name__}: {reason})"
+            raise _refusal(path, f"is no readable PyTorch file: {reason}") from error
 
 
-def _entries(value: Any) -> dict[Any, Any]:
-    """Return the entries of a dict or of an ordered dict's placeholder, else none."""
+def _refusal(path: str | os.PathLike[str], reason: str) -> ValueError:
+    """Return an error about the file: one printable line, whatever the reason quotes."""
+    printable = (char if char.isprintable() else " " for char in reason[:MAX_REASON])
+    return ValueError(f"{os.fspath(path)} {' '.join(''.join(printable).split())}")
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """Return the named entries of a dict or of an ordered dict's placeholder.
+
+    Raises:
+        ValueError: something else.
+    """
     if isinstance(value, Placeholder) and value.name == "OrderedDict":
-        return dict(*value.args) | dict(value.items)
-    return value if isinstance(value, dict) else {}
+        value = dict(*value.args) | dict(value.items)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {reprlib.repr(value)}: it must hold tensors by name")
+    return {name: item for name, item in value.items() if isinstance(name, str)}
+
+
+def _split(contents: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the entries of the state dict in a file, and the names of what is beside it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    entries = _entries(contents)
+    if "state_dict" not in entries:
+        return entries, []
+    state = _entries(entries.pop("state_dict"))
+    return state, list(entries)
 
 
 def read(path: str | os.PathLike[str]) -> Any:
@@ -385,6 +518,39 @@ def read(path: str | os.PathLike[str]) -> Any:
     return _load(path, lambda contents: contents)
 
 
+class Outline(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: the names in its state dict, in the order of the file.
+        others: the names of what is beside the state dict, in the order of the file.
+    """
+
+    tensors: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def outline(path: str | os.PathLike[str]) -> Outline:
+    """List the names in a checkpoint; no tensor is loaded.
+
+    Args:
+        path: the file, with its tensors by name under "state_dict" or else at the top.
+
+    Returns:
+        The names; with the tensors at the top, there are no others.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, truncated or not a PyTorch file of tensors by name.
+    """
+
+    def select(contents: Any) -> tuple[list[str], list[str]]:
+        entries, others = _split(contents)
+        return list(entries), others
+
+    return Outline(*map(tuple, _load(path, select)))
+
+
 def state_dict(path: str | os.PathLike[str], prefix: str = "") -> dict[str, np.ndarray]:
     """Read the tensors of a checkpoint; no others are loaded.
 
@@ -397,21 +563,22 @@ def state_dict(path: str | os.PathLike[str], prefix: str = "") -> dict[str, np.n
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, truncated or not a PyTorch file, or no tensor has the prefix.
+        ValueError: damaged, truncated or not a PyTorch file of tensors by name, or no tensor has
+            the prefix.
     """
 
-    def select(contents: Any) -> tuple[set[str], dict[str, Any]]:
-        entries = _entries(_entries(contents).get("state_dict", contents))
-        named = {name: value for name, value in entries.items() if isinstance(name, str)}
-        chosen = {name: value for name, value in named.items() if name.startswith(prefix)}
-        heads = {head + dot for head, dot, _ in (name.partition(".") for name in named)}
-        return heads, {name.removeprefix(prefix): value for name, value in chosen.items()}
+    def select(contents: Any) -> tuple[list[str], dict[str, Any]]:
+        entries, _ = _split(contents)
+        chosen = {name: value for name, value in entries.items() if name.startswith(prefix)}
+        return list(entries), {name.removeprefix(prefix): value for name, value in chosen.items()}
 
-    heads, chosen = _load(path, select)
+    names, chosen = _load(path, select)
     tensors = {name: value for name, value in chosen.items() if isinstance(value, np.ndarray)}
     if not tensors:
-        raise ValueError(
-            f"{os.fspath(path)} has no tensor whose name begins with {prefix!r};"
-            f" its names begin with {', '.join(sorted(heads)) or 'nothing'}"
+        heads = sorted({head + dot for head, dot, _ in (name.partition(".") for name in names)})
+        raise _refusal(
+            path,
+            f"has no tensor whose name begins with {prefix!r};"
+            f" its names begin with {', '.join(heads) or 'nothing'}",
         )
     return tensors

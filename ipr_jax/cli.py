@@ -1,4 +1,4 @@
-"""The command line: ``ipr-jax refine`` and ``ipr-jax train``."""
+"""The command line: ``ipr-jax refine``, ``ipr-jax train`` and ``ipr-jax info``."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import jax
 import numpy as np
 import tyro
+from flax import nnx
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -27,8 +28,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ipr_jax import check, checkpoint, evaluate, files
-from ipr_jax.config import PRESETS
+from ipr_jax import check, checkpoint, evaluate, files, flops
+from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.networks import inputs, open_network
 from ipr_jax.order import ORDERS
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.selection import NOISES, REGIONS
@@ -339,6 +341,33 @@ def _train_help(task: tyro.conf.Positional[str]) -> None:
     get_task(task)
 
 
+def info(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+) -> None:
+    """Print what a model folder holds: architecture, parameters, arithmetic, provenance.
+
+    Args:
+        model: a shipped model or a model folder.
+    """
+    network, provenance = open_network(model)
+    config = network.config
+    table = Table(box=None, show_header=False)
+    table.add_row("network", type(network).__name__)
+    for name, value in dataclasses.asdict(config).items():
+        table.add_row(name, str(value))
+    if isinstance(config, ModelConfig):
+        h, w = config.grid
+        one = "one for the image" if h * w == 1 else f"{h} x {w}, one per patch"
+        table.add_row("noise levels", one)
+    parameters = jax.tree.leaves(nnx.state(network, nnx.Param))
+    table.add_row("parameters", f"{sum(leaf.size for leaf in parameters):,}")
+    number = flops.count(lambda network, given: network(**given), network, inputs(config, 1))
+    table.add_row("per evaluation of an image", f"{number / 1e9:,.3f} GFLOP")
+    for name, value in provenance.items():
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    console.print(table)
+
+
 def _refine_command(args: Annotated[RefineArgs, tyro.conf.arg(name="")] = RefineArgs()) -> Path:
     """Complete puzzles, then refine them by Iterative Partial Refinement.
 
@@ -356,7 +385,7 @@ def main() -> None:
             get_task(words[1])
             tyro.cli(_train_command(words[1]), prog=f"ipr-jax train {words[1]}", args=words[2:])
         else:
-            commands = {"refine": _refine_command, "train": _train_help}
+            commands = {"refine": _refine_command, "train": _train_help, "info": info}
             tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
     except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"[red]error:[/] {escape(str(error))}")

@@ -16,7 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-from convert import mapping, torch_file  # noqa: E402
+from convert import mapping, srm, torch_file  # noqa: E402
 from ipr_jax import SRM, ModelConfig, checkpoint  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,7 +60,9 @@ def golden_config(name: str) -> ModelConfig:
 
 def golden_model(name: str, weights: str) -> SRM:
     tensors = torch_file.state_dict(GOLDEN / name / "last.ckpt", PREFIXES[weights])
-    return mapping.to_model(tensors, golden_config(name))
+    config = golden_config(name)
+    abstract = nnx.eval_shape(lambda: SRM(config, rngs=nnx.Rngs(0)))
+    return mapping.fill(abstract, srm.table(config), tensors)
 
 
 def nhwc(images: np.ndarray) -> np.ndarray:

@@ -19,7 +19,9 @@ from flax import nnx
 import ipr_jax
 from ipr_jax import checkpoint, cli, evaluate
 from ipr_jax.config import PRESETS
+from ipr_jax.networks import build
 from ipr_jax.tasks import get_task
+from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.training import trainer
 from ipr_jax.training.trainer import TrainConfig
 
@@ -368,6 +370,56 @@ def test_bad_training_is_one_line_and_writes_nothing(work, words, message):
     assert not list(work.iterdir())
 
 
+# --- info -----------------------------------------------------------------------------------------
+
+
+def rows_of(out):
+    """The printed table: its first column to its second."""
+    lines = [re.split(r" {2,}", line.strip(), maxsplit=1) for line in out.splitlines()]
+    return {line[0]: line[1] for line in lines if len(line) == 2}
+
+
+def test_info_prints_what_is_in_a_model(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    code, out, err = call("info", "mini-sudoku")
+    assert (code, err) == (0, "")
+    rows = rows_of(out)
+    config = PRESETS["mini-sudoku"]
+    assert {name: rows[name] for name in vars(config)} == {
+        name: str(value) for name, value in vars(config).items()
+    }
+    assert rows["network"] == "SRM"
+    assert rows["noise levels"] == "4 x 4, one per patch"
+    assert rows["parameters"] == "760,915"
+    assert rows["per evaluation of an image"] == "0.197 GFLOP"
+    assert rows["task"] == "mini-sudoku"
+    assert json.loads(rows["training"])["num_steps"] == 5000
+
+
+def test_info_of_an_image_level_model_with_clues(work):
+    config = dataclasses.replace(TINY, patch_size=32, concat_clues=True)
+    save_random(work / "model", config)
+    code, out, _ = call("info", "model")
+    assert code == 0
+    assert rows_of(out)["noise levels"] == "one for the image"
+
+
+def test_info_of_a_classifier(work):
+    network = build(MNISTConfig())
+    checkpoint.save(work / "model", network.config, nnx.state(network), {"source": "nowhere"})
+    code, out, _ = call("info", "model")
+    assert code == 0
+    rows = rows_of(out)
+    assert rows["network"] == "MNISTClassifier"
+    assert rows["parameters"] == f"{320 + 18_496 + 401_536 + 1_290:,}"
+    assert rows["source"] == "nowhere"
+
+
+def test_info_of_nothing_is_one_line():
+    message = "error: no model at 'nothing': give a model folder or one of ['mini-sudoku']\n"
+    assert call("info", "nothing") == (2, "", message)
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -393,8 +445,8 @@ def test_help_explains_every_option(words, fields):
 def test_help_names_the_commands():
     code, out, _ = call("--help")
     assert code == 0
-    assert "refine" in out
-    assert "train" in out
+    for command in ("refine", "train", "info"):
+        assert command in out
     code, out, _ = call("train", "--help")
     assert code == 0
     assert "ipr-jax train TASK --help" in " ".join(out.replace("│", " ").split())

@@ -19,6 +19,7 @@ from ipr_jax.cli import RefineArgs
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
 from ipr_jax.regenerate import Sampling
+from ipr_jax.tasks.polygon_classifier import PolygonConfig
 from ipr_jax.training.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -27,11 +28,19 @@ LAYERS = [
     *("unet", "denoiser", "checkpoint", "step", "regenerate", "selection", "refinement"),
     "flops",
     *("tasks.base", "tasks.sudoku", "tasks.digits", "tasks.mini_sudoku", "tasks"),
+    *("tasks.mnist_classifier", "tasks.polygon_classifier", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.trainer"),
     *("training.recipes", "training.digit_reader"),
     *("evaluate", "pictures", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
+CONVERT = [
+    *("torch_file", "mapping", "srm", "classifiers", "torch_model", "networks", "source"),
+    "conversion",
+]
+"""The same for ``convert``, but for its command line."""
+TOOLS = {"conftest.py", "lightning.py", "torch_writer.py"}
+"""Files of the tests without a test."""
 
 
 def name_of(path):
@@ -45,6 +54,7 @@ def trees(*folders):
 
 
 LIBRARY = trees("ipr_jax")
+CONVERTER = trees("convert")
 ALL = trees("ipr_jax", "convert", "benchmarks")
 
 
@@ -108,7 +118,9 @@ def test_everything_public_has_a_docstring(module):
     assert not public - set(described(tree))
 
 
-@pytest.mark.parametrize("config", [ModelConfig, Sampling, Refinement, TrainConfig, RefineArgs])
+@pytest.mark.parametrize(
+    "config", [ModelConfig, Sampling, Refinement, TrainConfig, RefineArgs, PolygonConfig]
+)
 def test_every_field_is_read_and_explained(config):
     """Outside of the validation of its value; and named in the docstring."""
     checks = [
@@ -134,12 +146,17 @@ def test_every_field_is_read_and_explained(config):
 # --- imports --------------------------------------------------------------------------------------
 
 
-def test_imports_run_one_way():
-    inside = [name.removeprefix("ipr_jax.") for name in LIBRARY if name != "ipr_jax"]
-    assert sorted(inside) == sorted(LAYERS), "a new file needs its place in the layers"
-    for number, layer in enumerate(LAYERS):
-        allowed = {f"ipr_jax.{earlier}" for earlier in LAYERS[:number]}
-        own = {name for name in imported(LIBRARY[f"ipr_jax.{layer}"]) if name in ALL}
+@pytest.mark.parametrize(
+    ("package", "files", "layers"),
+    [("ipr_jax", LIBRARY, LAYERS), ("convert", CONVERTER, [*CONVERT, "__main__"])],
+)
+def test_imports_run_one_way(package, files, layers):
+    inside = [name.removeprefix(f"{package}.") for name in files if name != package]
+    assert sorted(inside) == sorted(layers), "a new file needs its place in the layers"
+    for number, layer in enumerate(layers):
+        allowed = {f"{package}.{earlier}" for earlier in layers[:number]}
+        own = {name for name in imported(files[f"{package}.{layer}"]) if name in ALL}
+        allowed |= LIBRARY.keys() if package == "convert" else set()
         assert own <= allowed, layer
 
 
@@ -147,13 +164,14 @@ def test_the_readme_lists_every_file_in_that_order():
     listed = re.findall(
         r"^  (\w+)/? {2,}", README.read_text().partition("## Layout")[2], re.MULTILINE
     )
-    assert listed == list(dict.fromkeys(layer.partition(".")[0] for layer in LAYERS))
+    assert listed == list(dict.fromkeys(layer.partition(".")[0] for layer in LAYERS)) + CONVERT
 
 
 @pytest.mark.parametrize("module", ALL)
 def test_neither_torch_nor_anything_undeclared_is_imported(module):
     declared = {"chex", "flax", "jax", "matplotlib", "ml_dtypes", "numpy", "optax", "orbax"}
-    declared |= {"PIL", "rich", "scipy", "sklearn", "tyro", "ipr_jax", "convert", "benchmarks"}
+    declared |= {"PIL", "rich", "safetensors", "scipy", "sklearn", "tyro"}
+    declared |= {"ipr_jax", "convert", "benchmarks"}
     tops = {name.partition(".")[0] for name in imported(ALL[module])}
     assert tops <= declared | set(sys.stdlib_module_names)
 
@@ -198,7 +216,7 @@ def test_random_numbers_come_from_new_style_keys_and_own_generators(module):
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.name)
 def test_every_file_here_is_collected(path):
-    if path.name == "conftest.py":
+    if path.name in TOOLS:
         return
     assert path.name.startswith("test_")
     names = [

@@ -1,125 +1,46 @@
+"""Files of ``torch.save``: read as they are, refused in one line, and never run."""
+
 import builtins
-import io
+import json
 import os
 import pickle
+import pickletools
+import random
+import subprocess
 import sys
-import types
+import time
 import zipfile
+import zlib
 from collections import OrderedDict, defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+import lightning
 import ml_dtypes
 import numpy as np
 import pytest
+from torch_writer import KINDS, Call, Storage, named, save, save_legacy, storage, tensor
 
-from convert.torch_file import Placeholder, read, state_dict
+from convert.torch_file import Outline, Placeholder, outline, read, state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
-KINDS = {
-    "bool": "Bool",
-    "uint8": "Byte",
-    "int8": "Char",
-    "int16": "Short",
-    "int32": "Int",
-    "int64": "Long",
-    "float16": "Half",
-    "bfloat16": "BFloat16",
-    "float32": "Float",
-    "float64": "Double",
-    "complex64": "ComplexFloat",
-    "complex128": "ComplexDouble",
-}
+FUNCTIONS = read, state_dict, outline
 
 
-class Call:
-    """Pickles as the call of a function or class, with a state and contents."""
-
-    def __init__(
-        self, function: Any, *args: Any, state: Any = None, items: Any = (), pairs: Any = ()
-    ):
-        self.reduced = function, args, state, iter(items), iter(pairs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.reduced
-
-    def __call__(self) -> None:
-        """Be what another call may be of."""
-
-
-@dataclass
-class Storage:
-    kind: str
-    key: str
-    data: bytes
-    count: int
-
-
-def storage(array: np.ndarray, key: str = "0") -> Storage:
-    return Storage(f"{KINDS[array.dtype.name]}Storage", key, array.tobytes(), array.size)
-
-
-def tensor(store: Storage, size: Any, stride: Any, offset: int = 0, **metadata: bool) -> Call:
-    arguments = store, offset, size, stride, False, OrderedDict()
-    marks = (metadata,) if metadata else ()
-    return Call(named("torch._utils", "_rebuild_tensor_v2"), *arguments, *marks)
-
-
-def named(module: str, name: str) -> type:
-    """Return a class that pickles as a name in a module that is there while pickling only."""
-    if not hasattr(MODULES.setdefault(module, types.ModuleType(module)), name):
-        setattr(MODULES[module], name, type(name, (), {"__module__": module}))
-    return getattr(MODULES[module], name)
-
-
-MODULES: dict[str, types.ModuleType] = {"torch": types.ModuleType("torch")}
-
-
-class Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, protocol: int) -> None:
-        super().__init__(file, protocol)
-        self.storages: dict[str, Storage] = {}
-
-    def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, Storage):
-            return None
-        self.storages[obj.key] = obj
-        return "storage", named("torch", obj.kind), obj.key, "cpu", obj.count
-
-
-def pickled(value: Any, protocol: int) -> tuple[bytes, dict[str, Storage]]:
-    if isinstance(value, bytes):
-        return value, {}
-    file = io.BytesIO()
-    pickler = Pickler(file, protocol)
-    with patch.dict(sys.modules, MODULES):
-        pickler.dump(value)
-    return file.getvalue(), pickler.storages
-
-
-def save(path: Path, value: Any, protocol: int = 2, **records: bytes) -> Path:
-    contents, storages = pickled(value, protocol)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", contents)
-        for name, data in records.items():
-            archive.writestr(f"archive/{name}", data)
-        for key, store in storages.items():
-            archive.writestr(f"archive/data/{key}", store.data)
-    return path
-
-
-def save_legacy(path: Path, value: Any, protocol: int = 2) -> Path:
-    contents, storages = pickled(value, protocol)
-    with open(path, "wb") as file:
-        for head in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
-            pickle.dump(head, file, 2)
-        file.write(contents)
-        pickle.dump(sorted(storages), file, 2)
-        for _, store in sorted(storages.items()):
-            file.write(store.count.to_bytes(8, "little") + store.data)
-    return path
+def refusal(function: Callable[[Path], Any], path: Path) -> str:
+    """Return why a file is refused, "" if it is not; the message is one short line about it."""
+    try:
+        function(path)
+    except Exception as error:
+        kind, message = type(error), str(error)
+    else:
+        return ""
+    assert kind is ValueError, message
+    assert message.startswith(f"{path} ")
+    assert message.isprintable()
+    assert len(message) < len(str(path)) + 1100
+    return message.removeprefix(f"{path} ")
 
 
 @pytest.fixture
@@ -207,6 +128,19 @@ def test_storages_with_bytes_missing_are_refused(path: Path, write: Any) -> None
         read(write(path, tensor(store, (6,), (1,))))
 
 
+def test_sizes_are_compared_before_bytes_are_read(path: Path) -> None:
+    save(path, tensor(Storage("FloatStorage", "0", b"\7" * 20, 6), (6,), (1,)))
+    path.write_bytes(path.read_bytes().replace(b"\7" * 20, bytes(20)))  # its checksum is wrong
+    assert "storage 0 has 20 bytes: it must have 24" in refusal(read, path)
+
+
+def test_storages_that_are_not_there_are_refused(path: Path) -> None:
+    save(path, tensor(Storage("FloatStorage", "0", bytes(24), 6), (6,), (1,)))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"archive/data/0", b"archive/data/1"))
+    assert "storage 0 has 0 bytes: it must have 24" in refusal(read, path)
+
+
 def test_unknown_tensors_are_refused(path: Path) -> None:
     with pytest.raises(ValueError, match="type QInt8Storage: it must be one of BoolStorage"):
         read(save(path, tensor(Storage("QInt8Storage", "0", b"", 0), (0,), (1,))))
@@ -279,7 +213,7 @@ def test_placeholders(path: Path, protocol: int) -> None:
         "reference": kind,
         "method": Call(getattr, kind, "method"),
         "built by it": Call(Call(getattr, kind, "Nested"), 3),
-        "state alone": kind.__new__(kind),
+        "state alone": object.__new__(kind),
     }
     value["state alone"].z = 5
     got = read(save(path, value, protocol))
@@ -346,13 +280,15 @@ def test_nothing_is_run_by_any_opcode(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [save, save_legacy])
-@pytest.mark.parametrize("kept", [0, 4, 0.5, -1])
-def test_truncated_files_are_refused(path: Path, write: Any, kept: float) -> None:
-    write(path, tensor(storage(np.full(100, 7, np.int8)), (100,), (1,)))
+def test_files_cut_anywhere_are_refused(path: Path, write: Any) -> None:
+    write(path, {"state_dict": {"a": tensor(storage(np.full(10, 7, np.int8)), (10,), (1,))}})
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept) if kept == 0.5 else int(kept)])
-    with pytest.raises(ValueError, match=r"file\.pt is no readable PyTorch file: "):
-        read(path)
+    assert outline(path).tensors == ("a",)
+    for kept in range(len(data)):
+        path.write_bytes(data[:kept])
+        for function in FUNCTIONS:
+            reason = refusal(function, path)
+            assert reason.startswith("is no readable PyTorch file: it is ") or "storage 0" in reason
 
 
 def test_flipped_bits_are_noticed(path: Path) -> None:
@@ -364,23 +300,152 @@ def test_flipped_bits_are_noticed(path: Path) -> None:
         read(path)
 
 
-def test_foreign_files_are_refused(path: Path) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_foreign_files_are_refused(path: Path, function: Any) -> None:
     with pytest.raises(FileNotFoundError):
-        read(path)
-    path.write_bytes(b"not a PyTorch file")
-    with pytest.raises(ValueError, match="invalid load key"):
-        read(path)
-    path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match="PyTorch's magic number"):
-        read(path)
+        function(path)
+    with pytest.raises(OSError, match="Is a directory"):
+        function(path.parent)
+    generator = random.Random(0)
+    neither = "it is neither a zip file nor in PyTorch's format from before zip"
+    for data, reason in (
+        (b"", "it is empty"),
+        (b"P", neither),
+        (b"version https://git-lfs.github.com/spec/v1\n", neither),
+        (b"<!DOCTYPE html>\n", neither),
+        (generator.randbytes(10_000), neither),
+        (pickle.dumps({"a": 1}), neither),
+        (pickle.dumps(0x1950A86A20F9469CFC6B), neither),
+        (pickle.dumps(0x1950A86A20F9469CFC6C) + pickle.dumps(7), "protocol 7: it must be 1001"),
+        (b"PK\3\4" + generator.randbytes(10_000), "it is damaged or truncated (BadZipFile: "),
+    ):
+        path.write_bytes(data)
+        assert refusal(function, path).startswith(f"is no readable PyTorch file: {reason}")
+
+
+def test_other_zip_files_are_refused(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", b"")
-    with pytest.raises(ValueError, match="zip file with 0 records"):
-        read(path)
-    with pytest.raises(ValueError, match="TorchScript archive"):
-        read(save(path, {}, **{"constants.pkl": b""}))
-    with pytest.raises(ValueError, match="RecursionError"):
-        read(save(path, b"]" * 100_000 + b"a" * 99_999 + b"."))
+    assert "zip file with 0 records" in refusal(read, path)
+    assert "TorchScript archive" in refusal(read, save(path, {}, **{"constants.pkl": b""}))
+    with zipfile.ZipFile(save(path, 1), "a") as archive:
+        archive.filelist.append(archive.filelist[0])
+        archive.comment = b"so that the directory is written anew"
+    assert "two entries archive/data.pkl: names must differ" in refusal(read, path)
+
+
+def test_messages_are_one_short_line(path: Path) -> None:
+    odd = "a\n\u2028b\r\x1b" * 1000
+    value = tensor(Storage(odd, "0", b"", 0), (0,), (1,))
+    assert "elements of type a b a b" in refusal(read, save(path, value, 4))
+    save(path, {odd: tensor(storage(np.ones(1)), (1,), (1,))})
+    assert "begin with a b a b" in refusal(lambda path: state_dict(path, "x"), path)
+    assert "begins with 'a\\n" in refusal(lambda path: state_dict(path, odd + "x"), path)
+    recursive = save(path, b"]" * 100_000 + b"a" * 99_999 + b".")
+    assert "RecursionError" in refusal(read, recursive)
+
+
+READ = """
+import json, resource, sys, tracemalloc
+from convert import torch_file
+resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))  # in case memory is not bounded
+tracemalloc.start()
+answers = []
+for path in sys.argv[1:]:
+    tracemalloc.reset_peak()
+    try:
+        answer = repr(torch_file.read(path))
+    except ValueError as error:
+        answer = str(error)
+    answers.append((answer, tracemalloc.get_traced_memory()[1]))
+print(json.dumps(answers))
+"""
+
+
+def check_bounded(answers: dict[Path, str]) -> None:
+    """Check what files are read as, or why not, in a process that they may bring down."""
+    command = [sys.executable, "-c", READ, *map(os.fspath, answers)]
+    settings = {"cwd": GOLDEN.parents[1], "env": os.environ | {"OPENBLAS_NUM_THREADS": "1"}}
+    output = subprocess.run(
+        command, **settings, check=True, timeout=60, stdout=subprocess.PIPE
+    ).stdout
+    for (path, wanted), (answer, peak) in zip(answers.items(), json.loads(output), strict=True):
+        assert wanted in answer, path
+        assert peak < 2**24, path
+
+
+def test_pickles_that_claim_much_take_little(tmp_path: Path) -> None:
+    damaged, tuples = "it is damaged or truncated", "tuples in a tuple, "
+    doubled = b"q\0000(h\0h\0l"  # from a list, one that has it twice
+    answers = {}
+    for number, (contents, answer) in enumerate(
+        [
+            (b"]r\xff\xff\xff\x7f.", "[]"),  # an index of the memo
+            (b"]p2147483647\n.", "[]"),
+            (b"T" + (2**31 - 1).to_bytes(4, "little") + b"few.", damaged),  # lengths
+            (b"B" + (2**32 - 1).to_bytes(4, "little") + b"few.", damaged),
+            (b"X" + (2**32 - 1).to_bytes(4, "little") + b"few.", damaged),
+            (b"\x8b" + (2**31 - 1).to_bytes(4, "little") + b"few.", damaged),
+            (b"\x8d" + (2**40).to_bytes(8, "little") + b"few.", damaged),
+            (b"\x8e" + (2**40).to_bytes(8, "little") + b"few.", damaged),
+            (b"\x95" + (2**40).to_bytes(8, "little") + b"few.", damaged),
+            (b"\x96" + (2**40).to_bytes(8, "little") + b"few.", damaged),
+            (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", damaged),
+            (b"})" + b"\x85" * 10**5 + b"Ns.", tuples),  # a key too deep for the stack of C
+            (b"})" + b"2\x86" * 99 + b"Ns.", tuples),  # one with 2^99 paths
+            (b"]" + doubled * 60 + b"Q.", "persistent id [[[[[["),
+        ]
+    ):
+        answers[save(tmp_path / f"{number}.zip", contents)] = answer
+        answers[save_legacy(tmp_path / f"{number}.legacy", contents)] = answer
+    check_bounded(answers)
+
+
+def test_storages_that_claim_much_take_little(tmp_path: Path) -> None:
+    answers = {}
+    size = 2**26
+    value = tensor(Storage("ByteStorage", "0", b"\7" * 1000, size), (size,), (1,))
+
+    path = save(tmp_path / "deflated", value)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/1", bytes(size))
+    answers[path] = "compressed entry archive/data/1: it must be stored"
+
+    for name, sizes, answer in (
+        ("claimed", (2**33, 2**33), "bytes in a file of"),
+        ("unequal", (size, 1000), "compressed entry archive/data/0: it must be stored"),
+    ):
+        path = save(tmp_path / name, value)
+        with zipfile.ZipFile(path, "a") as archive:
+            entry = archive.getinfo("archive/data/0")
+            entry.file_size, entry.compress_size = sizes
+            archive.comment = b"so that the directory is written anew"
+        answers[path] = answer
+
+    path = save_legacy(tmp_path / "legacy", value)
+    answers[path] = f"storage 0 has 1000 bytes: it must have {size}"
+    check_bounded(answers)
+
+
+def test_overlapping_entries_are_refused(path: Path) -> None:
+    data = bytes(1000)
+    inner = zipfile.ZipInfo("archive/data/1")
+    inner.file_size, inner.compress_size, inner.CRC = len(data), len(data), zlib.crc32(data)
+    outer = inner.FileHeader() + data
+    save(path, {"a": tensor(Storage("ByteStorage", "0", outer, len(outer)), (9,), (1,))})
+    with zipfile.ZipFile(path, "a") as archive:
+        inner.header_offset = archive.start_dir - len(outer)
+        archive.filelist.append(inner)
+        archive.comment = b"so that the directory is written anew"
+    assert "overlap" in refusal(read, path).lower()
+
+
+def test_many_tensors_are_read_fast(path: Path) -> None:
+    value = {f"{i}": tensor(storage(np.zeros(1), f"{i}"), (1,), (1,)) for i in range(7000)}
+    save(path, value)
+    start = time.process_time()
+    assert len(outline(path).tensors) == 7000
+    assert time.process_time() - start < 2
 
 
 def test_state_dict_selects_by_prefix_and_reads_no_more(path: Path) -> None:
@@ -397,7 +462,24 @@ def test_state_dict_selects_by_prefix_and_reads_no_more(path: Path) -> None:
         with pytest.raises(ValueError, match=r"file\.pt .*'ema\.'; .*begin with net\., other\."):
             state_dict(path, "ema.")
     with pytest.raises(ValueError, match=r"begins with ''; .*begin with nothing"):
-        state_dict(save(path, [one]))
+        state_dict(save(path, {}))
+
+
+@pytest.mark.parametrize("write", [save, save_legacy])
+def test_outline_is_of_names_and_reads_no_storage(path: Path, write: Any) -> None:
+    one = tensor(storage(np.ones(2, np.float32)), (3,), (1,))  # cannot be read
+    names = OrderedDict({"net.w": one, "net.step": 3, 4: one, "other.w": one})
+    tensors = "net.w", "net.step", "other.w"
+    assert outline(write(path, {"epoch": 1, "state_dict": names, "loops": {}})) == Outline(
+        tensors, ("epoch", "loops")
+    )
+    assert outline(write(path, names)) == (tensors, ())
+    assert outline(write(path, {})) == ((), ())
+    for value in ([one], one, None, {"state_dict": [one]}, Call(named("somewhere", "Thing"))):
+        for function in (outline, state_dict):
+            reason = refusal(function, write(path, value))
+            assert "PyTorch file: it holds " in reason
+            assert ": it must hold tensors by name" in reason
 
 
 @pytest.mark.parametrize("name", ["tiny_even", "tiny_sudoku"])
@@ -420,3 +502,150 @@ def test_plain_state_dict() -> None:
     tensors = state_dict(GOLDEN / "classifiers" / "mnist_classifier.pth")
     assert len(tensors) == 8
     assert sum(array.ndim == 4 for array in tensors.values()) == 2
+
+
+def described(tensors: dict[str, np.ndarray]) -> list[tuple[Any, ...]]:
+    return [(name, a.dtype, a.shape, a.tobytes()) for name, a in tensors.items()]
+
+
+def mutant(data: bytes, generator: random.Random) -> bytes:
+    """Return the bytes with some flipped, cut away, inserted or repeated."""
+    draw = generator.randrange
+    start, length = draw(len(data)), draw(1, 100)
+    match draw(6):
+        case 0 | 1:
+            changed = bytearray(data)
+            for _ in range(draw(1, 4)):
+                changed[draw(len(data))] ^= 1 << draw(8)
+            return bytes(changed)
+        case 2:
+            return data[:start]
+        case 3:
+            return data[:start] + data[start + length :]
+        case 4:
+            return data[:start] + generator.randbytes(length) + data[start:]
+    place = draw(len(data))
+    return data[:place] + data[start : start + length] + data[place:]
+
+
+@pytest.fixture(scope="module")
+def events() -> Iterator[list[str]]:
+    """What this process does to other things, while the list has an element."""
+    done: list[str] = []
+    acts = ("os.", "subprocess.", "shutil.", "exec", "compile", "import", "socket.", "ctypes.")
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if not done:
+            return
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or (event.startswith(acts) and not str(arguments[0]).startswith("encodings")):
+            done.append(f"{event} {arguments}")
+
+    sys.addaudithook(hook)  # for good
+    yield done
+    done.clear()
+
+
+def read_damaged(path: Path, events: list[str]) -> dict[str, np.ndarray]:
+    """Return the tensors in a file, none if it is refused, and check that no more is done."""
+    got: dict[str, np.ndarray] = {}
+    events.append("reading")
+    reason = refusal(lambda path: got.update(state_dict(path)), path)
+    done = events[1:]
+    events.clear()
+    assert done == []
+    assert bool(reason) is not bool(got)
+    return got
+
+
+def test_damaged_zip_files_are_refused_or_read_as_they_were(path: Path, events: list[str]) -> None:
+    generator = random.Random(0)
+    weights = {
+        "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b.weight": np.ones(1, np.float32),
+    }
+    lightning.write(path, weights, ema={name: -array for name, array in weights.items()})
+    data, original = path.read_bytes(), described(state_dict(path))
+    assert len(original) == 5
+    got = []
+    for _ in range(4000):
+        path.write_bytes(mutant(data, generator))
+        got.append(described(read_damaged(path, events)))
+    assert all(tensors in ([], original) for tensors in got)
+    assert 0 < got.count(original) < 1000
+
+
+def test_every_flipped_byte_of_a_weight_is_noticed(path: Path, events: list[str]) -> None:
+    weights = np.arange(100, dtype=np.float32)
+    data = lightning.write(path, {"a": weights}).read_bytes()
+    start = data.index(weights.tobytes())
+    for place in range(start, start + weights.nbytes):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        assert read_damaged(path, events) == {}
+
+
+def test_damaged_legacy_files_are_refused_or_run_nothing(path: Path, events: list[str]) -> None:
+    """They have no checksum, so that damaged ones can be read as anything."""
+    generator = random.Random(0)
+    weights = {name: tensor(storage(np.arange(6.0), name), (2, 3), (3, 1)) for name in "ab"}
+    hostile = [Call(os.system, "true"), Call(eval, "1"), Call(os.mkdir, f"{path}.made")]
+    data = save_legacy(path, {"state_dict": weights, "hostile": hostile}).read_bytes()
+    got = []
+    for _ in range(4000):
+        path.write_bytes(mutant(data, generator))
+        got.append(read_damaged(path, events))
+    assert 0 < got.count({}) < len(got)
+
+
+def kinds(value: Any) -> Any:
+    """Return the types in a value."""
+    if isinstance(value, dict):
+        return {key: kinds(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.dtype
+    return [*map(kinds, value)] if isinstance(value, list) else type(value)
+
+
+def named_in(path: Path) -> tuple[set[str], set[str]]:
+    """Return the classes and functions in the pickle of a zip file, and the other entries."""
+    with zipfile.ZipFile(path) as archive:
+        codes = pickletools.genops(archive.read("archive/data.pkl"))
+        others = {name for name in archive.namelist() if "/data/" not in name}
+        return {str(arg) for code, arg, _ in codes if code.name == "GLOBAL"}, others
+
+
+def test_lightning_writer(path: Path, rng: np.random.Generator) -> None:
+    example = GOLDEN / "tiny_even" / "last.ckpt"
+    raw = {name: rng.standard_normal((3, 4), np.float32) for name in ("a.w", "b.w")}
+    raw |= {"b.scale": np.array(5, np.float32), "b.t": raw["a.w"].T, "c.w": raw["a.w"]}
+    ema = {name: rng.standard_normal(array.shape, np.float32) for name, array in raw.items()}
+    lightning.write(path, raw, ema=ema)
+    for prefix, arrays in (("denoiser.", raw), ("ema_denoiser.module.", ema)):
+        assert described(state_dict(path, prefix)) == described(arrays)
+    names = [f"denoiser.{name}" for name in raw]
+    names += ["ema_denoiser.n_averaged", *(f"ema_denoiser.module.{name}" for name in ema)]
+    assert outline(path).tensors == tuple(names)
+    assert outline(path).others == outline(example).others
+    assert named_in(path) == named_in(example)
+
+    got, wanted = read(path), read(example)
+    assert np.shares_memory(got["state_dict"]["denoiser.a.w"], got["state_dict"]["denoiser.c.w"])
+    adam, real = got["optimizer_states"][0], wanted["optimizer_states"][0]
+    assert adam["param_groups"][0].pop("params") == list(adam["state"]) == [0, 1, 2, 3]
+    assert real["param_groups"][0].pop("params") == list(real["state"])
+    for index, shape in enumerate([(3, 4), (3, 4), (), (4, 3)]):
+        state = adam["state"][index]
+        assert kinds(state) == kinds(real["state"][0])
+        assert [array.shape for array in state.values()] == [(), shape, shape]
+    averaged = "ema_denoiser.n_averaged"
+    assert kinds(got["state_dict"][averaged]) == kinds(wanted["state_dict"][averaged])
+    for contents in (got, wanted):
+        del contents["state_dict"]
+        contents["optimizer_states"][0].pop("state")
+    assert kinds(got) == kinds(wanted)
+
+
+def test_lightning_writer_of_weights_only(path: Path) -> None:
+    lightning.write(path, {"a": np.ones(2, np.float32)}, optimizer=False)
+    others = "epoch", "global_step", "pytorch-lightning_version", "loops"
+    assert outline(path) == (("denoiser.a",), others)

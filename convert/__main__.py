@@ -1,0 +1,126 @@
+"""The command line: ``python -m convert import``, ``export`` and ``verify``."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convert import conversion
+
+Checkpoint = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+Out = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+
+console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+TOLERANCE = 1e-4
+"""Largest difference that ``verify`` accepts, relative to the largest magnitude or 1."""
+
+
+@dataclass(frozen=True)
+class ImportArgs:
+    """The options of ``python -m convert import``.
+
+    Attributes:
+        checkpoint: a Lightning .ckpt, a .pt or .pth state dict, or a .safetensors file.
+        out: the new model folder.
+        preset: the release that it is: ep, ep_4, ep_4_bs050, ep_4_bs100, cp_ffhq, cp_ffhq_8,
+            ms1000, ms1000_28, ms1000_28_df; or an architecture of ipr_jax by name.
+        weights: the averaged weights or those of the last step, where a file has both.
+        image_size: height and width in pixels, where no preset gives them.
+        patch_size: pixels per side of a patch, that of the image for an image-level model.
+        head_width: channels per attention head.
+        allow_nonfinite: convert weights that are not finite, too.
+    """
+
+    checkpoint: Checkpoint
+    out: Out
+    preset: str | None = None
+    weights: Literal["ema", "raw"] = "ema"
+    image_size: tuple[int, int] | None = None
+    patch_size: int | None = None
+    head_width: int | None = None
+    allow_nonfinite: bool = False
+
+
+def import_(args: Annotated[ImportArgs, tyro.conf.arg(name="")]) -> None:
+    """Convert a PyTorch checkpoint to a model folder.
+
+    PyTorch is not needed, and nothing in the file is run.
+    """
+    flags = {name: getattr(args, name) for name in ("image_size", "patch_size", "head_width")}
+    read, config = conversion.import_checkpoint(
+        args.checkpoint,
+        args.out,
+        weights=args.weights,
+        preset=args.preset,
+        given={name: value for name, value in flags.items() if value is not None},
+        allow_nonfinite=args.allow_nonfinite,
+    )
+    which = "" if read.weights == "only" else f", {read.weights} weights"
+    console.print(f"{read.network.title}{which}: {len(read.tensors)} tensors used", style="bold")
+    for reason, names in read.ignored.items():
+        examples = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        console.print(f"ignored ({reason}): {len(names)}: {examples}")
+    console.print(config)
+    console.print(f"written: {args.out}")
+
+
+def export(model: Model, out: Out) -> None:
+    """Write a model as safetensors under the names that it has in PyTorch.
+
+    Args:
+        model: a shipped model or a model folder.
+        out: the new file.
+    """
+    count = conversion.export(model, out)
+    console.print(f"written: {out}, {count} tensors")
+
+
+def verify(
+    checkpoint: Checkpoint,
+    model: Model,
+    batch: int = 2,
+    seed: int = 0,
+) -> None:
+    """Compare a converted model with PyTorch, which must be installed, on random inputs.
+
+    Args:
+        checkpoint: what was converted.
+        model: the model folder that came of it.
+        batch: how many inputs.
+        seed: of the inputs.
+    """
+    found = conversion.verify(checkpoint, model, batch=batch, seed=seed)
+    table = Table(box=None, header_style="bold")
+    for title in ("output", "largest difference", "largest magnitude"):
+        table.add_column(title, justify="left" if title == "output" else "right")
+    for name, (difference, magnitude) in found.items():
+        table.add_row(name, f"{difference:.1e}", f"{magnitude:.2g}")
+    console.print(table)
+    wrong = [name for name, (d, m) in found.items() if not d <= TOLERANCE * max(1, m)]
+    if wrong:
+        raise ValueError(f"{wrong} differ by more than {TOLERANCE:g} of the largest magnitude")
+
+
+def main() -> None:
+    """Entry point of ``python -m convert``: refusals end with one clear line, exit code 2."""
+    commands = {"import": import_, "export": export, "verify": verify}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m convert")
+    except (ValueError, OSError, ImportError) as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Between files of PyTorch and models of ``ipr_jax``: import, export, verify."""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from convert import mapping, networks, source
+from ipr_jax import checkpoint, files
+from ipr_jax.networks import build, inputs, open_network
+
+
+def import_checkpoint(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    weights: str = "ema",
+    preset: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+) -> tuple[source.Source, Any]:
+    """Convert a checkpoint to a model folder, which appears whole or not at all.
+
+    Args:
+        path: what ``torch.save`` or safetensors wrote.
+        out: the new folder.
+        weights: "ema" or "raw", where a file has both.
+        preset: the released architecture that it is.
+        given: fields of the configuration that the tensors do not tell; they override the preset.
+        allow_nonfinite: convert weights that are not finite, too.
+
+    Returns:
+        What was read, and the configuration of the model.
+
+    Raises:
+        OSError: there is no such file, or ``out`` exists or cannot be written.
+        ValueError: the file is refused, in one line with its path and the reason.
+    """
+    out = files.refuse_existing(out)
+    read = source.read(path, weights)
+    try:
+        config, origin = _configure(read, preset, given or {})
+        broken = [name for name, tensor in read.tensors.items() if not _finite(tensor)]
+        if broken and not allow_nonfinite:
+            raise ValueError(
+                f"{len(broken)} tensors must be finite (or give --allow-nonfinite): "
+                f"{mapping.listed(broken)}"
+            )
+        abstract = nnx.eval_shape(lambda: build(config))
+        network = mapping.fill(abstract, read.network.table(config), read.tensors)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    provenance = {
+        "source": Path(path).name,
+        "sha256": read.sha256,
+        "weights": read.weights,
+        "architecture": origin,
+        "converter": f"ipr_jax {importlib.metadata.version('ipr_jax')}",
+    }
+    if "provenance" in read.described:
+        provenance["exported from"] = read.described["provenance"]
+    checkpoint.save(out, config, nnx.state(network), provenance)
+    return read, config
+
+
+def _configure(
+    read: source.Source, preset: str | None, given: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """The configuration of what was read, and where it comes from."""
+    network, base, origin = read.network, None, "the tensors"
+    if preset is not None:
+        if preset not in network.presets:
+            known = list(network.presets)
+            raise ValueError(f"unknown preset {preset!r} for a {network.title}; known: {known}")
+        base, origin = network.presets[preset], f"preset {preset}"
+    elif "config" in read.described:
+        try:
+            base = checkpoint.from_json(read.described["config"], [network.config])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its metadata describes no {network.title}: {error}") from error
+        origin = "the metadata"
+    config = networks.configure(network, _shapes(read), base, origin, given)
+    flags = ", ".join(f"{name}={value}" for name, value in given.items())
+    return config, f"{origin} and {flags}" if flags else origin
+
+
+def _shapes(read: source.Source) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in read.tensors.items()}
+
+
+def _finite(tensor: np.ndarray) -> bool:
+    return bool(np.isfinite(tensor).all())
+
+
+def export(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
+    """Write a model as safetensors under its PyTorch names; the file appears whole or not at all.
+
+    Args:
+        model: a model folder or a shipped model.
+        out: the new file.
+
+    Returns:
+        How many tensors were written.
+
+    Raises:
+        OSError: there is no such model, or ``out`` exists or cannot be written.
+        ValueError: the folder holds no model.
+    """
+    out = files.refuse_existing(out)
+    network, provenance = open_network(model)
+    tensors = mapping.extract(network, networks.of_config(network.config).table(network.config))
+    described = {"config": checkpoint.to_json(network.config), "provenance": provenance}
+    metadata = {"format": "pt", source.METADATA: json.dumps(described)}
+    with files.whole(out) as part:
+        save_file(tensors, part, metadata=metadata)
+    return len(tensors)
+
+
+def verify(
+    path: str | os.PathLike[str], model: str | os.PathLike[str], *, batch: int = 2, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Compare a converted model with PyTorch on random inputs.
+
+    Args:
+        path: the checkpoint.
+        model: the folder that it was converted to.
+        batch: random inputs.
+        seed: of the inputs.
+
+    Returns:
+        By output: the largest absolute difference, and the largest magnitude.
+
+    Raises:
+        ModuleNotFoundError: PyTorch is not installed.
+        OSError, ValueError: the checkpoint or the model cannot be read, or they are of different
+            networks.
+    """
+    network, provenance = open_network(model)
+    config = network.config
+    read = source.read(path, provenance.get("weights", "ema"))
+    if read.network.config is not type(config):
+        title = networks.of_config(config).title
+        raise ValueError(f"{os.fspath(path)} holds a {read.network.title}, {model} a {title}")
+    try:
+        networks.configure(read.network, _shapes(read), config, f"model {model}", {})
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    rng = np.random.default_rng(seed)
+    arguments = {
+        name: (rng.random if name == "t" else rng.standard_normal)(shape.shape, np.float32)
+        for name, shape in inputs(config, batch).items()
+    }
+    theirs = read.network.twin(
+        read.tensors, config, **{name: _channel_first(array) for name, array in arguments.items()}
+    )
+    with jax.default_matmul_precision("highest"):
+        output = network(**{name: jnp.asarray(array) for name, array in arguments.items()})
+    ours = {name: _channel_first(array) for name, array in _by_name(output).items()}
+    return {
+        name: (float(np.abs(ours[name] - array).max()), float(np.abs(array).max()))
+        for name, array in theirs.items()
+    }
+
+
+def _by_name(output: Any) -> dict[str, np.ndarray]:
+    """The outputs of any network by name."""
+    if isinstance(output, jax.Array):
+        output = {"logits": output}
+    named = output if isinstance(output, dict) else output._asdict()
+    return {name: np.asarray(array) for name, array in named.items()}
+
+
+def _channel_first(array: np.ndarray) -> np.ndarray:
+    """Images as PyTorch has them; other arrays as they are."""
+    return np.ascontiguousarray(np.moveaxis(array, -1, 1)) if array.ndim == 4 else array

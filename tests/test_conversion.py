@@ -1,0 +1,603 @@
+"""From PyTorch files to models and back, through the command line where users go through it."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import gzip
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import lightning
+import ml_dtypes
+import numpy as np
+import pytest
+import torch_writer
+from conftest import GOLDEN, PREFIXES, golden, golden_config, golden_model, nhwc
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import ipr_jax
+from convert import __main__ as command
+from convert import conversion, mapping, networks, srm, torch_file
+from ipr_jax import checkpoint
+from ipr_jax.networks import build, open_network
+from ipr_jax.tasks.mnist_classifier import read_digits
+from ipr_jax.tasks.polygon_classifier import PolygonConfig, read_counts
+
+ROOT = Path(__file__).parents[1]
+EVEN = GOLDEN / "tiny_even" / "last.ckpt"
+MNIST = GOLDEN / "classifiers" / "mnist_classifier.pth"
+FLAGS = {
+    name: {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "head_width": config.head_width,
+    }
+    for name in ("tiny_even", "tiny_sudoku")
+    for config in [golden_config(name)]
+}
+STEM = "model.encoder.blocks.0.0.weight"
+
+
+def words(given):
+    """Fields of a configuration as options of the command."""
+    for name, value in given.items():
+        yield f"--{name.replace('_', '-')}"
+        yield from map(str, value if isinstance(value, tuple) else [value])
+
+
+def tensors_of(path, prefix=PREFIXES["ema"]):
+    return {name: np.array(tensor) for name, tensor in torch_file.state_dict(path, prefix).items()}
+
+
+def random_tensors(config, seed=0):
+    """A state dict of random numbers, the repeated tensors the same objects."""
+    rng = np.random.default_rng(seed)
+    leaves = dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(config)))))
+    tensors = {}
+    for entry in networks.of_config(config).table(config):
+        array = rng.standard_normal(entry.torch_shape(leaves[entry.path].shape), np.float32)
+        tensors |= dict.fromkeys(entry.names, 0.02 * array)
+    return tensors
+
+
+def save_tensors(path, tensors):
+    return torch_writer.save(
+        path,
+        {
+            name: torch_writer.tensor(
+                torch_writer.storage(array, str(number)),
+                array.shape,
+                tuple(step // array.itemsize for step in array.strides),
+            )
+            for number, (name, array) in enumerate(tensors.items())
+        },
+    )
+
+
+def run(monkeypatch, *arguments):
+    """Run the command line; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    try:
+        command.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def assert_same(a, b):
+    """Two networks have the same configuration and the same bits."""
+    assert a.config == b.config
+    left, right = (nnx.to_pure_dict(nnx.state(network)) for network in (a, b))
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(one).view(np.uint32), np.asarray(other).view(np.uint32)
+        )
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("name", ["tiny_even", "tiny_sudoku"])
+def test_models_of_lightning_checkpoints(tmp_path, name, weights):
+    """``test_model`` compares what ``golden_model`` computes with the recorded outputs."""
+    path, out = GOLDEN / name / "last.ckpt", tmp_path / "model"
+    conversion.import_checkpoint(path, out, weights=weights, given=FLAGS[name])
+    model, provenance = checkpoint.open_model(out)
+    assert_same(model, golden_model(name, weights))
+    assert provenance["source"] == "last.ckpt"
+    assert provenance["weights"] == weights
+    sha256 = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+    assert provenance["sha256"] == sha256.split()[0]
+    assert provenance["converter"] == "ipr_jax 0.1.0"
+
+
+BLOCKED = """
+import sys
+import time
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "pytorch_lightning"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+program, *sys.argv = sys.argv[1:]
+sys.argv.insert(0, program)
+if program == "convert":
+    from convert.__main__ import main
+else:
+    from ipr_jax.cli import main
+main()
+"""
+
+
+def test_every_command_works_where_torch_cannot_be_imported(tmp_path):
+    def run(program, *arguments):
+        command = [sys.executable, "-c", BLOCKED, program, *map(str, arguments)]
+        environment = os.environ | {"COLUMNS": "200"}
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+    flags = list(words(FLAGS["tiny_even"]))
+    done = run("convert", "import", EVEN, tmp_path / "model", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "158 tensors used" in done.stdout
+    assert "ignored (the raw weights): 158: denoiser." in done.stdout
+    assert "ignored (counts the averaged steps): 1: ema_denoiser.n_averaged" in done.stdout
+    assert re.search(r"ignored \(no weights\): \d+: epoch, ", done.stdout)
+    done = run("convert", "export", tmp_path / "model", tmp_path / "model.safetensors")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("ipr-jax", "info", tmp_path / "model")
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("243,111", "4 x 4, one per patch", "GFLOP", "last.ckpt", "ema", "(32, 32)"):
+        assert part in done.stdout
+    done = run("convert", "verify", EVEN, tmp_path / "model")
+    assert done.returncode == 2
+    assert done.stderr == "error: verify needs PyTorch: pip install torch\n"
+
+
+def test_digit_classifier_agrees_with_the_published_one(tmp_path):
+    conversion.import_checkpoint(MNIST, tmp_path / "model")
+    save_file(tensors_of(MNIST, ""), tmp_path / "hub.safetensors")
+    conversion.import_checkpoint(tmp_path / "hub.safetensors", tmp_path / "from_hub")
+    classifier, _ = open_network(tmp_path / "model")
+    assert_same(classifier, open_network(tmp_path / "from_hub")[0])
+    recorded = golden("classifiers/mnist_classifier.npz")
+    logits = classifier(jnp.asarray(nhwc(recorded["tiles"])))
+    np.testing.assert_allclose(logits, recorded["logits"], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(read_digits(logits), recorded["digits"])
+
+
+def test_a_predicted_zero_is_replaced_by_the_runner_up():
+    logits = jnp.asarray([[9.0, 1, 2, 8, 0, 0, 0, 0, 0, 0], [0.0, 0, 0, 0, 0, 0, 0, 0, 0, 1]])
+    assert read_digits(logits).tolist() == [3, 9]
+
+
+@pytest.fixture(scope="module")
+def polygon_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("polygons") / "resnet50.pth"
+    packed = GOLDEN / "classifiers" / "counting_polygons_resnet50.pth.gz"
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    return path
+
+
+def test_polygon_classifier_agrees_with_the_published_one(tmp_path, polygon_file):
+    read, _ = conversion.import_checkpoint(polygon_file, tmp_path / "model")
+    assert {why: len(names) for why, names in read.ignored.items()} == {
+        "counts the batches of training": 53
+    }
+    classifier, _ = open_network(tmp_path / "model")
+    recorded = golden("classifiers/counting_polygons_resnet50.npz")
+    logits = classifier(jnp.asarray(nhwc(recorded["images"])))
+    for name, ours in logits.items():
+        np.testing.assert_allclose(ours, recorded[f"logits_{name}"], rtol=0, atol=1e-4)
+    counts = read_counts(logits, classifier.config)
+    np.testing.assert_array_equal(counts.num_polygons, recorded["pred_num_polygons"])
+    np.testing.assert_array_equal(counts.num_vertices, recorded["pred_num_vertices"])
+    np.testing.assert_array_equal(counts.is_uniform, recorded["pred_is_uniform"])
+    np.testing.assert_array_equal(counts.stated, recorded["pred_num_polygons_vertices"])
+    np.testing.assert_array_equal(classifier.config.pairs, recorded["label_pairs"])
+
+
+def test_stars_with_the_names_of_the_hub(tmp_path):
+    config = networks.classifiers.VARIANTS["stars"]
+    tensors = {f"model.{name}": array for name, array in random_tensors(config).items()}
+    tensors["model.bn1.num_batches_tracked"] = np.array(7)
+    save_file(tensors, tmp_path / "stars.safetensors")
+    _, found = conversion.import_checkpoint(tmp_path / "stars.safetensors", tmp_path / "model")
+    assert found == config == PolygonConfig(min_vertices=2, max_vertices=9)
+    with pytest.raises(ValueError, match=r"preset polygons says min_vertices=3, max_vertices=7, b"):
+        conversion.import_checkpoint(
+            tmp_path / "stars.safetensors", tmp_path / "other", preset="polygons"
+        )
+
+
+def test_image_level_model_with_clues(tmp_path):
+    """The first channels of its stem see the noisy image, then the mask, then the clues."""
+    config = dataclasses.replace(
+        golden_config("tiny_even"), patch_size=16, channels=1, concat_clues=True
+    )
+    tensors = random_tensors(config)
+    given = FLAGS["tiny_even"] | {"patch_size": 16}
+    _, found = conversion.import_checkpoint(
+        lightning.write(tmp_path / "last.ckpt", tensors, ema=tensors),
+        tmp_path / "model",
+        given=given,
+    )
+    assert found == config
+    model = ipr_jax.load(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    image, z = rng.uniform(-1, 1, (2, 3, 16, 16, 1)).astype(np.float32)
+    editable = rng.random((3, 4, 4)) < 0.5
+    t = jnp.full((3, 1, 1), 0.5)
+    prediction = ipr_jax.condition_on(model, image, editable)(jnp.asarray(z), t)
+    assert prediction.sigma.shape == (3, 1, 1)
+
+    mask = editable.repeat(4, 1).repeat(4, 2)[..., None]
+    seen = np.concatenate([z, mask, np.where(mask, 0, image)], -1, dtype=np.float32)
+    np.testing.assert_array_equal(prediction.velocity, model.unet(jnp.asarray(seen), t)[..., :1])
+    keys = ipr_jax.sample_keys(jax.random.key(0), 3)
+    whole = np.ones((3, 1, 1), bool)
+    sampled = ipr_jax.generate(ipr_jax.condition_on(model, image, editable), keys, image, whole)
+    assert sampled.nfe.tolist() == [3, 3, 3]
+    assert sampled.finite.all()
+    with pytest.raises(ValueError, match="bind them by condition_on"):
+        model(jnp.asarray(z), t)
+
+
+def test_a_sequential_model_takes_no_condition(tiny_model):
+    image, editable = jnp.zeros((1, 32, 32, 1)), jnp.ones((1, 4, 4), bool)
+    with pytest.raises(ValueError, match="takes no condition"):
+        ipr_jax.condition_on(tiny_model, image, editable)(image, jnp.ones((1, 4, 4)))
+
+
+RELEASED = srm.RELEASES.items()
+
+
+@pytest.mark.parametrize(("name", "config"), RELEASED, ids=srm.RELEASES)
+def test_every_release_is_told_from_its_tensors(name, config):
+    leaves = dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(config)))))
+    shapes = {
+        torch: entry.torch_shape(leaves[entry.path].shape)
+        for entry in srm.table(config)
+        for torch in entry.names
+    }
+    told = srm.infer(shapes)
+    assert told == {field: getattr(config, field) for field in told}
+    given = {field: getattr(config, field) for field in ("image_size", "patch_size", "head_width")}
+    srm_network = networks.of_config(config)
+    assert networks.configure(srm_network, shapes, None, "", given) == config
+    assert networks.configure(srm_network, shapes, config, name, {}) == config
+    width = {"ep": 64, "cp": 128, "ms": 128}[name[:2]]
+    assert shapes["model.encoder.blocks.0.0.weight"][:2] == (width, config.channels_in)
+    assert config.channels_in == {"ep": 3, "cp": 3, "ms": 1}[name[:2]] + 2 * (name == "ms1000")
+    assert (config.grid == (1, 1)) == (name in ("ep", "cp_ffhq", "ms1000"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floating_types_become_float32(tmp_path, dtype):
+    tensors = tensors_of(MNIST, "")
+    stored = {
+        name: tensor.astype(getattr(ml_dtypes, dtype, dtype)) for name, tensor in tensors.items()
+    }
+    conversion.import_checkpoint(save_tensors(tmp_path / "file.pt", stored), tmp_path / "model")
+    classifier, _ = open_network(tmp_path / "model")
+    kernel = np.asarray(classifier.fc2.kernel[...])
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, stored["fc2.weight"].T.astype(np.float32))
+
+
+# --- there and back -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_an_export_is_the_state_dict_of_the_denoiser(tmp_path, weights):
+    conversion.import_checkpoint(
+        EVEN, tmp_path / "model", weights=weights, given=FLAGS["tiny_even"]
+    )
+    conversion.export(tmp_path / "model", tmp_path / "model.safetensors")
+    exported, original = (
+        load_file(tmp_path / "model.safetensors"),
+        tensors_of(EVEN, PREFIXES[weights]),
+    )
+    assert exported.keys() == original.keys()
+    for name, tensor in original.items():
+        assert (exported[name].dtype, exported[name].shape) == (tensor.dtype, tensor.shape)
+        assert exported[name].tobytes() == tensor.tobytes()
+
+
+def test_an_import_of_an_export_is_the_same_model(tmp_path, polygon_file):
+    made = {"mini-sudoku": "mini-sudoku"}
+    for name, path, given in (
+        ("even", EVEN, FLAGS["tiny_even"]),
+        ("mnist", MNIST, {}),
+        ("polygons", polygon_file, {}),
+    ):
+        conversion.import_checkpoint(path, tmp_path / name, given=given)
+        made[name] = str(tmp_path / name)
+    for name, model in made.items():
+        file, back = tmp_path / f"{name}.safetensors", tmp_path / f"{name}-back"
+        conversion.export(model, file)
+        conversion.import_checkpoint(file, back)  # the architecture is in the file
+        (network, first), (again, second) = open_network(model), open_network(back)
+        assert_same(network, again)
+        assert second["exported from"] == first
+        assert second["architecture"] == "the metadata"
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def damaged(change):
+    """The averaged weights of a small model, changed, in a checkpoint of their own."""
+
+    def write(path):
+        tensors = tensors_of(EVEN)
+        change(tensors)
+        return save_tensors(path, tensors)
+
+    return write
+
+
+def cut(path):
+    path.write_bytes(EVEN.read_bytes()[:-1000])
+
+
+def flip(path):
+    data = bytearray(EVEN.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def described(**metadata):
+    def write(path):
+        save_file(tensors_of(EVEN), path, metadata=metadata)
+
+    return write
+
+
+def bomb(path):
+    import zipfile
+
+    torch_writer.save(path, {})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
+
+
+NAN = np.float32("nan")
+NORM = "model.decoder.out.0.weight"
+REFUSED = {
+    "empty": (lambda path: path.write_bytes(b""), "it is empty"),
+    "folder": (Path.mkdir, "directory"),
+    "missing": (lambda path: None, "No such file"),
+    "text": (lambda path: path.write_text("Dear reader, this is not it"), "neither a zip"),
+    "zip of something else": (lambda path: torch_writer.save(path, {"epoch": 3}), "no network"),
+    "a list": (lambda path: torch_writer.save(path, [1, 2]), "it must hold tensors by name"),
+    "cut": (cut, "no readable PyTorch file"),
+    "flipped": (flip, "no readable PyTorch file"),
+    "zip bomb": (bomb, "compressed entry archive/data/0"),
+    "cut safetensors": (
+        lambda path: path.write_bytes((8).to_bytes(8, "little") + b'{"a":1'),
+        "header",
+    ),
+    "safetensors with a foreign description": (described(ipr_jax="[1"), "Expecting"),
+    "safetensors with an unknown kind": (
+        described(ipr_jax='{"config": {"kind": "Transformer"}}'),
+        "it holds a Transformer, where one of ['ModelConfig'] is needed",
+    ),
+    "safetensors with an odd description": (
+        described(ipr_jax='{"config": 7}'),
+        "its metadata describes no SRM denoiser",
+    ),
+    "missing tensor": (
+        damaged(lambda t: t.pop(NORM)),
+        f"the tensors are not those of this architecture; 1 missing: - {NORM}",
+    ),
+    "superfluous tensor": (
+        damaged(lambda t: t.update(more=t[NORM])),
+        "architecture; 1 too many: + more",
+    ),
+    "misshapen tensor": (
+        damaged(lambda t: t.update({NORM: t[NORM][:-1]})),
+        f"{NORM} has shape (31,); unet.out_norm.scale needs (32,)",
+    ),
+    "integers": (
+        damaged(lambda t: t.update({NORM: t[NORM].astype(np.int64)})),
+        f"{NORM} is int64, it must be of a floating type",
+    ),
+    "a stem with other channels": (
+        damaged(lambda t: t.update({STEM: np.repeat(t[STEM], 2, 1)})),
+        "an SRM maps C or 2C + 1 channels to 2C + 1, these tensors map 6 to 7",
+    ),
+    "no stem": (damaged(lambda t: t.pop(STEM)), f"{STEM}, which must have 4 axes, got no such"),
+    "times that differ": (
+        damaged(lambda t: t.update({"time_embedding.mlp.0.bias": t["time_embedding.mlp.2.bias"]})),
+        "repeated tensors must be equal: time_embedding.mlp.0.bias and",
+    ),
+    "not finite": (
+        damaged(lambda t: t.update({NORM: t[NORM] * NAN})),
+        f"1 tensors must be finite (or give --allow-nonfinite): {NORM}",
+    ),
+    "a foreign tensor in a checkpoint": (
+        lambda path: torch_writer.save(
+            path,
+            {
+                "denoiser.model.encoder.x": 1,
+                "ema_denoiser.module.model.encoder.x": 1,
+                "teacher.x": 1,
+            },
+        ),
+        "1 tensors are of no SRM denoiser: teacher.x",
+    ),
+    "no averaged weights": (
+        lambda path: lightning.write(path, tensors_of(EVEN)),
+        "it has no ema weights; choose by --weights from ['raw']",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_file_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, name):
+    make, reason = REFUSED[name]
+    path, out = tmp_path / "bad.ckpt", tmp_path / "made" / "model"
+    make(path)
+    out.parent.mkdir()
+    assert run(monkeypatch, "import", path, out, *words(FLAGS["tiny_even"])) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert str(path) in told
+    assert reason in told
+    assert len(told) < 2000
+    assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--preset", "ep_5"], "unknown preset 'ep_5' for a SRM denoiser; known: ['ep', 'ep_4',"),
+        (["--preset", "ep_4"], "preset ep_4 says widths=(64, 128, 128, 256), attention=(False, F"),
+        (["--preset", "ms1000"], "concat_clues=True, but its tensors say channels=3, widths=(32, "),
+        ([], "give --image-size, --patch-size, --head-width, or --preset; presets that fit the te"),
+        (["--patch-size", "4"], "give --image-size, --head-width, or --preset"),
+        ([*words(FLAGS["tiny_even"] | {"patch_size": 5})], "multiples of patch_size=5, got (16,"),
+        ([*words(FLAGS["tiny_even"] | {"head_width": 5})], "multiples of head_width=5, got 32"),
+    ],
+)
+def test_what_the_tensors_do_not_tell_must_be_said_and_fit(
+    tmp_path, monkeypatch, capsys, options, reason
+):
+    assert run(monkeypatch, "import", EVEN, tmp_path / "model", *options) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {EVEN}: ")
+    assert told.count("\n") == 1
+    assert reason in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_that_fit_are_offered(tmp_path):
+    tensors = random_tensors(srm.RELEASES["ep"])
+    path = save_tensors(tmp_path / "ep.pt", tensors)
+    fitting = "'ep', 'ep_4', 'ep_4_bs050', 'ep_4_bs100', 'even-pixels'"
+    with pytest.raises(ValueError, match=rf"presets that fit the tensors: \[{fitting}\]"):
+        conversion.import_checkpoint(path, tmp_path / "model")
+    _, config = conversion.import_checkpoint(
+        path, tmp_path / "model", preset="ep", given={"patch_size": 8}
+    )
+    assert config == dataclasses.replace(srm.RELEASES["ep"], patch_size=8)
+    assert open_network(tmp_path / "model")[1]["architecture"] == "preset ep and patch_size=8"
+
+
+def test_a_classifier_takes_no_patches(tmp_path):
+    with pytest.raises(ValueError, match=r"a MNIST classifier takes no \['patch_size'\]"):
+        conversion.import_checkpoint(MNIST, tmp_path / "model", given={"patch_size": 4})
+    with pytest.raises(
+        ValueError, match=r"heads of sizes .*, which must be one of .*polygons.*sta"
+    ):
+        networks.classifiers.infer_polygon({"fc.heads.num_polygons.weight": (9, 2048)})
+
+
+def test_weights_that_are_not_finite_are_converted_on_demand(tmp_path, monkeypatch, capsys):
+    path = damaged(lambda t: t.update({NORM: t[NORM] * NAN}))(tmp_path / "bad.ckpt")
+    options = [*words(FLAGS["tiny_even"]), "--allow-nonfinite"]
+    assert run(monkeypatch, "import", path, tmp_path / "model", *options) == 0
+    model = ipr_jax.load(tmp_path / "model")
+    assert np.isnan(model.unet.out_norm.scale[...]).all()
+
+
+def test_existing_results_are_kept(tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").write_text("mine")
+    for arguments in (("import", MNIST), ("export", "mini-sudoku")):
+        assert run(monkeypatch, *arguments, tmp_path / "there") == 2
+        assert "exists and is not overwritten" in capsys.readouterr().err
+        assert run(monkeypatch, *arguments, tmp_path / "none" / "there") == 2
+        assert "is not a folder, create it first" in capsys.readouterr().err
+    assert (tmp_path / "there").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_of_another_network_is_refused(tmp_path):
+    conversion.import_checkpoint(MNIST, tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"holds a MNISTConfig, where one of \['ModelConfig'\] is n"
+    ):
+        ipr_jax.load(tmp_path / "model")
+
+
+# --- whole conversions ----------------------------------------------------------------------------
+
+
+IMPORT = [sys.executable, "-m", "convert", "import"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["ep_4", "cp_ffhq_8", "ms1000_28"])
+def test_full_size_checkpoints_fit_in_time_and_memory(tmp_path, name):
+    """Raw and averaged weights and the optimizer's state, as a training leaves them."""
+    config, path, out = srm.RELEASES[name], tmp_path / "last.ckpt", tmp_path / "model"
+    averaged = random_tensors(config, seed=1)
+    lightning.write(path, random_tensors(config), ema=averaged)
+    start = time.monotonic()
+    process = subprocess.Popen([*IMPORT, path, out, "--preset", name], cwd=ROOT, stdout=-3)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert time.monotonic() - start < 60
+    assert usage.ru_maxrss * 1024 < 2.5e9
+    path.unlink()
+    model = ipr_jax.load(out)
+    assert model.config == config
+    tensors = mapping.extract(model, srm.table(config))
+    assert tensors.keys() == averaged.keys()
+    assert all(np.array_equal(tensors[name], averaged[name]) for name in tensors)
+
+
+@pytest.mark.heavy
+def test_a_killed_conversion_leaves_nothing_that_opens(tmp_path):
+    """Six are killed at any moment, fourteen while they write."""
+    rng = np.random.default_rng(0)
+    moments = [(False, delay) for delay in rng.uniform(0.5, 2.5, 6)]
+    moments += [(True, delay) for delay in rng.uniform(0, 0.3, 14)]
+    expected = golden_model("tiny_even", "ema")
+    arguments = [EVEN, "model", *words(FLAGS["tiny_even"])]
+
+    def kill(number):
+        writing, delay = moments[number]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [*IMPORT, *arguments], cwd=folder, env=environment, stdout=-3, stderr=-3
+        )
+        while writing and not list(folder.iterdir()) and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(kill, range(len(moments))))
+    outcomes = collections.Counter()
+    for folder in tmp_path.iterdir():
+        left = [path for path in folder.rglob("*") if path.is_dir()]
+        for path in left:
+            if path == folder / "model":
+                assert_same(ipr_jax.load(path), expected)
+            elif path.parent != folder / "model":
+                with pytest.raises(ValueError, match="is not a model of ipr_jax"):
+                    ipr_jax.load(path)
+        outcomes["finished" if folder / "model" in left else "begun" if left else "nothing"] += 1
+    assert sum(outcomes.values()) == 20
+    assert outcomes["begun"] >= 3, outcomes
+    begun = next(
+        f for f in tmp_path.iterdir() if list(f.glob("model.*")) and not (f / "model").exists()
+    )
+    conversion.import_checkpoint(EVEN, begun / "model", given=FLAGS["tiny_even"])
+    assert_same(ipr_jax.load(begun / "model"), expected)
+    assert [path.name for path in begun.iterdir()] == ["model"]
