@@ -149,7 +149,7 @@ def from_json(data: dict[str, Any], known: Iterable[type]) -> Any:
     Raises:
         ValueError, KeyError, TypeError: it is of none of the known classes, or damaged.
     """
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(data).items()}
     kind, kinds = fields.pop("kind"), {config.__name__: config for config in known}
     if kind not in kinds:
         raise ValueError(f"it holds a {kind}, where one of {sorted(kinds)} is needed")
