@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convert import conversion
+from ipr_jax.files import printable
 
 Checkpoint = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -23,6 +24,11 @@ TOLERANCE = 1e-4
 """Largest difference that ``verify`` accepts, relative to the largest magnitude or 1."""
 
 
+def say(text: str) -> None:
+    """Print one line, whatever the names in it."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
 @dataclass(frozen=True)
 class ImportArgs:
     """The options of ``python -m convert import``.
@@ -31,7 +37,8 @@ class ImportArgs:
         checkpoint: a Lightning .ckpt, a .pt or .pth state dict, or a .safetensors file.
         out: the new model folder.
         preset: the release that it is: ep, ep_4, ep_4_bs050, ep_4_bs100, cp_ffhq, cp_ffhq_8,
-            ms1000, ms1000_28, ms1000_28_df; or an architecture of ipr_jax by name.
+            ms1000, ms1000_28, ms1000_28_df; or an architecture of ipr_jax by name; for a classifier
+            of counts, polygons or stars.
         weights: the averaged weights or those of the last step, where a file has both.
         image_size: height and width in pixels, where no preset gives them.
         patch_size: pixels per side of a patch, that of the image for an image-level model.
@@ -64,12 +71,12 @@ def import_(args: Annotated[ImportArgs, tyro.conf.arg(name="")]) -> None:
         allow_nonfinite=args.allow_nonfinite,
     )
     which = "" if read.weights == "only" else f", {read.weights} weights"
-    console.print(f"{read.network.title}{which}: {len(read.tensors)} tensors used", style="bold")
+    say(f"{read.layout.title}{which}: {len(read.tensors)} tensors used")
     for reason, names in read.ignored.items():
         examples = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        console.print(f"ignored ({reason}): {len(names)}: {examples}")
-    console.print(config)
-    console.print(f"written: {args.out}")
+        say(f"ignored ({reason}): {len(names)}: {examples}")
+    say(str(config))
+    say(f"written: {args.out}")
 
 
 def export(model: Model, out: Out) -> None:
@@ -80,7 +87,7 @@ def export(model: Model, out: Out) -> None:
         out: the new file.
     """
     count = conversion.export(model, out)
-    console.print(f"written: {out}, {count} tensors")
+    say(f"written: {out}, {count} tensors")
 
 
 def verify(
@@ -106,7 +113,9 @@ def verify(
     console.print(table)
     wrong = [name for name, (d, m) in found.items() if not d <= TOLERANCE * max(1, m)]
     if wrong:
-        raise ValueError(f"{wrong} differ by more than {TOLERANCE:g} of the largest magnitude")
+        raise ValueError(
+            f"{', '.join(wrong)} must agree to {TOLERANCE:g} of 1 or of the largest magnitude"
+        )
 
 
 def main() -> None:
@@ -115,7 +124,10 @@ def main() -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m convert")
     except (ValueError, OSError, ImportError) as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}")
+        errors.print(f"[red]error:[/] {escape(printable(str(error)))}")
+        sys.exit(2)
+    except MemoryError:
+        errors.print("[red]error:[/] out of memory")
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print("interrupted")

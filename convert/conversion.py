@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from convert import mapping, networks, source
-from ipr_jax import checkpoint, files
+from convert import formats, mapping, source, torch_model
+from ipr_jax import check, checkpoint, files
 from ipr_jax.networks import build, inputs, open_network
 
 
@@ -44,28 +44,27 @@ def import_checkpoint(
         OSError: there is no such file, or ``out`` exists or cannot be written.
         ValueError: the file is refused, in one line with its path and the reason.
     """
-    out = files.refuse_existing(out)
+    out = checkpoint.check_path(files.refuse_existing(out))
     read = source.read(path, weights)
-    try:
+    with source.refusing(path):
         config, origin = _configure(read, preset, given or {})
-        broken = [name for name, tensor in read.tensors.items() if not _finite(tensor)]
+        table = read.layout.table(config)
+        network = mapping.fill(nnx.eval_shape(lambda: build(config)), table, read.tensors)
+        broken = mapping.nonfinite(network, table)
         if broken and not allow_nonfinite:
             raise ValueError(
-                f"{len(broken)} tensors must be finite (or give --allow-nonfinite): "
-                f"{mapping.listed(broken)}"
+                f"weights must be finite in float32 (or give --allow-nonfinite), "
+                f"{len(broken)} tensors are not: {mapping.listed(broken)}"
             )
-        abstract = nnx.eval_shape(lambda: build(config))
-        network = mapping.fill(abstract, read.network.table(config), read.tensors)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
     provenance = {
         "source": Path(path).name,
         "sha256": read.sha256,
         "weights": read.weights,
+        "ignored": {reason: len(names) for reason, names in read.ignored.items()},
         "architecture": origin,
         "converter": f"ipr_jax {importlib.metadata.version('ipr_jax')}",
     }
-    if "provenance" in read.described:
+    if read.described:
         provenance["exported from"] = read.described["provenance"]
     checkpoint.save(out, config, nnx.state(network), provenance)
     return read, config
@@ -75,29 +74,24 @@ def _configure(
     read: source.Source, preset: str | None, given: Mapping[str, Any]
 ) -> tuple[Any, str]:
     """The configuration of what was read, and where it comes from."""
-    network, base, origin = read.network, None, "the tensors"
+    layout, base, origin = read.layout, None, "the tensors"
     if preset is not None:
-        if preset not in network.presets:
-            known = list(network.presets)
-            raise ValueError(f"unknown preset {preset!r} for a {network.title}; known: {known}")
-        base, origin = network.presets[preset], f"preset {preset}"
-    elif "config" in read.described:
+        if preset not in layout.presets:
+            known = ", ".join(layout.presets) or "none"
+            raise ValueError(f"unknown preset {preset!r}; presets for {layout.title}: {known}")
+        base, origin = layout.presets[preset], f"preset {preset}"
+    if read.described:
         try:
-            base = checkpoint.from_json(read.described["config"], [network.config])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"its metadata describes no {network.title}: {error}") from error
-        origin = "the metadata"
-    config = networks.configure(network, _shapes(read), base, origin, given)
+            described = checkpoint.from_json(read.described["config"], [layout.config])
+        except TypeError as error:
+            raise ValueError(f"its metadata describes no {layout.title}: {error}") from error
+        claims = (vars(base) if base else {}) | dict(given)
+        if wrong := formats.differences(described, claims):
+            raise ValueError(f"its metadata says {wrong[0]}, but preset or options {wrong[1]}")
+        base, origin = described, "the metadata"
+    config = formats.configure(layout, read.shapes, base, origin, given)
     flags = ", ".join(f"{name}={value}" for name, value in given.items())
     return config, f"{origin} and {flags}" if flags else origin
-
-
-def _shapes(read: source.Source) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.shape for name, tensor in read.tensors.items()}
-
-
-def _finite(tensor: np.ndarray) -> bool:
-    return bool(np.isfinite(tensor).all())
 
 
 def export(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
@@ -116,11 +110,11 @@ def export(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     """
     out = files.refuse_existing(out)
     network, provenance = open_network(model)
-    tensors = mapping.extract(network, networks.of_config(network.config).table(network.config))
+    tensors = mapping.extract(network, formats.of_config(network.config).table(network.config))
     described = {"config": checkpoint.to_json(network.config), "provenance": provenance}
     metadata = {"format": "pt", source.METADATA: json.dumps(described)}
     with files.whole(out) as part:
-        save_file(tensors, part, metadata=metadata)
+        part.write_bytes(save(tensors, metadata))
     return len(tensors)
 
 
@@ -128,6 +122,9 @@ def verify(
     path: str | os.PathLike[str], model: str | os.PathLike[str], *, batch: int = 2, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Compare a converted model with PyTorch on random inputs.
+
+    What the tensors do not tell (patch size, head width, groups) is that of the model on both
+    sides, so a wrong value does not show.
 
     Args:
         path: the checkpoint.
@@ -143,22 +140,23 @@ def verify(
         OSError, ValueError: the checkpoint or the model cannot be read, or they are of different
             networks.
     """
+    torch_model.import_torch()
+    check.count("batch", batch)
+    check.seed(seed)
     network, provenance = open_network(model)
     config = network.config
-    read = source.read(path, provenance.get("weights", "ema"))
-    if read.network.config is not type(config):
-        title = networks.of_config(config).title
-        raise ValueError(f"{os.fspath(path)} holds a {read.network.title}, {model} a {title}")
-    try:
-        networks.configure(read.network, _shapes(read), config, f"model {model}", {})
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    read = source.read(path, "raw" if provenance.get("weights") == "raw" else "ema")
+    with source.refusing(path):
+        if read.layout.config is not type(config):
+            title = formats.of_config(config).title
+            raise ValueError(f"it holds a network of kind {read.layout.title}, {model} {title}")
+        formats.configure(read.layout, read.shapes, config, f"model {model}", {})
     rng = np.random.default_rng(seed)
     arguments = {
         name: (rng.random if name == "t" else rng.standard_normal)(shape.shape, np.float32)
         for name, shape in inputs(config, batch).items()
     }
-    theirs = read.network.twin(
+    theirs = read.layout.twin(
         read.tensors, config, **{name: _channel_first(array) for name, array in arguments.items()}
     )
     with jax.default_matmul_precision("highest"):

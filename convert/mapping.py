@@ -107,13 +107,20 @@ def fill(abstract: Any, entries: list[Entry], tensors: Mapping[str, np.ndarray])
         for name, other in zip(entry.names[1:], others, strict=True):
             if not np.array_equal(first, other, equal_nan=True):
                 raise ValueError(f"repeated tensors must be equal: {entry.names[0]} and {name}")
-        parameter = jnp.asarray(entry.to_jax(first), jnp.float32)
-        leaves[entry.path] = leaves[entry.path].replace(parameter)
+        with np.errstate(over="ignore"):
+            parameter = entry.to_jax(first).astype(np.float32)
+        leaves[entry.path] = leaves[entry.path].replace(jnp.asarray(parameter))
         filled.add(entry.path)
     if filled != leaves.keys():
         unfilled = (".".join(map(str, path)) for path in leaves.keys() - filled)
         raise ValueError(f"parameters without a tensor: {listed(unfilled)}")
     return nnx.merge(graph, nnx.from_flat_state(list(leaves.items())))
+
+
+def nonfinite(network: Any, entries: list[Entry]) -> list[str]:
+    """The first PyTorch names of the parameters that are not finite everywhere."""
+    leaves = dict(nnx.to_flat_state(nnx.state(network)))
+    return [entry.names[0] for entry in entries if not jnp.isfinite(leaves[entry.path][...]).all()]
 
 
 def extract(network: Any, entries: list[Entry]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The SRM denoiser in the published state dict: its table, and what its tensors tell of it."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,18 +10,26 @@ from ipr_jax.config import PRESETS, ModelConfig
 
 _EP, _CP, _MS = (PRESETS[name] for name in ("even-pixels", "counting-polygons", "mnist-sudoku"))
 
+_EP_BASE = dataclasses.replace(_EP, patch_size=32)
+_CP_BASE = dataclasses.replace(_CP, patch_size=128)
+_MS_BASE = dataclasses.replace(_MS, patch_size=252, concat_clues=True)
+
 RELEASES: dict[str, ModelConfig] = {
-    "ep": dataclasses.replace(_EP, patch_size=32),
+    "ep": _EP_BASE,
+    "ep_base": _EP_BASE,
     "ep_4": _EP,
     "ep_4_bs050": _EP,
     "ep_4_bs100": _EP,
-    "cp_ffhq": dataclasses.replace(_CP, patch_size=128),
+    "cp_ffhq": _CP_BASE,
+    "cp_ffhq_base": _CP_BASE,
     "cp_ffhq_8": _CP,
-    "ms1000": dataclasses.replace(_MS, patch_size=252, concat_clues=True),
+    "ms1000": _MS_BASE,
+    "ms1000_base": _MS_BASE,
     "ms1000_28": _MS,
     "ms1000_28_df": _MS,
 }
-"""The architecture of every released SRM checkpoint; those without a patch size are image-level."""
+"""The architecture of every released SRM checkpoint. Those without a number after the data set are
+the image-level baselines, whose published configurations are called ``*_base``."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -125,21 +134,26 @@ def infer(shapes: Shapes) -> dict[str, Any]:
             f"an SRM maps C or 2C + 1 channels to 2C + 1, these tensors map {channels_in} to "
             f"{channels_out}"
         )
-    levels: list[list[str]] = [[]]
-    index = 1
-    while any(name.startswith(f"model.encoder.blocks.{index}.") for name in shapes):
-        if f"model.encoder.blocks.{index}.0.downsample.weight" in shapes:
+    blocks: dict[int, set[str]] = {}
+    for name in shapes:
+        if match := re.fullmatch(r"model\.encoder\.blocks\.(\d{1,9})\.(.+)", name):
+            blocks.setdefault(int(match[1]), set()).add(match[2])
+    levels: list[list[int]] = [[]]
+    for index in sorted(blocks.keys() - {0}):
+        if "0.downsample.weight" in blocks[index]:
             levels.append([])
         else:
-            levels[-1].append(f"model.encoder.blocks.{index}")
-        index += 1
+            levels[-1].append(index)
     if not all(levels):
         raise ValueError("an SRM has residual blocks in every level of its encoder")
+    firsts = [level[0] for level in levels]
     time_width, num_frequencies = shape("time_embedding.mlp.0.weight", 2)
     return {
         "channels": channels,
-        "widths": tuple(shape(f"{level[0]}.0.conv_1.2.weight", 4)[0] for level in levels),
-        "attention": tuple(f"{level[0]}.1.qkv.weight" in shapes for level in levels),
+        "widths": tuple(
+            shape(f"model.encoder.blocks.{index}.0.conv_1.2.weight", 4)[0] for index in firsts
+        ),
+        "attention": tuple("1.qkv.weight" in blocks[index] for index in firsts),
         "num_blocks": len(levels[0]),
         "time_width": time_width,
         "num_frequencies": num_frequencies,

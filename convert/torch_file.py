@@ -24,11 +24,12 @@ from typing import IO, Any, ClassVar, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from ipr_jax.files import printable
+
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens the files that PyTorch wrote before it used zip
 LEGACY_PROTOCOL = 1001
 MAX_TUPLES, MAX_DEPTH = 1_000_000, 100  # in a tuple: hashing it takes time for all, and C stack
-MAX_REASON = 1000  # characters of an error message; what it quotes can be as long as the file
 
 # The element type of each class of storage and, for types without such a class, of each dtype.
 ELEMENTS = {
@@ -471,8 +472,7 @@ def _load(path: str | os.PathLike[str], select: Callable[[Any], Any]) -> Any:
 
 def _refusal(path: str | os.PathLike[str], reason: str) -> ValueError:
     """Return an error about the file: one printable line, whatever the reason quotes."""
-    printable = (char if char.isprintable() else " " for char in reason[:MAX_REASON])
-    return ValueError(f"{os.fspath(path)} {' '.join(''.join(printable).split())}")
+    return ValueError(f"{os.fspath(path)} {printable(reason)}")
 
 
 def _entries(value: Any) -> dict[str, Any]:
@@ -483,9 +483,9 @@ def _entries(value: Any) -> dict[str, Any]:
     """
     if isinstance(value, Placeholder) and value.name == "OrderedDict":
         value = dict(*value.args) | dict(value.items)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"it holds {reprlib.repr(value)}: it must hold tensors by name")
-    return {name: item for name, item in value.items() if isinstance(name, str)}
+    return value
 
 
 def _split(contents: Any) -> tuple[dict[str, Any], list[str]]:

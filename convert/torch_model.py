@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from ipr_jax.config import ModelConfig
+from ipr_jax.tasks.mnist_classifier import MNISTConfig
+from ipr_jax.tasks.polygon_classifier import PolygonConfig
 
 Tensor = Any
 
 
-def _torch() -> Any:
+def import_torch() -> Any:
     """Import PyTorch.
 
     Raises:
@@ -33,7 +35,7 @@ class _Layers:
     """The layers of a state dict by name, each as a function of its input."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray]):
-        self.torch = _torch()
+        self.torch = import_torch()
         self.functional = self.torch.nn.functional
         self.tensors = tensors
 
@@ -201,12 +203,13 @@ def srm(
 
 
 def mnist_classifier(
-    tensors: Mapping[str, np.ndarray], images: np.ndarray
+    tensors: Mapping[str, np.ndarray], config: MNISTConfig, images: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Run the classifier of digits.
 
     Args:
         tensors: the state dict.
+        config: not used.
         images: float32 [N, 1, 28, 28] in [-1, 1].
 
     Returns:
@@ -225,12 +228,13 @@ def mnist_classifier(
 
 
 def polygon_classifier(
-    tensors: Mapping[str, np.ndarray], images: np.ndarray
+    tensors: Mapping[str, np.ndarray], config: PolygonConfig, images: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Run the classifier of polygons: a ResNet of bottleneck blocks with several heads.
 
     Args:
         tensors: the state dict.
+        config: not used, the heads are those of ``tensors``.
         images: float32 [N, 3, 128, 128] in [-1, 1].
 
     Returns:

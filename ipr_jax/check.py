@@ -26,7 +26,7 @@ def count(name: str, value: Any, least: int = 1) -> None:
         ValueError: names the value and the range.
     """
     try:
-        valid = operator.index(value) >= least
+        valid = operator.index(value) >= least and not isinstance(value, bool)
     except TypeError:
         valid = False
     if not valid:
@@ -50,6 +50,21 @@ def batch(keys: jax.Array, image: ArrayLike, editable: ArrayLike) -> None:
     Raises:
         ValueError: names what is wrong and what would be valid.
     """
+    grid(image, editable)
+    size = image.shape[0]
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != (size,):
+        raise ValueError(
+            f"keys must be a key array [{size}], one per image, from sample_keys; "
+            f"got {keys.dtype} {list(keys.shape)}"
+        )
+
+
+def grid(image: ArrayLike, editable: ArrayLike) -> None:
+    """Refuse images and masks whose dtypes or shapes do not belong together.
+
+    Raises:
+        ValueError: names what is wrong and what would be valid.
+    """
     if image.ndim != 4 or image.dtype != jnp.float32 or not image.shape[0]:
         raise ValueError(
             f"image must be float32 [B, H, W, C], B at least 1, "
@@ -59,13 +74,7 @@ def batch(keys: jax.Array, image: ArrayLike, editable: ArrayLike) -> None:
         raise ValueError(
             f"editable must be bool [B, h, w], got {editable.dtype} {list(editable.shape)}"
         )
-    size = image.shape[0]
-    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != (size,):
-        raise ValueError(
-            f"keys must be a key array [{size}], one per image, from sample_keys; "
-            f"got {keys.dtype} {list(keys.shape)}"
-        )
-    _, height, width, _ = image.shape
+    size, height, width, _ = image.shape
     _, h, w = editable.shape
     square = h and w and height % h == 0 and width % w == 0 and height // h == width // w
     if editable.shape[0] != size or not square:

@@ -37,8 +37,9 @@ def save(
     Raises:
         FileExistsError: the folder exists; it is not overwritten.
         FileNotFoundError: the folder that it would be in does not exist.
+        ValueError: a path that Orbax cannot write to.
     """
-    path = refuse_existing(Path(path).absolute())
+    path = check_path(refuse_existing(path))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(
@@ -53,6 +54,22 @@ def save(
         unfinished = path.with_name(path.name + ocp.utils.TMP_DIR_SUFFIX)
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path, if Orbax can write a checkpoint there.
+
+    Raises:
+        ValueError: a part of the path would be taken for a pattern, or the name for that of an
+            unfinished checkpoint.
+    """
+    path = Path(path).absolute()
+    found = [char for char in "*?[]\\" if char in str(path)]
+    if found:
+        raise ValueError(f"{path} has {' '.join(found)}: a path of a model must be without")
+    if ocp.utils.TMP_DIR_SUFFIX in path.name:
+        raise ValueError(f"{path}: {ocp.utils.TMP_DIR_SUFFIX} marks unfinished models, rename it")
+    return path
 
 
 def load(path_or_name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> SRM:
@@ -143,14 +160,14 @@ def to_json(config: Any) -> dict[str, Any]:
     return {"kind": type(config).__name__, **dataclasses.asdict(config)}
 
 
-def from_json(data: dict[str, Any], known: Iterable[type]) -> Any:
+def from_json(data: Mapping[str, Any], known: Iterable[type]) -> Any:
     """The configuration that ``to_json`` described.
 
     Raises:
-        ValueError, KeyError, TypeError: it is of none of the known classes, or damaged.
+        ValueError, TypeError: it is of none of the known classes, or damaged.
     """
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(data).items()}
-    kind, kinds = fields.pop("kind"), {config.__name__: config for config in known}
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+    kind, kinds = fields.pop("kind", None), {config.__name__: config for config in known}
     if kind not in kinds:
-        raise ValueError(f"it holds a {kind}, where one of {sorted(kinds)} is needed")
+        raise ValueError(f"its kind is {kind!r}, where one of {sorted(kinds)} is needed")
     return kinds[kind](**fields)

@@ -27,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ipr_jax import check, checkpoint, evaluate, files, flops
 from ipr_jax.config import PRESETS, ModelConfig
@@ -351,20 +352,23 @@ def info(
     """
     network, provenance = open_network(model)
     config = network.config
-    table = Table(box=None, show_header=False)
-    table.add_row("network", type(network).__name__)
-    for name, value in dataclasses.asdict(config).items():
-        table.add_row(name, str(value))
+    rows = {"network": type(network).__name__}
+    rows |= {name: str(value) for name, value in dataclasses.asdict(config).items()}
     if isinstance(config, ModelConfig):
         h, w = config.grid
         one = "one for the image" if h * w == 1 else f"{h} x {w}, one per patch"
-        table.add_row("noise levels", one)
+        rows["noise levels"] = one
     parameters = jax.tree.leaves(nnx.state(network, nnx.Param))
-    table.add_row("parameters", f"{sum(leaf.size for leaf in parameters):,}")
+    rows["parameters"] = f"{sum(leaf.size for leaf in parameters):,}"
     number = flops.count(lambda network, given: network(**given), network, inputs(config, 1))
-    table.add_row("per evaluation of an image", f"{number / 1e9:,.3f} GFLOP")
+    rows["per evaluation of an image"] = f"{number / 1e9:,.3f} GFLOP"
     for name, value in provenance.items():
-        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+        rows[name] = value if isinstance(value, str) else json.dumps(value)
+    table = Table(box=None, show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(*(Text(files.printable(text)) for text in (name, value)))
     console.print(table)
 
 

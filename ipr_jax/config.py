@@ -59,14 +59,22 @@ class ModelConfig:
                 f"attention must say yes or no for each of the {len(self.widths)} widths "
                 f"{self.widths} (at least one), got {self.attention}"
             )
+        if len(self.image_size) != 2:
+            raise ValueError(f"image_size must be height and width, got {self.image_size}")
+        for name, values in (("image_size", self.image_size), ("widths", self.widths)):
+            for value in values:
+                check.count(f"every number of {name}", value)
+        for value in (*self.attention, self.concat_clues):
+            if not isinstance(value, bool):
+                raise ValueError(f"attention and concat_clues must be True or False, got {value!r}")
         for size in self.image_size:
-            if size < 1 or size % self.patch_size:
+            if size % self.patch_size:
                 raise ValueError(
                     f"image_size must be positive multiples of patch_size={self.patch_size}, "
                     f"got {self.image_size}"
                 )
         for width in self.widths:
-            if width < 1 or width % self.num_groups:
+            if width % self.num_groups:
                 raise ValueError(
                     f"widths must be positive multiples of num_groups={self.num_groups}, "
                     f"got {self.widths}"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ipr_jax import patches
+from ipr_jax import check, patches
 from ipr_jax.config import ModelConfig
 from ipr_jax.types import Denoiser, Prediction
 from ipr_jax.unet import UNet
@@ -53,15 +53,6 @@ class SRM(nnx.Module):
             ValueError: a shape is not that of the model, or the condition is missing or not for
                 this model; at trace.
         """
-        for name, array, shape in (
-            ("images", z, self.config.image_shape),
-            ("the patch grid", t, self.config.grid),
-        ):
-            if array.shape[1:] != shape or array.shape[0] != z.shape[0]:
-                raise ValueError(
-                    f"{name} must be [B, {', '.join(map(str, shape))}] for this model, "
-                    f"got {list(array.shape)}"
-                )
         if (condition is not None) != self.config.concat_clues:
             raise ValueError(
                 "a model with concat_clues=True needs its clues, bind them by condition_on"
@@ -69,6 +60,19 @@ class SRM(nnx.Module):
                 else "this model takes no condition: its clues are patches at noise level 0"
             )
         channels = self.config.channels
+        expected = [
+            ("images", z, self.config.image_shape),
+            ("the patch grid", t, self.config.grid),
+        ]
+        if condition is not None:
+            shape = (*self.config.image_size, 1 + channels)
+            expected.append(("the condition", condition, shape))
+        for name, array, shape in expected:
+            if array.shape[1:] != shape or array.shape[0] != z.shape[0]:
+                raise ValueError(
+                    f"{name} must be [B, {', '.join(map(str, shape))}] for this model, "
+                    f"got {list(array.shape)}"
+                )
         out = self.unet(z if condition is None else jnp.concatenate([z, condition], -1), t, key)
         log_variance = patches.patch_mean(out[..., -1], self.config.patch_size)
         return Prediction(
@@ -81,8 +85,9 @@ class SRM(nnx.Module):
 def condition_on(model: SRM, image: jax.Array, editable: jax.Array) -> Denoiser:
     """Give an image-level model its clues, which enter as channels of its input.
 
-    The result completes whole images by ``generate`` with a mask bool [B, 1, 1] of one patch. As
-    in any model of this kind, nothing keeps the clues in the result as they are.
+    The result completes whole images by ``generate`` with a mask bool [B, 1, 1] of one patch. The
+    clues guide the network, but are not copied into the image; the published sampler resets them
+    after every step.
 
     Args:
         model: with ``config.concat_clues``.
@@ -92,8 +97,12 @@ def condition_on(model: SRM, image: jax.Array, editable: jax.Array) -> Denoiser:
     Returns:
         A denoiser for this batch, a pytree.
 
+    Raises:
+        ValueError: the grid is not one of square patches of the images.
+
     Source: the image-level baseline of Spatial Reasoning Models, arXiv 2502.21075.
     """
+    check.grid(image, editable)
     mask = patches.expand(jnp.asarray(editable), image.shape[1] // editable.shape[1])
     clues = jnp.where(mask, 0, jnp.asarray(image))
     condition = jnp.concatenate([mask.astype(clues.dtype), clues], axis=-1)

@@ -33,6 +33,12 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def printable(text: str, limit: int = 1000) -> str:
+    """Text from a file as one line without control characters, cut at ``limit`` characters."""
+    kept = "".join(char if char.isprintable() else " " for char in text[:limit])
+    return " ".join(kept.split())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write or replace a text file, whole or not at all."""
     with whole(path) as part:

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import gzip
+import importlib.util
 import os
 import re
 import subprocess
@@ -24,8 +25,8 @@ from safetensors.numpy import load_file, save_file
 
 import ipr_jax
 from convert import __main__ as command
-from convert import conversion, mapping, networks, srm, torch_file
-from ipr_jax import checkpoint
+from convert import classifiers, conversion, formats, mapping, srm, torch_file
+from ipr_jax import ModelConfig, checkpoint
 from ipr_jax.networks import build, open_network
 from ipr_jax.tasks.mnist_classifier import read_digits
 from ipr_jax.tasks.polygon_classifier import PolygonConfig, read_counts
@@ -42,6 +43,19 @@ FLAGS = {
     for name in ("tiny_even", "tiny_sudoku")
     for config in [golden_config(name)]
 }
+CLUES = ModelConfig(
+    image_size=(16, 16),
+    channels=1,
+    patch_size=16,
+    widths=(32, 64),
+    attention=(False, True),
+    num_blocks=1,
+    time_width=32,
+    num_frequencies=16,
+    head_width=16,
+    concat_clues=True,
+)
+"""Image-level, with its clues as channels of the input."""
 STEM = "model.encoder.blocks.0.0.weight"
 
 
@@ -61,24 +75,29 @@ def random_tensors(config, seed=0):
     rng = np.random.default_rng(seed)
     leaves = dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(config)))))
     tensors = {}
-    for entry in networks.of_config(config).table(config):
+    for entry in formats.of_config(config).table(config):
         array = rng.standard_normal(entry.torch_shape(leaves[entry.path].shape), np.float32)
-        tensors |= dict.fromkeys(entry.names, 0.02 * array)
+        array /= max(1, array[0].size) ** 0.5
+        if entry.names[0].endswith("running_var"):
+            array = np.abs(array) + 1
+        tensors |= dict.fromkeys(entry.names, array)
     return tensors
 
 
+def stored(tensors):
+    """Arrays as ``torch_writer.save`` takes them."""
+    return {
+        name: torch_writer.tensor(
+            torch_writer.storage(array, str(number)),
+            array.shape,
+            tuple(step // array.itemsize for step in array.strides),
+        )
+        for number, (name, array) in enumerate(tensors.items())
+    }
+
+
 def save_tensors(path, tensors):
-    return torch_writer.save(
-        path,
-        {
-            name: torch_writer.tensor(
-                torch_writer.storage(array, str(number)),
-                array.shape,
-                tuple(step // array.itemsize for step in array.strides),
-            )
-            for number, (name, array) in enumerate(tensors.items())
-        },
-    )
+    return torch_writer.save(path, stored(tensors))
 
 
 def run(monkeypatch, *arguments):
@@ -150,7 +169,7 @@ def test_every_command_works_where_torch_cannot_be_imported(tmp_path):
     assert "158 tensors used" in done.stdout
     assert "ignored (the raw weights): 158: denoiser." in done.stdout
     assert "ignored (counts the averaged steps): 1: ema_denoiser.n_averaged" in done.stdout
-    assert re.search(r"ignored \(no weights\): \d+: epoch, ", done.stdout)
+    assert re.search(r"ignored \(beside the state dict\): \d+: epoch, ", done.stdout)
     done = run("convert", "export", tmp_path / "model", tmp_path / "model.safetensors")
     assert (done.returncode, done.stderr) == (0, "")
     done = run("ipr-jax", "info", tmp_path / "model")
@@ -188,7 +207,7 @@ def polygon_file(tmp_path_factory):
 
 
 def test_polygon_classifier_agrees_with_the_published_one(tmp_path, polygon_file):
-    read, _ = conversion.import_checkpoint(polygon_file, tmp_path / "model")
+    read, _ = conversion.import_checkpoint(polygon_file, tmp_path / "model", preset="polygons")
     assert {why: len(names) for why, names in read.ignored.items()} == {
         "counts the batches of training": 53
     }
@@ -206,49 +225,48 @@ def test_polygon_classifier_agrees_with_the_published_one(tmp_path, polygon_file
 
 
 def test_stars_with_the_names_of_the_hub(tmp_path):
-    config = networks.classifiers.VARIANTS["stars"]
+    config = classifiers.VARIANTS["stars"]
     tensors = {f"model.{name}": array for name, array in random_tensors(config).items()}
     tensors["model.bn1.num_batches_tracked"] = np.array(7)
     save_file(tensors, tmp_path / "stars.safetensors")
-    _, found = conversion.import_checkpoint(tmp_path / "stars.safetensors", tmp_path / "model")
+    path, out = tmp_path / "stars.safetensors", tmp_path / "model"
+    with pytest.raises(ValueError, match=r"give --preset; presets that fit the tensors: stars$"):
+        conversion.import_checkpoint(path, out)
+    with pytest.raises(
+        ValueError, match=r"preset polygons says heads={.*, but its tensors say head"
+    ):
+        conversion.import_checkpoint(path, out, preset="polygons")
+    _, found = conversion.import_checkpoint(path, out, preset="stars")
     assert found == config == PolygonConfig(min_vertices=2, max_vertices=9)
-    with pytest.raises(ValueError, match=r"preset polygons says min_vertices=3, max_vertices=7, b"):
-        conversion.import_checkpoint(
-            tmp_path / "stars.safetensors", tmp_path / "other", preset="polygons"
-        )
 
 
 def test_image_level_model_with_clues(tmp_path):
-    """The first channels of its stem see the noisy image, then the mask, then the clues."""
-    config = dataclasses.replace(
-        golden_config("tiny_even"), patch_size=16, channels=1, concat_clues=True
-    )
-    tensors = random_tensors(config)
-    given = FLAGS["tiny_even"] | {"patch_size": 16}
-    _, found = conversion.import_checkpoint(
-        lightning.write(tmp_path / "last.ckpt", tensors, ema=tensors),
-        tmp_path / "model",
-        given=given,
-    )
-    assert found == config
+    tensors = random_tensors(CLUES)
+    given = {name: getattr(CLUES, name) for name in ("image_size", "patch_size", "head_width")}
+    path = lightning.write(tmp_path / "last.ckpt", tensors, ema=tensors)
+    _, found = conversion.import_checkpoint(path, tmp_path / "model", given=given)
+    assert found == CLUES
     model = ipr_jax.load(tmp_path / "model")
-    rng = np.random.default_rng(0)
-    image, z = rng.uniform(-1, 1, (2, 3, 16, 16, 1)).astype(np.float32)
-    editable = rng.random((3, 4, 4)) < 0.5
-    t = jnp.full((3, 1, 1), 0.5)
-    prediction = ipr_jax.condition_on(model, image, editable)(jnp.asarray(z), t)
-    assert prediction.sigma.shape == (3, 1, 1)
-
-    mask = editable.repeat(4, 1).repeat(4, 2)[..., None]
-    seen = np.concatenate([z, mask, np.where(mask, 0, image)], -1, dtype=np.float32)
-    np.testing.assert_array_equal(prediction.velocity, model.unet(jnp.asarray(seen), t)[..., :1])
+    recorded = golden("image_level_clues.npz")
+    image, z, editable = nhwc(recorded["image"]), nhwc(recorded["z"]), recorded["editable"]
+    denoise = ipr_jax.condition_on(model, image, editable)
+    prediction = denoise(jnp.asarray(z), jnp.asarray(recorded["t"]))
+    for ours, theirs in (
+        (prediction.velocity, nhwc(recorded["velocity"])),
+        (prediction.variance_fraction, nhwc(recorded["variance_fraction"])),
+        (prediction.sigma, recorded["sigma"]),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
     keys = ipr_jax.sample_keys(jax.random.key(0), 3)
-    whole = np.ones((3, 1, 1), bool)
-    sampled = ipr_jax.generate(ipr_jax.condition_on(model, image, editable), keys, image, whole)
+    sampled = ipr_jax.generate(denoise, keys, image, np.ones((3, 1, 1), bool))
     assert sampled.nfe.tolist() == [3, 3, 3]
     assert sampled.finite.all()
     with pytest.raises(ValueError, match="bind them by condition_on"):
-        model(jnp.asarray(z), t)
+        model(jnp.asarray(z), jnp.asarray(recorded["t"]))
+    with pytest.raises(ValueError, match=r"the condition must be \[B, 16, 16, 2\] for this model"):
+        model(jnp.asarray(z), jnp.asarray(recorded["t"]), condition=jnp.asarray(z))
+    with pytest.raises(ValueError, match=r"editable must be \[3, h, w\] over a grid of square pa"):
+        ipr_jax.condition_on(model, image, np.ones((3, 5, 5), bool))
 
 
 def test_a_sequential_model_takes_no_condition(tiny_model):
@@ -271,26 +289,29 @@ def test_every_release_is_told_from_its_tensors(name, config):
     told = srm.infer(shapes)
     assert told == {field: getattr(config, field) for field in told}
     given = {field: getattr(config, field) for field in ("image_size", "patch_size", "head_width")}
-    srm_network = networks.of_config(config)
-    assert networks.configure(srm_network, shapes, None, "", given) == config
-    assert networks.configure(srm_network, shapes, config, name, {}) == config
+    layout = formats.of_config(config)
+    assert formats.configure(layout, shapes, None, "", given) == config
+    assert formats.configure(layout, shapes, config, name, {}) == config
+    image_level = {f"{data}{end}" for data in ("ep", "cp_ffhq", "ms1000") for end in ("", "_base")}
     width = {"ep": 64, "cp": 128, "ms": 128}[name[:2]]
     assert shapes["model.encoder.blocks.0.0.weight"][:2] == (width, config.channels_in)
-    assert config.channels_in == {"ep": 3, "cp": 3, "ms": 1}[name[:2]] + 2 * (name == "ms1000")
-    assert (config.grid == (1, 1)) == (name in ("ep", "cp_ffhq", "ms1000"))
+    assert config.channels_in == {"ep": 3, "cp": 3, "ms": 1}[name[:2]] + 2 * (
+        name in image_level and name[:2] == "ms"
+    )
+    assert (config.grid == (1, 1)) == (name in image_level)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_floating_types_become_float32(tmp_path, dtype):
     tensors = tensors_of(MNIST, "")
-    stored = {
+    cast = {
         name: tensor.astype(getattr(ml_dtypes, dtype, dtype)) for name, tensor in tensors.items()
     }
-    conversion.import_checkpoint(save_tensors(tmp_path / "file.pt", stored), tmp_path / "model")
+    conversion.import_checkpoint(save_tensors(tmp_path / "file.pt", cast), tmp_path / "model")
     classifier, _ = open_network(tmp_path / "model")
     kernel = np.asarray(classifier.fc2.kernel[...])
     assert kernel.dtype == np.float32
-    np.testing.assert_array_equal(kernel, stored["fc2.weight"].T.astype(np.float32))
+    np.testing.assert_array_equal(kernel, cast["fc2.weight"].T.astype(np.float32))
 
 
 # --- there and back -------------------------------------------------------------------------------
@@ -312,15 +333,13 @@ def test_an_export_is_the_state_dict_of_the_denoiser(tmp_path, weights):
         assert exported[name].tobytes() == tensor.tobytes()
 
 
-def test_an_import_of_an_export_is_the_same_model(tmp_path, polygon_file):
-    made = {"mini-sudoku": "mini-sudoku"}
-    for name, path, given in (
-        ("even", EVEN, FLAGS["tiny_even"]),
-        ("mnist", MNIST, {}),
-        ("polygons", polygon_file, {}),
-    ):
+def test_an_import_of_an_export_is_the_same_model(tmp_path):
+    other = PolygonConfig(min_vertices=4, max_vertices=8)  # heads like those of the published one
+    checkpoint.save(tmp_path / "polygons", other, nnx.state(build(other)), {"made": "at random"})
+    made = {"mini-sudoku": "mini-sudoku", "polygons": tmp_path / "polygons"}
+    for name, path, given in (("even", EVEN, FLAGS["tiny_even"]), ("mnist", MNIST, {})):
         conversion.import_checkpoint(path, tmp_path / name, given=given)
-        made[name] = str(tmp_path / name)
+        made[name] = tmp_path / name
     for name, model in made.items():
         file, back = tmp_path / f"{name}.safetensors", tmp_path / f"{name}-back"
         conversion.export(model, file)
@@ -370,11 +389,13 @@ def bomb(path):
         archive.writestr("archive/data/0", bytes(10_000_000))
 
 
+MNIST_TENSORS = tensors_of(MNIST, "")
+HUGE = torch_writer.tensor(torch_writer.storage(np.ones(1, np.float32), "x"), (1 << 40,), (0,))
 NAN = np.float32("nan")
 NORM = "model.decoder.out.0.weight"
 REFUSED = {
     "empty": (lambda path: path.write_bytes(b""), "it is empty"),
-    "folder": (Path.mkdir, "directory"),
+    "folder": (Path.mkdir, "it is no file"),
     "missing": (lambda path: None, "No such file"),
     "text": (lambda path: path.write_text("Dear reader, this is not it"), "neither a zip"),
     "zip of something else": (lambda path: torch_writer.save(path, {"epoch": 3}), "no network"),
@@ -386,14 +407,41 @@ REFUSED = {
         lambda path: path.write_bytes((8).to_bytes(8, "little") + b'{"a":1'),
         "header",
     ),
-    "safetensors with a foreign description": (described(ipr_jax="[1"), "Expecting"),
-    "safetensors with an unknown kind": (
-        described(ipr_jax='{"config": {"kind": "Transformer"}}'),
-        "it holds a Transformer, where one of ['ModelConfig'] is needed",
+    "metadata that is cut": (described(ipr_jax="[1"), "its metadata ipr_jax must be JSON: Expect"),
+    "metadata that is deep": (described(ipr_jax="[" * 100_000), "ipr_jax must be JSON: maximum re"),
+    "metadata that is a number": (described(ipr_jax="7"), "ipr_jax must be an object with"),
+    "metadata with half of it": (described(ipr_jax='{"config": {}}'), "must be an object with"),
+    "metadata without a kind": (
+        described(ipr_jax='{"config": {}, "provenance": {}}'),
+        "its kind is None, where one of ['ModelConfig'] is needed",
     ),
-    "safetensors with an odd description": (
-        described(ipr_jax='{"config": 7}'),
-        "its metadata describes no SRM denoiser",
+    "metadata of another field": (
+        described(ipr_jax='{"config": {"kind": "ModelConfig", "size": 3}, "provenance": {}}'),
+        "its metadata describes no SRM denoiser: ",
+    ),
+    "float8": (
+        lambda path: save_file(
+            {name: array.astype(ml_dtypes.float8_e4m3fn) for name, array in MNIST_TENSORS.items()},
+            path,
+        ),
+        "is F8_E4M3, it must be one of F64, F32, F16, BF16",
+    ),
+    "a pipe": (os.mkfifo, "it is no file"),
+    "a name of many lines": (
+        damaged(lambda t: t.update({"model.\n\x1b[2J[red]x": t[NORM]})),
+        "1 too many: + model. [2J[red]x",
+    ),
+    "too large for float32": (
+        damaged(lambda t: t.update({NORM: np.full(32, 1e300)})),
+        "weights must be finite in float32 (or give --allow-nonfinite), 1 tensors are not: model.d",
+    ),
+    "a tensor that claims to be huge": (
+        lambda path: torch_writer.save(path, stored(tensors_of(EVEN)) | {NORM: HUGE}),
+        f"{NORM} has shape (1099511627776,); unet.out_norm.scale needs (32,)",
+    ),
+    "names that are no text": (
+        lambda path: torch_writer.save(path, {1: 2, "fc1.": 3}),
+        "it must hold tensors by name",
     ),
     "missing tensor": (
         damaged(lambda t: t.pop(NORM)),
@@ -422,7 +470,7 @@ REFUSED = {
     ),
     "not finite": (
         damaged(lambda t: t.update({NORM: t[NORM] * NAN})),
-        f"1 tensors must be finite (or give --allow-nonfinite): {NORM}",
+        f"weights must be finite in float32 (or give --allow-nonfinite), 1 tensors are not: {NORM}",
     ),
     "a foreign tensor in a checkpoint": (
         lambda path: torch_writer.save(
@@ -433,11 +481,11 @@ REFUSED = {
                 "teacher.x": 1,
             },
         ),
-        "1 tensors are of no SRM denoiser: teacher.x",
+        "tensors of no SRM denoiser: teacher.x",
     ),
     "no averaged weights": (
         lambda path: lightning.write(path, tensors_of(EVEN)),
-        "it has no ema weights; choose by --weights from ['raw']",
+        "it has no ema weights, only raw",
     ),
 }
 
@@ -461,7 +509,10 @@ def test_a_bad_file_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--preset", "ep_5"], "unknown preset 'ep_5' for a SRM denoiser; known: ['ep', 'ep_4',"),
+        (
+            ["--preset", "ep_5"],
+            "unknown preset 'ep_5'; presets for SRM denoiser: ep, ep_base, ep_4",
+        ),
         (["--preset", "ep_4"], "preset ep_4 says widths=(64, 128, 128, 256), attention=(False, F"),
         (["--preset", "ms1000"], "concat_clues=True, but its tensors say channels=3, widths=(32, "),
         ([], "give --image-size, --patch-size, --head-width, or --preset; presets that fit the te"),
@@ -484,8 +535,8 @@ def test_what_the_tensors_do_not_tell_must_be_said_and_fit(
 def test_presets_that_fit_are_offered(tmp_path):
     tensors = random_tensors(srm.RELEASES["ep"])
     path = save_tensors(tmp_path / "ep.pt", tensors)
-    fitting = "'ep', 'ep_4', 'ep_4_bs050', 'ep_4_bs100', 'even-pixels'"
-    with pytest.raises(ValueError, match=rf"presets that fit the tensors: \[{fitting}\]"):
+    fitting = "ep, ep_base, ep_4, ep_4_bs050, ep_4_bs100, even-pixels"
+    with pytest.raises(ValueError, match=rf"presets that fit the tensors: {fitting}$"):
         conversion.import_checkpoint(path, tmp_path / "model")
     _, config = conversion.import_checkpoint(
         path, tmp_path / "model", preset="ep", given={"patch_size": 8}
@@ -495,12 +546,8 @@ def test_presets_that_fit_are_offered(tmp_path):
 
 
 def test_a_classifier_takes_no_patches(tmp_path):
-    with pytest.raises(ValueError, match=r"a MNIST classifier takes no \['patch_size'\]"):
+    with pytest.raises(ValueError, match=r"MNIST classifier: \['patch_size'\] cannot be given"):
         conversion.import_checkpoint(MNIST, tmp_path / "model", given={"patch_size": 4})
-    with pytest.raises(
-        ValueError, match=r"heads of sizes .*, which must be one of .*polygons.*sta"
-    ):
-        networks.classifiers.infer_polygon({"fc.heads.num_polygons.weight": (9, 2048)})
 
 
 def test_weights_that_are_not_finite_are_converted_on_demand(tmp_path, monkeypatch, capsys):
@@ -525,9 +572,68 @@ def test_existing_results_are_kept(tmp_path, monkeypatch, capsys):
 def test_a_folder_of_another_network_is_refused(tmp_path):
     conversion.import_checkpoint(MNIST, tmp_path / "model")
     with pytest.raises(
-        ValueError, match=r"holds a MNISTConfig, where one of \['ModelConfig'\] is n"
+        ValueError, match=r"kind is 'MNISTConfig', where one of \['ModelConfig'\] is needed"
     ):
         ipr_jax.load(tmp_path / "model")
+
+
+def test_metadata_preset_and_options_must_agree(tmp_path):
+    path = tmp_path / "mini.safetensors"
+    conversion.export("mini-sudoku", path)
+    for options, said in (
+        ({"given": {"patch_size": 4}}, "says patch_size=8, but preset or options patch_size=4"),
+        ({"preset": "ep_4"}, "says channels=1, .* or options channels=3, "),
+    ):
+        with pytest.raises(ValueError, match=f"its metadata {said}"):
+            conversion.import_checkpoint(path, tmp_path / "other", **options)
+    conversion.import_checkpoint(path, tmp_path / "model", preset="mini-sudoku")
+
+
+@pytest.mark.parametrize("name", ["m[1]", "m*", "what?", "m.orbax-checkpoint-tmp"])
+def test_names_that_orbax_cannot_write_are_refused(tmp_path, monkeypatch, capsys, name):
+    assert run(monkeypatch, "import", MNIST, tmp_path / name) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a b", "[red]x", "ü", "e"])
+def test_files_of_any_name_are_read_and_named(tmp_path, monkeypatch, capsys, name):
+    path = tmp_path / name
+    path.write_bytes(MNIST.read_bytes())
+    assert run(monkeypatch, "import", path, tmp_path / "model") == 0
+    assert open_network(tmp_path / "model")[1]["source"] == name
+    path.write_text("no checkpoint")
+    assert run(monkeypatch, "import", path, tmp_path / "other") == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_what_cannot_be_printed_is_left_out_of_the_report(tmp_path, monkeypatch, capsys):
+    path, beside = tmp_path / "last.ckpt", {"[/x]": 1, "\ud800\x1b[2J": 2}
+    torch_writer.save(path, {"state_dict": stored(MNIST_TENSORS)} | beside)
+    assert run(monkeypatch, "import", path, tmp_path / "model") == 0
+    assert "ignored (beside the state dict): 2: [/x], [2J" in capsys.readouterr().out
+
+
+def test_every_release_is_in_the_help():
+    named = set(re.findall(r"\w+", command.ImportArgs.__doc__))
+    releases = {name for name in srm.RELEASES if not name.endswith("_base")}
+    assert named >= releases | classifiers.VARIANTS.keys()
+
+
+def test_verify_compares_with_pytorch_where_that_is_installed_and_else_asks_for_it(tmp_path):
+    given = {name: getattr(CLUES, name) for name in ("image_size", "patch_size", "head_width")}
+    for config, options in ((CLUES, {"given": given}), (PolygonConfig(), {"preset": "polygons"})):
+        kind = type(config).__name__
+        path, out = tmp_path / f"{kind}.safetensors", tmp_path / kind
+        save_file(random_tensors(config), path)
+        conversion.import_checkpoint(path, out, **options)
+        if importlib.util.find_spec("torch") is None:
+            with pytest.raises(ModuleNotFoundError, match="verify needs PyTorch: pip install tor"):
+                conversion.verify(path, out)
+        else:
+            for difference, magnitude in conversion.verify(path, out).values():
+                assert difference <= 2e-5 * max(1, magnitude)
+                assert magnitude > 0.1
 
 
 # --- whole conversions ----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ LAYERS = [
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [
-    *("torch_file", "mapping", "srm", "classifiers", "torch_model", "networks", "source"),
+    *("torch_file", "mapping", "srm", "classifiers", "torch_model", "formats", "source"),
     "conversion",
 ]
 """The same for ``convert``, but for its command line."""

@@ -16,6 +16,8 @@ from ipr_jax import check
 
 BLOCKS = (3, 4, 6, 3)
 """Residual blocks per stage of a ResNet-50."""
+MAX_POLYGONS = 9
+"""Most polygons in an image; the fewest is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,6 @@ class PolygonConfig:
     Attributes:
         min_vertices: fewest vertices of a polygon, or points of a star.
         max_vertices: most of them.
-        max_polygons: most polygons in an image; the fewest is 1.
 
     Raises:
         ValueError: a count is below 1 or the range of vertices empty.
@@ -33,10 +34,9 @@ class PolygonConfig:
 
     min_vertices: int = 3
     max_vertices: int = 7
-    max_polygons: int = 9
 
     def __post_init__(self) -> None:
-        for name in ("min_vertices", "max_vertices", "max_polygons"):
+        for name in ("min_vertices", "max_vertices"):
             check.count(name, getattr(self, name))
         if self.min_vertices > self.max_vertices:
             raise ValueError(
@@ -55,7 +55,7 @@ class PolygonConfig:
         found = {
             (min(vertices, polygons), max(vertices, polygons)): None
             for vertices in range(self.min_vertices, self.max_vertices + 1)
-            for polygons in range(1, self.max_polygons + 1)
+            for polygons in range(1, MAX_POLYGONS + 1)
         }
         return np.array(list(found), np.int32)
 
@@ -63,7 +63,7 @@ class PolygonConfig:
     def heads(self) -> dict[str, int]:
         """Classes of every head, by name."""
         return {
-            "num_polygons": self.max_polygons,
+            "num_polygons": MAX_POLYGONS,
             "num_vertices": self.max_vertices - self.min_vertices + 1,
             "is_uniform": 2,
             "numbers_label": len(self.pairs),
@@ -74,7 +74,7 @@ class Counts(NamedTuple):
     """What the classifier sees in images.
 
     Attributes:
-        num_polygons: int32 [B], in 1..max_polygons.
+        num_polygons: int32 [B], in 1..``MAX_POLYGONS``.
         num_vertices: int32 [B], in min_vertices..max_vertices.
         is_uniform: bool [B], whether all polygons have equally many vertices.
         stated: int32 [B, 2], the two numbers written in the image, smaller first.

@@ -225,7 +225,7 @@ def train(
         FloatingPointError: a loss or a parameter is not finite; names the step, counted from 1 as
             in the log. It is found in time for the next log line, before anything is saved.
     """
-    folder = Path(folder).absolute()
+    folder = checkpoint.check_path(folder)
     described = json.dumps(
         {
             "task": task.name,

@@ -1,7 +1,7 @@
 """What the published checkpoints hold: for each network its names, its table, its architecture."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.tasks.polygon_classifier import PolygonConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network in the files of PyTorch.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """How the files of PyTorch hold a network.
 
     Attributes:
         title: what to call it.
@@ -24,9 +24,9 @@ class Network:
             or "only" where a file holds one set.
         sign: what a name begins with, after the prefix, that only this network has.
         table: its parameters.
-        infer: fields of the configuration, from the shapes of its tensors.
+        infer: attributes of the configuration, from the shapes of its tensors.
         presets: the released architectures, by name.
-        untold: fields that the tensors do not tell.
+        untold: fields that the tensors do not tell and that may be given.
         ignored: why a tensor is left out, by the end of its name.
         twin: the same in PyTorch, ``(tensors, config, **inputs) -> outputs by name``, all of them
             NumPy arrays, images channel first.
@@ -44,8 +44,8 @@ class Network:
     twin: Callable[..., dict[str, np.ndarray]]
 
 
-NETWORKS = (
-    Network(
+FORMATS = (
+    Format(
         title="SRM denoiser",
         config=ModelConfig,
         prefixes=(("ema", "ema_denoiser.module."), ("raw", "denoiser."), ("only", "")),
@@ -57,7 +57,7 @@ NETWORKS = (
         ignored={"ema_denoiser.n_averaged": "counts the averaged steps"},
         twin=torch_model.srm,
     ),
-    Network(
+    Format(
         title="MNIST classifier",
         config=MNISTConfig,
         prefixes=(("only", ""),),
@@ -66,9 +66,9 @@ NETWORKS = (
         infer=lambda shapes: {},
         presets={},
         ignored={},
-        twin=lambda tensors, config, images: torch_model.mnist_classifier(tensors, images),
+        twin=torch_model.mnist_classifier,
     ),
-    Network(
+    Format(
         title="polygon classifier",
         config=PolygonConfig,
         prefixes=(("only", ""), ("only", "model.")),
@@ -77,18 +77,18 @@ NETWORKS = (
         infer=classifiers.infer_polygon,
         presets=classifiers.VARIANTS,
         ignored={".num_batches_tracked": "counts the batches of training"},
-        twin=lambda tensors, config, images: torch_model.polygon_classifier(tensors, images),
+        twin=torch_model.polygon_classifier,
     ),
 )
 """Every network that can be converted."""
 
 
-def of_config(config: Any) -> Network:
-    """The network of a configuration."""
-    return next(network for network in NETWORKS if isinstance(config, network.config))
+def of_config(config: Any) -> Format:
+    """The format of a configuration's network."""
+    return next(layout for layout in FORMATS if isinstance(config, layout.config))
 
 
-def recognise(names: Iterable[str], weights: str) -> tuple[Network, str, str]:
+def recognise(names: Iterable[str], weights: str) -> tuple[Format, str, str]:
     """Tell which network a file holds, and where its weights are.
 
     Args:
@@ -96,30 +96,30 @@ def recognise(names: Iterable[str], weights: str) -> tuple[Network, str, str]:
         weights: "ema" or "raw", which to take where there are both.
 
     Returns:
-        The network, which weights were found, and what their names begin with.
+        The format, which weights were found, and what their names begin with.
 
     Raises:
         ValueError: no known network, or not these weights.
     """
     names = list(names)
     found = [
-        (network, kind, prefix)
-        for network in NETWORKS
-        for kind, prefix in network.prefixes
-        if any(name.startswith(prefix + network.sign) for name in names)
+        (layout, kind, prefix)
+        for layout in FORMATS
+        for kind, prefix in layout.prefixes
+        if any(name.startswith(prefix + layout.sign) for name in names)
     ]
     if not found:
-        titles = ", ".join(network.title for network in NETWORKS)
+        titles = ", ".join(layout.title for layout in FORMATS)
         raise ValueError(f"its names are those of no network that is known here: {titles}")
     for choice in found:
         if choice[1] in (weights, "only"):
             return choice
-    there = [kind for _, kind, _ in found]
-    raise ValueError(f"it has no {weights} weights; choose by --weights from {there}")
+    there = ", ".join(kind for _, kind, _ in found)
+    raise ValueError(f"it has no {weights} weights, only {there}")
 
 
 def configure(
-    network: Network,
+    layout: Format,
     shapes: Mapping[str, tuple[int, ...]],
     base: Any | None,
     origin: str,
@@ -128,7 +128,7 @@ def configure(
     """The configuration of a network: what its tensors tell, and what has to be said.
 
     Args:
-        network: which.
+        layout: the format of the network.
         shapes: of its tensors, by name without prefix.
         base: a configuration that the tensors must agree with, or None.
         origin: where ``base`` comes from, for errors.
@@ -138,30 +138,34 @@ def configure(
         ValueError: base and tensors contradict each other (both are named), a value is missing or
             needless, or the architecture is impossible.
     """
-    needless = given.keys() - set(network.untold)
+    needless = given.keys() - set(layout.untold)
     if needless:
-        raise ValueError(f"a {network.title} takes no {sorted(needless)}")
-    told = network.infer(shapes)
+        raise ValueError(f"{layout.title}: {sorted(needless)} cannot be given")
+    told = layout.infer(shapes)
     if base is None:
-        missing = [name for name in network.untold if name not in given]
-        if missing:
-            fitting = [name for name, preset in network.presets.items() if _agrees(preset, told)]
+        missing = [name for name in layout.untold if name not in given]
+        if missing or not told.keys() <= layout.config.__dataclass_fields__.keys():
+            fitting = [
+                name for name, preset in layout.presets.items() if not differences(preset, told)
+            ]
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
             raise ValueError(
-                f"its tensors do not tell everything: give {flags}, or --preset; "
-                f"presets that fit the tensors: {fitting or 'none'}"
+                f"its tensors do not tell everything: give {flags}{', or ' if flags else ''}"
+                f"--preset; presets that fit the tensors: {', '.join(fitting) or 'none'}"
             )
-        return network.config(**told, **given)
-    if not _agrees(base, told):
-        lists = [
-            ", ".join(
-                f"{name}={values[name]}" for name in told if getattr(base, name) != told[name]
-            )
-            for values in (vars(base), told)
-        ]
-        raise ValueError(f"{origin} says {lists[0]}, but its tensors say {lists[1]}")
-    return network.config(**vars(base) | given)
+        return layout.config(**told, **given)
+    wrong = differences(base, told)
+    if wrong:
+        raise ValueError(f"{origin} says {wrong[0]}, but its tensors say {wrong[1]}")
+    return dataclasses.replace(base, **given)
 
 
-def _agrees(config: Any, told: Mapping[str, Any]) -> bool:
-    return all(getattr(config, name) == value for name, value in told.items())
+def differences(config: Any, values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Where a configuration has other values: its own and the others, for an error; or None."""
+    wrong = [name for name, value in values.items() if getattr(config, name) != value]
+    if not wrong:
+        return None
+    return (
+        ", ".join(f"{name}={getattr(config, name)}" for name in wrong),
+        ", ".join(f"{name}={values[name]}" for name in wrong),
+    )
