@@ -156,24 +156,27 @@ def _new_folder(args: RefineArgs) -> Path:
     return folder
 
 
-def _table(lines: list[dict[str, Any]]) -> Table:
+def _table(task: Task, lines: list[dict[str, Any]]) -> Table:
+    """The scores of the task, the headline with its interval, and what they cost."""
     table = Table(box=None, header_style="bold")
+    rates = [f"{name} %" for name in task.rates[1:]]
     for title in (
-        "iteration",
-        "valid %",
-        "95% interval",
-        "violations per board",
-        "evaluations per sample",
-        "samples/s",
+        *("iteration", f"{task.headline} %", "95% interval", *rates, *task.means),
+        *("evaluations per sample", "samples/s"),
     ):
         table.add_column(title, justify="right")
+
+    def percent(line: dict[str, Any], *names: str) -> str:
+        return " to ".join(f"{100 * line[name]:.1f}" if name in line else "-" for name in names)
+
     for line in lines:
-        rated = "valid_rate" in line
+        ends = (f"{task.headline}_low", f"{task.headline}_high")
         table.add_row(
             "first pass" if line["iteration"] == 0 else str(line["iteration"]),
-            f"{100 * line['valid_rate']:.1f}" if rated else "-",
-            f"{100 * line['valid_low']:.1f} to {100 * line['valid_high']:.1f}" if rated else "-",
-            f"{line['violations']:.2f}" if rated else "-",
+            percent(line, f"{task.headline}_rate"),
+            percent(line, *ends) if ends[0] in line else "-",
+            *(percent(line, f"{name}_rate") for name in task.rates[1:]),
+            *(f"{line[name]:.3g}" if name in line else "-" for name in task.means),
             f"{line['nfe']:.0f}",
             f"{line['samples_per_second']:.1f}",
         )
@@ -226,10 +229,10 @@ def refine(args: RefineArgs) -> Path:
             history.append(progress._replace(image=image))
             bar.update(running, advance=1, description="refining")
             grid = Table.grid()
-            grid.add_row(_table(lines))
+            grid.add_row(_table(task, lines))
             grid.add_row(bar)
             live.update(grid)
-    console.print(_table(lines))
+    console.print(_table(task, lines))
     compiled, took = history[-1].compile_seconds, history[-1].seconds
     console.print(f"{took:.0f} s, after {compiled:.0f} s of compilation")
     if lines[-1]["not_finite"]:
@@ -237,7 +240,7 @@ def refine(args: RefineArgs) -> Path:
     _save(folder, task, batch, history)
     if args.puzzle is not None:
         for title, progress in (("first pass", history[0]), ("refined", history[-1])):
-            verdict = "valid" if progress.valid[0] else "not valid"
+            verdict = task.headline if progress.scores[task.headline][0] else f"not {task.headline}"
             console.print(f"\n{title} ({verdict}), given cells in brackets", style="bold")
             board = task.format_sample(np.asarray(progress.image[0]), batch.label[0])
             console.print(board, markup=False, highlight=False)
@@ -265,8 +268,10 @@ def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progres
             first_pass=history[0].image,
             refined=history[-1].image,
             editable=batch.editable,
-            valid=np.stack([progress.valid for progress in history]),
-            violations=np.stack([progress.violations for progress in history]),
+            **{
+                name: np.stack([progress.scores[name] for progress in history])
+                for name in (*task.rates, *task.means)
+            },
             finite=history[-1].finite,
             nfe=history[-1].nfe,
         )
@@ -280,7 +285,7 @@ def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progres
             images,
             batch.editable[finite],
             np.stack([violating(image) for image in images]),
-            np.stack([progress.valid[finite] for progress in columns]),
+            np.stack([progress.scores[task.headline][finite] for progress in columns]),
             [progress.iteration for progress in columns],
         )
 

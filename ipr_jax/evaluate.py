@@ -53,8 +53,7 @@ class Progress(NamedTuple):
     Attributes:
         iteration: how many are done.
         image: float32 [N, H, W, C], still on the device.
-        valid: bool [N].
-        violations: int32 [N].
+        scores: the task's, by name, each [N]; those that are bool are False where not finite.
         finite: bool [N]; False = not a number somewhere, to be left out of every rate.
         nfe: int64 [N], network evaluations so far, that each sample's schedules took.
         compile_seconds: before the first pass.
@@ -64,8 +63,7 @@ class Progress(NamedTuple):
 
     iteration: int
     image: jax.Array | np.ndarray
-    valid: np.ndarray
-    violations: np.ndarray
+    scores: dict[str, np.ndarray]
     finite: np.ndarray
     nfe: np.ndarray
     compile_seconds: float
@@ -127,7 +125,7 @@ def _run(
 
     def perform(
         iteration: int, keys: jax.Array, image: jax.Array, editable: np.ndarray
-    ) -> tuple[jax.Array, ...]:
+    ) -> tuple[Sampled, dict[str, jax.Array]]:
         if iteration > 0:
             sampled = _advance(
                 denoise,
@@ -148,8 +146,7 @@ def _run(
             )
         else:
             sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
-        scores = score(sampled.image)
-        return *sampled, scores["valid"], scores["violations"]
+        return sampled, score(sampled.image)
 
     chunk = min(chunk, number)
     # The last chunk is filled up with copies of sample 0, whose results are dropped.
@@ -160,7 +157,8 @@ def _run(
     warm, nothing = images[0], np.zeros_like(batch.editable[chunks[0]])
     for iteration in range(min(experiment.iterations, 1) + 1):
         # With nothing editable, the loop runs zero times: this compiles and does nothing else.
-        warm, *_ = jax.block_until_ready(perform(iteration, keys[chunks[0]], warm, nothing))
+        warmed = perform(iteration, keys[chunks[0]], warm, nothing)
+        warm = jax.block_until_ready(warmed)[0].image
     compiled = time.perf_counter()
 
     nfe, finite, before = np.zeros(number, np.int64), np.ones(number, bool), compiled
@@ -169,17 +167,19 @@ def _run(
             perform(iteration, keys[rows], image, batch.editable[rows])
             for rows, image in zip(chunks, images, strict=True)
         ]
-        images = [part[0] for part in parts]
-        cost, ok, valid, violations = (
-            np.concatenate(part)[:number]
-            for part in zip(*jax.device_get([part[1:] for part in parts]), strict=True)
+        images = [sampled.image for sampled, _ in parts]
+        cost, ok, scores = jax.tree.map(
+            lambda *pieces: np.concatenate(pieces)[:number],
+            *jax.device_get([(sampled.nfe, sampled.finite, scores) for sampled, scores in parts]),
         )
         nfe, finite, now = nfe + cost, finite & ok, time.perf_counter()
         yield Progress(
             iteration=iteration,
             image=jnp.concatenate(images)[:number],
-            valid=valid & finite,
-            violations=violations,
+            scores={
+                name: values & finite if values.dtype == np.bool_ else values
+                for name, values in scores.items()
+            },
             finite=finite,
             nfe=nfe,
             compile_seconds=compiled - start,
@@ -193,34 +193,44 @@ def summarise(progress: Progress) -> dict[str, float | int]:
     """One line of metrics: rates and means over the finite samples, with 95% intervals.
 
     Returns:
-        iteration, samples, not_finite, valid, valid_rate with valid_low and valid_high (Wilson),
-        violations with violations_low and violations_high (normal), nfe (mean per sample, so far),
+        iteration, samples, not_finite; for a bool score such as valid: valid (how many), valid_rate
+        with valid_low and valid_high (Wilson); for another such as violations: violations (the
+        mean) with violations_low and violations_high (normal); nfe (mean per sample, so far),
         seconds (without compilation), samples_per_second (of this iteration). Without a finite
-        sample there are no rate and no mean, with a single one the violations have no interval.
+        sample there are no rate and no mean, with a single one the means have no interval.
     """
     finite = progress.finite
-    counted, valid = int(finite.sum()), int(progress.valid.sum())
+    counted = int(finite.sum())
     line: dict[str, float | int] = {
         "iteration": progress.iteration,
         "samples": len(finite),
         "not_finite": len(finite) - counted,
-        "valid": valid,
     }
-    if counted:
-        low, high = stats.binomtest(valid, counted).proportion_ci(0.95, method="wilson")
-        violations = progress.violations[finite]
-        line |= {
-            "valid_rate": valid / counted,
-            "valid_low": float(low),
-            "valid_high": float(high),
-            "violations": float(violations.mean()),
-        }
-        if counted > 1:
-            error = 1.96 * float(violations.std(ddof=1)) / counted**0.5
-            line["violations_low"] = line["violations"] - error
-            line["violations_high"] = line["violations"] + error
+    for name, values in progress.scores.items():
+        line |= (_rate if values.dtype == np.bool_ else _mean)(name, values[finite])
     return line | {
         "nfe": float(progress.nfe.mean()),
         "seconds": progress.seconds,
         "samples_per_second": len(finite) / progress.iteration_seconds,
     }
+
+
+def _rate(name: str, values: np.ndarray) -> dict[str, float | int]:
+    """How many are True, their rate, and its Wilson interval."""
+    found, counted = int(values.sum()), len(values)
+    if not counted:
+        return {name: found}
+    low, high = stats.binomtest(found, counted).proportion_ci(0.95, method="wilson")
+    rate = {"rate": found / counted, "low": float(low), "high": float(high)}
+    return {name: found} | {f"{name}_{part}": value for part, value in rate.items()}
+
+
+def _mean(name: str, values: np.ndarray) -> dict[str, float | int]:
+    """The mean and its normal interval."""
+    if not len(values):
+        return {}
+    mean = float(values.mean())
+    if len(values) == 1:
+        return {name: mean}
+    error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+    return {name: mean, f"{name}_low": mean - error, f"{name}_high": mean + error}

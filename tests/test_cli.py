@@ -107,8 +107,8 @@ def test_the_samples_are_those_of_the_library(finished, tiny_model):
     np.testing.assert_array_equal(saved["first_pass"], first.image)
     np.testing.assert_array_equal(saved["refined"], last.image)
     np.testing.assert_array_equal(saved["editable"], batch.editable)
-    np.testing.assert_array_equal(saved["valid"], [each.valid for each in history])
-    np.testing.assert_array_equal(saved["violations"], [each.violations for each in history])
+    for name in ("valid", "violations"):
+        np.testing.assert_array_equal(saved[name], [each.scores[name] for each in history])
     np.testing.assert_array_equal(saved["finite"], [True] * 3)
     np.testing.assert_array_equal(saved["nfe"], last.nfe)
     clue = ~np.kron(batch.editable, np.ones((1, 8, 8), bool))
@@ -180,7 +180,8 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
 def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
     def still(task, model, batch, experiment, key, chunk):
         zeros = np.zeros(len(batch.image), np.int64)
-        yield evaluate.Progress(0, batch.image, zeros > 0, zeros, zeros == 0, zeros, 1.0, 1.0, 1.0)
+        scores = {"valid": zeros > 0, "violations": zeros}
+        yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr(evaluate, "evaluate", still)
     code, out, _ = call("refine", "--model", tiny_folder, "--puzzle", "." * 16, "--out", "run")
@@ -296,7 +297,8 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
     def broken(*arguments, **options):
         for progress in whole(*arguments, **options):
             finite = np.zeros_like(progress.finite)
-            yield progress._replace(finite=finite, valid=progress.valid & finite)
+            scores = progress.scores | {"valid": progress.scores["valid"] & finite}
+            yield progress._replace(finite=finite, scores=scores)
 
     monkeypatch.setattr(evaluate, "evaluate", broken)
     code, out, _ = call("refine", "--model", tiny_folder, *SHORT, "--out", "run")

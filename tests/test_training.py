@@ -509,7 +509,7 @@ def unused(*args):
     raise AssertionError("training needs no scores")
 
 
-TASK = Task("stripes", striped_batch, unused, unused, unused, unused, unused)
+TASK = Task("stripes", striped_batch, unused, unused, ("valid",), (), unused, unused, unused)
 
 
 def values(config, steps):

@@ -45,7 +45,10 @@ class Task:
         training_batch: ``(seed, indices [B]) -> Batch`` of the training split.
         test_batch: ``(seed, indices [B]) -> Batch`` of the test split, clues as the benchmark gives
             them. Both are deterministic in (seed, index).
-        score: jittable, ``images [B, H, W, C] -> {"valid": bool [B], "violations": int32 [B]}``.
+        score: jittable, ``images [B, H, W, C] -> scores by name, each [B]``.
+        rates: names of the scores that are bool, reported as a share of the samples; the first is
+            the headline.
+        means: names of the others, reported as means.
         violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule.
         parse_puzzle: ``(text, seed) -> Puzzle``; a malformed text is a ``ValueError``.
         format_sample: ``(image [H, W, C], label) -> str``, what a sample shows, for a terminal.
@@ -55,6 +58,13 @@ class Task:
     training_batch: Callable[[int, np.ndarray], Batch]
     test_batch: Callable[[int, np.ndarray], Batch]
     score: Callable[[jax.Array], dict[str, jax.Array]]
+    rates: tuple[str, ...]
+    means: tuple[str, ...]
     violating: Callable[[jax.Array], jax.Array]
     parse_puzzle: Callable[[str, int], Puzzle]
     format_sample: Callable[[np.ndarray, np.ndarray], str]
+
+    @property
+    def headline(self) -> str:
+        """The score that says whether a sample solves the task."""
+        return self.rates[0]

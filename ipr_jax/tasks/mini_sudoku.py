@@ -194,6 +194,8 @@ TASK = Task(
     training_batch=functools.partial(batch, "train", num_clues=(0, NUM_CELLS - 1)),
     test_batch=functools.partial(batch, "test"),
     score=score,
+    rates=("valid",),
+    means=("violations",),
     violating=violating,
     parse_puzzle=parse_puzzle,
     format_sample=format_sample,
