@@ -2,9 +2,15 @@
 
 from ipr_jax.checkpoint import load
 from ipr_jax.config import PRESETS, ModelConfig
-from ipr_jax.denoiser import SRM, condition_on
+from ipr_jax.denoiser import SRM, condition_on, repaint
 from ipr_jax.keys import sample_keys
-from ipr_jax.order import certain_first, random_order, raster_order
+from ipr_jax.order import (
+    certain_first,
+    graph_order,
+    random_order,
+    raster_order,
+    uncertain_first,
+)
 from ipr_jax.refinement import Refined, refine
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
 from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
@@ -27,10 +33,13 @@ __all__ = [
     "fresh_noise",
     "fresh_regions",
     "generate",
+    "graph_order",
     "initial_noise",
     "load",
     "random_order",
     "raster_order",
     "refine",
+    "repaint",
     "sample_keys",
+    "uncertain_first",
 ]

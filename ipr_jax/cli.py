@@ -61,12 +61,12 @@ class RefineArgs:
         chunk: samples per compiled call; larger suits a GPU or TPU.
         ratio: share of the editable patches that an iteration regenerates, in (0, 1].
         steps_per_patch: network evaluations for a single patch.
-        overlap: share of its schedule that a patch has in common with the next, in [0, 1).
+        overlap: share of its schedule that a patch has in common with the next, in [0, 1].
         first_steps_per_patch: network evaluations for a single patch, in the first pass.
-        first_overlap: overlap in the first pass, in [0, 1).
+        first_overlap: overlap in the first pass, in [0, 1].
         stochasticity: 0 = deterministic to 1 = ancestral.
         temperature: factor of every step's noise, at least 0.
-        order: which patch is denoised next: certain, random or raster.
+        order: which patch is denoised next: certain, uncertain, random or raster.
         regions: fresh random patches in every iteration, or the fixed ones of the first.
         noise: fresh noise in every iteration, or the initial one again.
         seed: of puzzles and noise.

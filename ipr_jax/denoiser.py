@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ipr_jax import check, patches
+from ipr_jax import check, flow, patches
 from ipr_jax.config import ModelConfig
 from ipr_jax.types import Denoiser, Prediction
 from ipr_jax.unet import UNet
@@ -111,3 +111,43 @@ def condition_on(model: SRM, image: jax.Array, editable: jax.Array) -> Denoiser:
 
 def _conditioned(model: SRM, condition: jax.Array, z: jax.Array, t: jax.Array) -> Prediction:
     return model(z, t, condition=condition)
+
+
+def repaint(denoise: Denoiser, image: jax.Array, editable: jax.Array, noise: jax.Array) -> Denoiser:
+    """Let any denoiser see the clues at the noise level of the rest, at every evaluation.
+
+    For image-level models, which have no patches at level 0. What a pass returns in the place of
+    the clues is of no use: put them back with ``jnp.where``.
+
+    Args:
+        denoise: the model, with one noise level per image: t is [B, 1, 1].
+        image: float32 [B, H, W, C] in [-1, 1]; only its clues are read.
+        editable: bool [B, h, w] over any grid of square patches; False = a clue.
+        noise: float32 [B, H, W, C], standard normal, that the clues are noised with.
+
+    Returns:
+        A denoiser for this batch, a pytree.
+
+    Raises:
+        ValueError: the grid is not one of square patches of the images.
+
+    Source: the image-level baseline of Spatial Reasoning Models, arXiv 2502.21075, which resets the
+    clues after every step.
+    """
+    check.grid(image, editable)
+    mask = patches.expand(jnp.asarray(editable), image.shape[1] // editable.shape[1])
+    return jax.tree_util.Partial(
+        _repainted, check.as_pytree(denoise), jnp.asarray(image), mask, jnp.asarray(noise)
+    )
+
+
+def _repainted(
+    denoise: Denoiser,
+    image: jax.Array,
+    mask: jax.Array,
+    noise: jax.Array,
+    z: jax.Array,
+    t: jax.Array,
+) -> Prediction:
+    level = t.reshape(-1, 1, 1, 1)
+    return denoise(jnp.where(mask, z, flow.interpolate(image, noise, level)), t)

@@ -25,7 +25,11 @@ class Sampling:
 
     Attributes:
         steps_per_patch: network evaluations for a single patch, at least 1.
-        overlap: in [0, 1), how much of a patch's schedule it shares with the next one's.
+        overlap: in [0, 1], how much of a patch's schedule it shares with the next one's; 1 = all
+            patches in parallel.
+        max_steps: network evaluations of a pass, whatever its region, at least 1; None = as many as
+            ``steps_per_patch`` calls for.
+        top_k: patches that start together, at least 1.
         stochasticity: in [0, 1], 0 = deterministic, 1 = ancestral.
         temperature: factor of each step's standard deviation, at least 0.
         order: which waiting patch starts next.
@@ -36,14 +40,14 @@ class Sampling:
 
     steps_per_patch: int = 10
     overlap: float = 0.8
+    max_steps: int | None = None
+    top_k: int = 1
     stochasticity: float = 0.5
     temperature: float = 1.0
     order: Order = certain_first
 
     def __post_init__(self) -> None:
-        check.count("steps_per_patch", self.steps_per_patch)
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}")
+        schedule.make_plan(1, self.steps_per_patch, self.overlap, self.max_steps, self.top_k)
         if not 0 <= self.stochasticity <= 1:
             raise ValueError(f"stochasticity must be in [0, 1], got {self.stochasticity}")
         if not 0 <= self.temperature < float("inf"):
@@ -52,7 +56,9 @@ class Sampling:
     def settings(self, num_patches: int) -> "Settings":
         """The traced part, for a grid of ``num_patches``."""
         return Settings(
-            schedule.make_plan(num_patches, self.steps_per_patch, self.overlap),
+            schedule.make_plan(
+                num_patches, self.steps_per_patch, self.overlap, self.max_steps, self.top_k
+            ),
             jnp.float32(self.stochasticity),
             jnp.float32(self.temperature),
         )

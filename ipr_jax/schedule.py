@@ -8,9 +8,11 @@ block_length       L      steps that one patch takes: ceil(l), l = S / ((n - 1)(
 block_starts[k]           step at which the k-th patch starts: floor(k l (1 - o))
 =================  =====  ===================================================================
 
-for a region of n patches, p steps per patch and overlap o. Source: SRM (arXiv 2502.21075), appendix
-A. The published code computes these in float32, whose rounding changes some plans; so does this
-table, on the host. Where rounding gives several patches one start, all of them start there.
+for a region of n patches, p steps per patch and overlap o. With ``max_steps``, S is that number for
+every region; with ``top_k`` > 1, blocks are of that many patches and n counts blocks. At o = 1 all
+patches run in parallel. Source: SRM (arXiv 2502.21075), appendix A. The published code computes
+these in float32, whose rounding changes some plans; so does this table, on the host. Where rounding
+gives several patches one start, all of them start there.
 """
 
 import math
@@ -59,33 +61,46 @@ class PassPlan(NamedTuple):
 
 
 @lru_cache
-def make_plan(num_patches: int, steps_per_patch: int, overlap: float) -> Plan:
+def make_plan(
+    num_patches: int,
+    steps_per_patch: int,
+    overlap: float,
+    max_steps: int | None = None,
+    top_k: int = 1,
+) -> Plan:
     """Tabulate the schedule.
 
     Args:
         num_patches: P, the largest region.
         steps_per_patch: p, at least 1.
-        overlap: o in [0, 1); 0 = one patch after the other, near 1 = almost together.
+        overlap: o in [0, 1]; 0 = one patch after the other, 1 = all in parallel.
+        max_steps: S of every region, at least 1; None = as many as ``steps_per_patch`` calls for.
+        top_k: patches that start together, at least 1.
 
     Raises:
         ValueError: an argument is out of range.
     """
     check.count("num_patches", num_patches)
     check.count("steps_per_patch", steps_per_patch)
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be in [0, 1), got {overlap}")
+    check.count("top_k", top_k)
+    if max_steps is not None:
+        check.count("max_steps", max_steps)
+    if not 0 <= overlap <= 1:
+        raise ValueError(f"overlap must be in [0, 1], got {overlap}")
     apart = np.float32(1 - overlap)
     num_steps = np.zeros(num_patches + 1, np.int32)
     block_length = np.ones(num_patches + 1, np.int32)
     block_starts = np.full((num_patches + 1, num_patches), -1, np.int32)
     for n in range(1, num_patches + 1):
-        gaps = np.float32(n - 1) * apart
-        steps = math.ceil(np.float32(steps_per_patch) + gaps * np.float32(steps_per_patch))
+        gaps = np.float32(-(-n // top_k) - 1) * apart
+        steps = max_steps or math.ceil(
+            np.float32(steps_per_patch) + gaps * np.float32(steps_per_patch)
+        )
         # PyTorch divides a number by a tensor as reciprocal times number; the rounding matters.
         ideal_length = (np.float32(1) / (gaps + np.float32(1))) * np.float32(steps)
         num_steps[n] = steps
         block_length[n] = math.ceil(ideal_length)
-        starts = np.arange(n, dtype=np.float32) * ideal_length * apart
+        starts = (np.arange(n) // top_k).astype(np.float32) * ideal_length * apart
         block_starts[n, :n] = np.floor(starts)
     return Plan(num_steps, block_length, block_starts)
 

@@ -84,7 +84,7 @@ def step(
     chex.assert_equal_shape([uniform, state.start, plan.region])
     t = schedule.levels(plan, state.start, index)
     prediction = _predict(denoise, state.z, t)
-    start = schedule.start_patches(plan, state.start, index, order(prediction.sigma, uniform))
+    start = schedule.start_patches(plan, state.start, index, order(prediction.sigma, uniform, t))
     s = schedule.levels(plan, start, index + 1)
 
     patch_size = state.z.shape[1] // t.shape[1]

@@ -191,6 +191,7 @@ def test_regenerate_equals_a_slow_oracle(
         ]
         priority = {
             "certain": lambda sigma: sigma,
+            "uncertain": lambda sigma: -sigma,
             "random": lambda sigma, uniform=uniform: uniform,
             "raster": lambda sigma: np.arange(9).reshape(GRID),
         }[name]
@@ -543,7 +544,8 @@ def test_bad_input_is_refused_before_anything_is_compiled():
     ("change", "message"),
     [
         ({"steps_per_patch": 0}, "steps_per_patch must be a whole number of at least 1, got 0"),
-        ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
+        ({"overlap": 1.1}, r"overlap must be in \[0, 1\], got 1.1"),
+        ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
         ({"stochasticity": 1.1}, r"stochasticity must be in \[0, 1\], got 1.1"),
         ({"temperature": -1.0}, "temperature must be finite and at least 0, got -1.0"),
         ({"temperature": float("nan")}, "got nan"),

@@ -35,6 +35,7 @@ def test_plans_equal_the_published_ones(name):
         (3, 4, 0.5, 8, 4, [0, 2, 4]),  # half a block apart
         (2, 1, 0.0, 2, 1, [0, 1]),  # one step each
         (3, 10, 0.99, 11, 11, [0, 0, 0]),  # all together: one start for all
+        (3, 10, 1.0, 10, 10, [0, 0, 0]),  # in parallel
     ],
 )
 def test_plans_by_hand(n, steps_per_patch, overlap, num_steps, length, starts):
@@ -45,6 +46,24 @@ def test_plans_by_hand(n, steps_per_patch, overlap, num_steps, length, starts):
     assert plan.num_steps[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("n", "overlap", "max_steps", "top_k", "length", "starts"),
+    [
+        (4, 0.0, 8, 1, 2, [0, 2, 4, 6]),
+        (4, 0.5, 10, 1, 4, [0, 2, 4, 6]),
+        (4, 1.0, 8, 1, 8, [0, 0, 0, 0]),
+        (4, 0.0, 8, 2, 4, [0, 0, 4, 4]),
+        (3, 0.0, 8, 2, 4, [0, 0, 4]),  # the last block is not full
+        (4, 0.0, 2, 1, 1, [0, 0, 1, 1]),  # fewer steps than patches
+    ],
+)
+def test_plans_of_a_fixed_number_of_steps_by_hand(n, overlap, max_steps, top_k, length, starts):
+    plan = schedule.make_plan(n, 3, overlap, max_steps, top_k)
+    assert plan.num_steps.tolist() == [0] + [max_steps] * n
+    assert plan.block_length[n] == length
+    assert plan.block_starts[n].tolist() == starts
+
+
 levels = jax.jit(schedule.levels)
 start_patches = jax.jit(schedule.start_patches)
 
@@ -52,14 +71,16 @@ start_patches = jax.jit(schedule.start_patches)
 @given(
     st.sampled_from([(1, 1), (2, 3), (4, 4)]),
     st.integers(1, 12),
-    st.floats(0, 0.99),
+    st.floats(0, 1),
+    st.none() | st.integers(1, 30),
+    st.integers(1, 5),
     st.randoms(use_true_random=False),
 )
-def test_invariants_of_a_whole_pass(grid, steps_per_patch, overlap, random):
+def test_invariants_of_a_whole_pass(grid, steps_per_patch, overlap, max_steps, top_k, random):
     """Levels start at 1, stay in [0, 1], never rise, move while steps remain, and end at 0."""
     h, w = grid
     region = np.array([random.random() < 0.6 for _ in range(2 * h * w)]).reshape(2, h, w)
-    plan = schedule.make_plan(h * w, steps_per_patch, overlap)
+    plan = schedule.make_plan(h * w, steps_per_patch, overlap, max_steps, top_k)
     pass_plan = schedule.plan_pass(plan, jnp.asarray(region))
     start = jnp.full((2, h, w), schedule.WAITING, jnp.int32)
     sizes = region.sum((1, 2))
@@ -100,9 +121,11 @@ def test_lowest_priority_starts_first_and_ties_in_raster_order():
         ((0, 3, 0.0), "num_patches must be a whole number of at least 1, got 0"),
         ((4, 0, 0.0), "steps_per_patch must be a whole number of at least 1, got 0"),
         ((4, 2.5, 0.0), "got 2.5"),
-        ((4, 3, 1.0), r"\[0, 1\), got 1.0"),
-        ((4, 3, -0.1), r"\[0, 1\), got -0.1"),
-        ((4, 3, float("nan")), r"\[0, 1\), got nan"),
+        ((4, 3, 1.1), r"\[0, 1\], got 1.1"),
+        ((4, 3, -0.1), r"\[0, 1\], got -0.1"),
+        ((4, 3, float("nan")), r"\[0, 1\], got nan"),
+        ((4, 3, 0.0, 0), "max_steps must be a whole number of at least 1, got 0"),
+        ((4, 3, 0.0, None, 0), "top_k must be a whole number of at least 1, got 0"),
     ],
 )
 def test_impossible_schedules_are_refused(arguments, message):
