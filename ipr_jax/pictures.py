@@ -6,12 +6,13 @@ they are.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -137,14 +138,55 @@ def curve(
     summary = _summary(f"{rate[0]:.1%}", f"{rate[-1]:.1%}", iterations)
     axes.set_title(f"{label[:1].upper()}{label[1:]}\n{summary}", fontsize=10, weight="bold")
     axes.set_xlabel("refinement (iterations after the first pass)")
-    axes.set_ylabel(f"{label} (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    axes.margins(x=0.03)
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    _finish_axes(axes, label)
+    _write(figure, path)
+
+
+def curves(
+    path: str | os.PathLike[str],
+    bands: Mapping[str, tuple[Sequence[int], np.ndarray]],
+    published: Mapping[str, Mapping[int, float]],
+    label: str,
+    title: str,
+) -> None:
+    """Draw several rates over iterations with their 95% bands, and a paper's numbers beside them.
+
+    The file appears whole or not at all.
+
+    Args:
+        path: a PNG file that does not exist, in a folder that does.
+        bands: by arm its iterations, increasing, and the rate with its band, float [N, 3] in
+            [0, 1]: low, rate, high.
+        published: by arm a paper's rate by iteration, drawn as a hollow diamond; may be empty.
+        label: what the rate is of, such as "valid boards".
+        title: what is compared.
+
+    Raises:
+        FileExistsError: the file exists; it is not overwritten.
+        FileNotFoundError: the folder does not exist.
+        ValueError: there is no arm, or the iterations do not increase.
+    """
+    path = refuse_existing(path)
+    _require(bands, "there must be an arm", len(bands))
+    figure = _figure(6.4, 4.2)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    for number, (name, (iterations, band)) in enumerate(bands.items()):
+        _check_iterations(iterations, len(band))
+        low, rate, high = np.asarray(band, float).T
+        colour = f"C{number}"
+        said = f"{name}: {rate[0]:.1%}" + (f" to {rate[-1]:.1%}" if len(rate) > 1 else "")
+        axes.plot(iterations, rate, "o-", color=colour, markersize=3, label=said)
+        axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
+        if len(rate) == 1:
+            axes.vlines(iterations, low, high, color=colour, linewidth=2)
+        for moment, value in published.get(name, {}).items():
+            axes.plot(moment, value, "D", color=colour, markerfacecolor="white")
+    if any(published.get(name) for name in bands):
+        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper")
+    axes.set_title(title, fontsize=10, weight="bold")
+    axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")
+    _finish_axes(axes, label)
     _write(figure, path)
 
 
@@ -241,6 +283,18 @@ def _check_boards(
         fits = array.shape == shape and array.dtype == np.bool_
         rule = f"{name} must be bool {list(shape)}"
         _require(fits, rule, f"{array.dtype} {list(array.shape)}")
+
+
+def _finish_axes(axes: Axes, label: str) -> None:
+    """Give axes of rates over iterations their scales, grid and legend."""
+    axes.set_ylabel(f"{label} (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axes.margins(x=0.03)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
 
 
 def _figure(width: float, height: float) -> Figure:
