@@ -195,8 +195,7 @@ def refine(args: RefineArgs) -> Path:
     task, experiment = get_task(args.task), args.experiment()
     model, provenance = checkpoint.open_model(args.model)
     made, needed = (
-        f"{config.image_shape} in patches of {config.patch_size}"
-        for config in (model.config, PRESETS[task.name])
+        f"{source.image_shape} in patches of {source.patch_size}" for source in (model.config, task)
     )
     if made != needed:
         raise ValueError(f"{args.model} makes images {made}, the task {args.task} needs {needed}")

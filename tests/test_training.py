@@ -509,7 +509,15 @@ def unused(*args):
     raise AssertionError("training needs no scores")
 
 
-TASK = Task("stripes", striped_batch, unused, unused, ("valid",), (), unused, unused, unused)
+TASK = Task(
+    name="stripes",
+    image_shape=SMALL.image_shape,
+    patch_size=SMALL.patch_size,
+    training_batch=striped_batch,
+    test_batch=unused,
+    score=unused,
+    rates=("valid",),
+)
 
 
 def values(config, steps):

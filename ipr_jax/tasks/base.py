@@ -1,6 +1,6 @@
 """What a task is: data and scores, as plain functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 class Batch(NamedTuple):
@@ -36,35 +37,76 @@ class Puzzle(NamedTuple):
     warnings: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A benchmark.
 
     Attributes:
         name: as in ``TASKS``; also that of its architecture in ``PRESETS``.
+        image_shape: (H, W, C).
+        patch_size: pixels per side of a patch; h = H / patch_size, w = W / patch_size.
         training_batch: ``(seed, indices [B]) -> Batch`` of the training split.
         test_batch: ``(seed, indices [B]) -> Batch`` of the test split, clues as the benchmark gives
             them. Both are deterministic in (seed, index).
         score: jittable, ``images [B, H, W, C] -> scores by name, each [B]``.
         rates: names of the scores that are bool, reported as a share of the samples; the first is
             the headline.
-        means: names of the others, reported as means.
-        violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule.
-        parse_puzzle: ``(text, seed) -> Puzzle``; a malformed text is a ``ValueError``.
+        means: names of the others that are reported, as means.
+        violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule; None where
+            no patch does by itself.
+        parse_puzzle: ``(text, seed) -> Puzzle``; a malformed text is a ``ValueError``. None where
+            there are no puzzles.
         format_sample: ``(image [H, W, C], label) -> str``, what a sample shows, for a terminal.
+        corrupted: ``K -> Task``, this task tested on solved samples of which K pairs of patches
+            were swapped, everything editable; None where there are no clues.
     """
 
     name: str
+    image_shape: tuple[int, int, int]
+    patch_size: int
     training_batch: Callable[[int, np.ndarray], Batch]
     test_batch: Callable[[int, np.ndarray], Batch]
     score: Callable[[jax.Array], dict[str, jax.Array]]
     rates: tuple[str, ...]
-    means: tuple[str, ...]
-    violating: Callable[[jax.Array], jax.Array]
-    parse_puzzle: Callable[[str, int], Puzzle]
-    format_sample: Callable[[np.ndarray, np.ndarray], str]
+    means: tuple[str, ...] = ()
+    violating: Callable[[jax.Array], jax.Array] | None = None
+    parse_puzzle: Callable[[str, int], Puzzle] | None = None
+    format_sample: Callable[[np.ndarray, np.ndarray], str] | None = None
+    corrupted: "Callable[[int], Task] | None" = None
 
     @property
     def headline(self) -> str:
         """The score that says whether a sample solves the task."""
         return self.rates[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w), the patch grid."""
+        height, width, _ = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+
+def generators(
+    seed: int, split: Split, indices: np.ndarray, stream: int = 0
+) -> Iterator[np.random.Generator]:
+    """The random numbers of samples, each a function of (seed, split, its index, stream) alone.
+
+    Args:
+        seed: int >= 0.
+        split: "train" or "test".
+        indices: int [B], each >= 0.
+        stream: int >= 0, which of a sample's independent draws.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    indices = np.asarray(indices)
+    if seed < 0 or indices.ndim != 1 or (indices < 0).any():
+        raise ValueError(
+            f"seed must be >= 0 and indices a flat list of numbers >= 0, got {seed}, {indices}"
+        )
+    if split not in SPLITS:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    which = (stream,) if stream else ()
+    key = (seed, SPLITS.index(split))
+    return (np.random.default_rng((*key, index, *which)) for index in indices.tolist())
