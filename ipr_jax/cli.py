@@ -1,4 +1,4 @@
-"""The command line: ``ipr-jax refine``, ``ipr-jax train`` and ``ipr-jax info``."""
+"""The command line: ``ipr-jax refine``, ``experiment``, ``train`` and ``info``."""
 
 import contextlib
 import dataclasses
@@ -29,14 +29,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ipr_jax import check, checkpoint, evaluate, files, flops
+from ipr_jax import check, checkpoint, evaluate, experiments, files, flops
 from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.denoiser import SRM
 from ipr_jax.networks import inputs, open_network
 from ipr_jax.order import ORDERS
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.selection import NOISES, REGIONS
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
+from ipr_jax.tasks.mnist_classifier import MNISTClassifier, read_digits
+from ipr_jax.tasks.polygon_classifier import PolygonClassifier, read_counts
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
@@ -53,8 +56,12 @@ class RefineArgs:
     """The options of ``ipr-jax refine``.
 
     Attributes:
-        task: the benchmark.
+        task: the benchmark: mini-sudoku, digits-sudoku, mnist-sudoku, even-pixels,
+            counting-polygons or counting-stars.
         model: a shipped model or a model folder.
+        difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
+        data: folder of MNIST or of backgrounds, for the tasks that take one.
+        classifier: model folder of a converted classifier, for the tasks that need one.
         puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....".
         samples: how many puzzles (64), or how many tries at your own (1).
         iterations: iterations after the first pass.
@@ -75,6 +82,9 @@ class RefineArgs:
 
     task: str = "mini-sudoku"
     model: str = "mini-sudoku"
+    difficulty: str | None = None
+    data: Path | None = None
+    classifier: Path | None = None
     puzzle: str | None = None
     samples: int | None = None
     iterations: int = 20
@@ -115,6 +125,77 @@ class RefineArgs:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class ExperimentArgs:
+    """The options of ``ipr-jax experiment NAME``.
+
+    Attributes:
+        task: the benchmark: mini-sudoku, digits-sudoku, mnist-sudoku, even-pixels,
+            counting-polygons or counting-stars.
+        model: a shipped model or a model folder.
+        difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
+        data: folder of MNIST or of backgrounds, for the tasks that take one.
+        classifier: model folder of a converted classifier, for the tasks that need one.
+        samples: how many test samples, the same in every arm.
+        iterations: iterations after the first pass.
+        chunk: samples per compiled call; larger suits a GPU or TPU.
+        seed: of samples and noise.
+        out: the folder; by default one under results/. Started again, the experiment goes on there.
+    """
+
+    task: str = "mini-sudoku"
+    model: str = "mini-sudoku"
+    difficulty: str | None = None
+    data: Path | None = None
+    classifier: Path | None = None
+    samples: int = 500
+    iterations: int = 50
+    chunk: int = 64
+    seed: int = 0
+    out: Path | None = None
+
+
+def _open_task(args: RefineArgs | ExperimentArgs) -> Task:
+    """The task with its data and classifier.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
+    """
+    classify = None if args.classifier is None else _open_classifier(args.classifier)
+    return get_task(args.task, difficulty=args.difficulty, data=args.data, classify=classify)
+
+
+def _open_classifier(path: Path) -> Callable[[jax.Array], Any]:
+    """What the images of a task show, by the classifier in a folder.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none.
+    """
+    network, _ = open_network(path)
+    if isinstance(network, MNISTClassifier):
+        return lambda tiles: read_digits(network(tiles))
+    if isinstance(network, PolygonClassifier):
+        return lambda images: read_counts(network(images), network.config)
+    raise ValueError(f"{path} must hold a classifier, it holds a {type(network).__name__}")
+
+
+def _open_model(name: str, task: Task) -> tuple[SRM, dict[str, Any]]:
+    """A model that makes the images of a task, and its provenance.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or its images are others.
+    """
+    model, provenance = checkpoint.open_model(name)
+    made, needed = (
+        f"{source.image_shape} in {source.grid[0]} x {source.grid[1]} patches of "
+        f"{source.patch_size}"
+        for source in (model.config, task)
+    )
+    if made != needed:
+        raise ValueError(f"{name} makes images {made}, the task {task.name} needs {needed}")
+    return model, provenance
+
+
 def _known(kind: str, name: str, table: Mapping[str, Value]) -> Value:
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}; known: {sorted(table)}")
@@ -132,6 +213,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _plain(args: Any) -> dict[str, Any]:
+    """Options as JSON data."""
+    fields = dataclasses.asdict(args)
+    return {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}
+
+
 def _puzzles(task: Task, args: RefineArgs) -> Batch:
     number = args.samples if args.samples is not None else (1 if args.puzzle is not None else 64)
     check.count("samples", number)
@@ -139,6 +226,8 @@ def _puzzles(task: Task, args: RefineArgs) -> Batch:
     check.seed(args.seed)
     if args.puzzle is None:
         return task.test_batch(args.seed, np.arange(number))
+    if task.parse_puzzle is None:
+        raise ValueError(f"the task {task.name} has no puzzles, leave out --puzzle")
     puzzle = task.parse_puzzle(args.puzzle, args.seed)
     for warning in puzzle.warnings:
         console.print(f"[yellow]This puzzle has no solution: {warning}.")
@@ -192,17 +281,12 @@ def refine(args: RefineArgs) -> Path:
     Raises:
         ValueError, FileNotFoundError: bad arguments; nothing has been written.
     """
-    task, experiment = get_task(args.task), args.experiment()
-    model, provenance = checkpoint.open_model(args.model)
-    made, needed = (
-        f"{source.image_shape} in patches of {source.patch_size}" for source in (model.config, task)
-    )
-    if made != needed:
-        raise ValueError(f"{args.model} makes images {made}, the task {args.task} needs {needed}")
+    task, experiment = _open_task(args), args.experiment()
+    model, provenance = _open_model(args.model, task)
     batch = _puzzles(task, args)
     folder = _new_folder(args)
     described = {
-        "arguments": dataclasses.asdict(args) | {"out": str(folder)},
+        "arguments": _plain(args) | {"out": str(folder)},
         "model": dataclasses.asdict(model.config),
         "provenance": provenance,
         **environment(),
@@ -237,7 +321,7 @@ def refine(args: RefineArgs) -> Path:
     if lines[-1]["not_finite"]:
         console.print(f"[red]not finite and not counted: {lines[-1]['not_finite']} samples")
     _save(folder, task, batch, history)
-    if args.puzzle is not None:
+    if args.puzzle is not None and task.format_sample is not None:
         for title, progress in (("first pass", history[0]), ("refined", history[-1])):
             verdict = task.headline if progress.scores[task.headline][0] else f"not {task.headline}"
             console.print(f"\n{title} ({verdict}), given cells in brackets", style="bold")
@@ -278,7 +362,8 @@ def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progres
     columns = [progress for progress in history if progress.image.size]
     if len(finite):
         images = np.stack([progress.image[finite] for progress in columns])
-        violating = jax.jit(task.violating)
+        nothing = np.zeros_like(batch.editable[finite])
+        violating = jax.jit(task.violating) if task.violating else lambda image: nothing
         pictures.refinement(
             folder / "refinement.png",
             images,
@@ -287,6 +372,66 @@ def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progres
             np.stack([progress.scores[task.headline][finite] for progress in columns]),
             [progress.iteration for progress in columns],
         )
+
+
+def experiment(name: str, args: ExperimentArgs) -> Path:
+    """Run ``ipr-jax experiment NAME``.
+
+    Args:
+        name: of ``experiments.EXPERIMENTS``.
+        args: the options.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError, FileNotFoundError: bad arguments, or the folder holds something else.
+    """
+    from ipr_jax import pictures
+
+    make, task = experiments.get_experiment(name), _open_task(args)
+    made = make(task, args.iterations)
+    model, provenance = _open_model(args.model, task)
+    folder = args.out or Path("results") / f"{name}-{task.name}"
+    settings = {"arguments": _plain(args) | {"out": None}, "provenance": provenance}
+    lines = experiments.run(
+        made,
+        task,
+        model,
+        folder,
+        samples=args.samples,
+        seed=args.seed,
+        chunk=args.chunk,
+        settings=settings | environment(),
+    )
+    found: dict[str, list[experiments.Line]] = {label: [] for label in made.arms}
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )
+    remains = f"started again, it goes on after the last finished arm in {folder}"
+    with _interruptible(remains), Live(bar, console=console, transient=True):
+        total = sum(arm.refinement.iterations + 1 for arm in made.arms.values())
+        running = bar.add_task("compiling", total=total)
+        for label, line in lines:
+            found[label].append(line)
+            bar.update(running, advance=1, description=label)
+    console.print(f"{made.title} ({made.source})", style="bold")
+    ends = [f"{task.headline}_{part}" for part in ("low", "rate", "high")]
+    for label, arm in found.items():
+        console.print(f"\n{label}", style="bold")
+        shown = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
+        console.print(_table(task, shown))
+    bands = {
+        label: (range(len(arm)), np.array([[line[end] for end in ends] for line in arm]))
+        for label, arm in found.items()
+        if all(end in line for end in ends for line in arm)
+    }
+    picture = folder / f"{name}.png"
+    if bands and not picture.exists():
+        title = f"{made.title}: {task.name}, {args.samples} samples"
+        pictures.curves(picture, bands, made.published, task.headline, title)
+    console.print(f"\nwritten: {folder}")
+    return folder
 
 
 def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
@@ -322,7 +467,14 @@ def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
 
 
 def _train_command(task: str) -> Callable[..., Path]:
-    """The command ``ipr-jax train TASK``, with the settings of the task's recipe as defaults."""
+    """The command ``ipr-jax train TASK``, with the settings of the task's recipe as defaults.
+
+    Raises:
+        ValueError: no such task, or it has no recipe.
+    """
+    if task not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise ValueError(f"no recipe to train the task {task!r}; known: {known}")
 
     def command(
         config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task],
@@ -343,7 +495,7 @@ def _train_help(task: tyro.conf.Positional[str]) -> None:
     Args:
         task: the benchmark.
     """
-    get_task(task)
+    _train_command(task)
 
 
 def info(
@@ -376,6 +528,29 @@ def info(
     console.print(table)
 
 
+def _experiment_command(name: str) -> Callable[..., Path]:
+    """The command ``ipr-jax experiment NAME``."""
+
+    def command(
+        args: Annotated[ExperimentArgs, tyro.conf.arg(name="")] = ExperimentArgs(),
+    ) -> Path:
+        return experiment(name, args)
+
+    command.__doc__ = f"{experiments.get_experiment(name).__doc__}\n\nArgs:\n    args: the options."
+    return command
+
+
+def _experiment_help(name: tyro.conf.Positional[str]) -> None:
+    """Run an experiment of the papers: refinement, ratio, noise-and-regions, corrupted or samplers.
+
+    ``ipr-jax experiment NAME --help`` lists the options.
+
+    Args:
+        name: the experiment.
+    """
+    experiments.get_experiment(name)
+
+
 def _refine_command(args: Annotated[RefineArgs, tyro.conf.arg(name="")] = RefineArgs()) -> Path:
     """Complete puzzles, then refine them by Iterative Partial Refinement.
 
@@ -389,11 +564,18 @@ def main() -> None:
     """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
     words = sys.argv[1:]
     try:
-        if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
-            get_task(words[1])
-            tyro.cli(_train_command(words[1]), prog=f"ipr-jax train {words[1]}", args=words[2:])
+        named = len(words) > 1 and not words[1].startswith("-")
+        if named and words[0] in ("train", "experiment"):
+            command = _train_command if words[0] == "train" else _experiment_command
+            prog = f"ipr-jax {words[0]} {words[1]}"
+            tyro.cli(command(words[1]), prog=prog, args=words[2:])
         else:
-            commands = {"refine": _refine_command, "train": _train_help, "info": info}
+            commands = {
+                "refine": _refine_command,
+                "experiment": _experiment_help,
+                "train": _train_help,
+                "info": info,
+            }
             tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
     except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"[red]error:[/] {escape(str(error))}")

@@ -146,7 +146,8 @@ def _run(
             )
         else:
             sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
-        return sampled, score(sampled.image)
+        scores = score(sampled.image)
+        return sampled, {name: scores[name] for name in (*task.rates, *task.means)}
 
     chunk = min(chunk, number)
     # The last chunk is filled up with copies of sample 0, whose results are dropped.

@@ -24,6 +24,20 @@ Line = dict[str, float | int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the things that an experiment compares.
+
+    Attributes:
+        refinement: what to do.
+        swapped: pairs of patches swapped in solved samples, which are then refined without a first
+            pass; 0 = the task's own samples.
+    """
+
+    refinement: Refinement
+    swapped: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One figure of a paper.
 
@@ -36,7 +50,7 @@ class Experiment:
 
     title: str
     source: str
-    arms: Mapping[str, Refinement]
+    arms: Mapping[str, Arm]
     published: Mapping[str, Mapping[int, float]]
 
 
@@ -50,9 +64,14 @@ SETTINGS: dict[str, tuple[Sampling, Sampling]] = {
 """The paper's first pass and refinement by task (IPR, table 1); for others those of Sudoku."""
 
 
-def _arm(task: Task, iterations: int, **changes: Any) -> Refinement:
+def _arm(task: Task, iterations: int, swapped: int = 0, **changes: Any) -> Arm:
     first, later = SETTINGS.get(task.name, (FIRST_PASS, REFINEMENT))
-    return Refinement(iterations=iterations, first=first, later=later, **changes)
+    return Arm(
+        refinement=Refinement(
+            iterations=iterations, first=None if swapped else first, later=later, **changes
+        ),
+        swapped=swapped,
+    )
 
 
 def refinement(task: Task, iterations: int) -> Experiment:
@@ -98,28 +117,45 @@ def noise_and_regions(task: Task, iterations: int) -> Experiment:
     )
 
 
+def corrupted(task: Task, iterations: int) -> Experiment:
+    """Solved boards with K pairs of cells swapped, all editable (IPR, figure 3b).
+
+    Raises:
+        ValueError: the task has no solved boards to swap cells of.
+    """
+    if task.corrupted is None:
+        raise ValueError(f"the task {task.name} has no cells to swap, take one of Sudoku")
+    cells = task.grid[0] * task.grid[1]
+    return Experiment(
+        title="Recovery of corrupted boards",
+        source="IPR, figure 3b",
+        arms={
+            f"K = {pairs}": _arm(task, iterations, swapped=pairs)
+            for pairs in (1, 3, 5, 7, 9)
+            if 2 * pairs <= cells
+        },
+        published={},
+    )
+
+
 def samplers(task: Task, iterations: int) -> Experiment:
     """Ways to sample once, at equal network evaluations (SRM, the tables of its section 5)."""
     del task, iterations  # nothing is refined
-    ways = {f"{name}, one by one": Sampling(order=order) for name, order in ORDERS.items()}
+    base = Sampling(max_steps=1000, stochasticity=1.0)
     ways = {
-        "parallel": Sampling(overlap=1.0),
-        "parallel, deterministic": Sampling(overlap=1.0, stochasticity=0.0),
-        **{label: dataclasses.replace(way, overlap=0.0) for label, way in ways.items()},
-        "certain, overlap 0.75": Sampling(overlap=0.75),
+        "parallel": dataclasses.replace(base, overlap=1.0),
+        "parallel, deterministic": dataclasses.replace(base, overlap=1.0, stochasticity=0.0),
+        **{
+            f"{name}, one by one": dataclasses.replace(base, overlap=0.0, order=order)
+            for name, order in ORDERS.items()
+        },
+        "certain, overlap 0.75": dataclasses.replace(base, overlap=0.75),
     }
     return Experiment(
         title="Samplers",
         source="SRM, section 5",
         arms={
-            label: Refinement(
-                iterations=0,
-                first=dataclasses.replace(
-                    way,
-                    max_steps=1000,
-                    stochasticity=0.0 if "deterministic" in label else 1.0,
-                ),
-            )
+            label: Arm(refinement=Refinement(iterations=0, first=way))
             for label, way in ways.items()
         },
         published={},
@@ -130,6 +166,7 @@ EXPERIMENTS: dict[str, Callable[[Task, int], Experiment]] = {
     "refinement": refinement,
     "ratio": ratio,
     "noise-and-regions": noise_and_regions,
+    "corrupted": corrupted,
     "samplers": samplers,
 }
 """Experiments by name: functions of the task and the number of iterations."""
@@ -212,14 +249,15 @@ def _run(
     seed: int,
     chunk: int,
 ) -> Iterator[tuple[str, Line]]:
-    batch = task.test_batch(seed, np.arange(samples))
     for label, arm in experiment.arms.items():
         path = folder / "arms" / f"{label}.json"
         if path.exists():
             yield from ((label, line) for line in json.loads(path.read_text()))
             continue
-        lines = []
-        for progress in evaluate(task, denoise, batch, arm, jax.random.key(seed), chunk=chunk):
+        source = task.corrupted(arm.swapped) if arm.swapped and task.corrupted else task
+        batch = source.test_batch(seed, np.arange(samples))
+        lines, key = [], jax.random.key(seed)
+        for progress in evaluate(task, denoise, batch, arm.refinement, key, chunk=chunk):
             lines.append(summarise(progress))
             yield label, lines[-1]
         files.write_text(path, json.dumps(lines))

@@ -173,10 +173,11 @@ def test_rows_depend_on_the_arguments_and_their_index_alone(variant):
 
 
 def test_a_variant_of_ones_own():
-    counts = PolygonConfig(min_vertices=4, max_vertices=4, max_polygons=2)
+    counts = PolygonConfig(min_vertices=4, max_vertices=4)
     variant = Variant(counts=counts, inner_radius=0.5)
-    label = counting_polygons.batch(variant, "train", 0, np.arange(20)).label
-    assert set(map(tuple, label.tolist())) == {(1, 4), (2, 4)}
+    label = counting_polygons.batch(variant, "train", 0, np.arange(60)).label
+    assert set(label[:, 0].tolist()) == set(range(1, 10))
+    assert set(label[:, 1].tolist()) == {4}
 
 
 def test_the_bundled_photographs_are_used_by_default():
@@ -277,12 +278,10 @@ def test_other_arguments_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("counts", "inner_radius", "message"),
     [
-        ({"max_polygons": 10}, None, "max_polygons must be one digit, at most 9, got 10"),
         ({"max_vertices": 12}, 0.1, "max_vertices must be one digit, at most 9, got 12"),
         ({"min_vertices": 2}, None, "at least 3 for polygons and 2 for stars, got 2"),
         ({"min_vertices": 1}, 0.1, "at least 3 for polygons and 2 for stars, got 1"),
         ({"min_vertices": 8}, None, "min_vertices must not exceed max_vertices=7, got 8"),
-        ({"max_polygons": 0}, None, "max_polygons must be a whole number of at least 1, got 0"),
         ({}, 1.0, r"inner_radius must be in \(0, 1\) or None, got 1.0"),
         ({}, float("nan"), r"inner_radius must be in \(0, 1\) or None, got nan"),
     ],

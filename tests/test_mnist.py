@@ -338,7 +338,7 @@ def check_task(task, board_of):
         np.testing.assert_array_equal(board_of.read_board(batch.image), batch.label)
         np.testing.assert_array_equal(draw(3, np.array([2])).image[0], batch.image[2])
         assert task.score(jnp.asarray(batch.image))["valid"].all()
-    wrong = mnist_sudoku.make_corrupted(board_of, 3).test_batch(3, np.arange(4))
+    wrong = mnist_sudoku.make(board_of).corrupted(3).test_batch(3, np.arange(4))
     shown = np.asarray(board_of.read_board(wrong.image))
     assert ((shown != wrong.label).sum(axis=(1, 2)) == 6).all()
     assert sudoku.are_valid(wrong.label).all()
@@ -418,7 +418,7 @@ def test_other_settings_are_refused(release, folder):
         with pytest.raises(ValueError, match=r"unknown difficulty 'x'; known: \['easy'"):
             wrong(board_of if wrong is mnist_sudoku.make else release, "x")
     with pytest.raises(ValueError, match=r"pairs must be in 1\.\.40"):
-        mnist_sudoku.make_corrupted(board_of, 0)
+        mnist_sudoku.make(board_of).corrupted(0)
     for number in (0, 300, -500):
         with pytest.raises(ValueError, match=f"number must divide 10000, got {number}"):
             mnist_sudoku.published_test(release, "hard", number)

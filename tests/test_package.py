@@ -15,10 +15,13 @@ import pytest
 
 import ipr_jax
 from ipr_jax import checkpoint
-from ipr_jax.cli import RefineArgs
+from ipr_jax.cli import ExperimentArgs, RefineArgs
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
+from ipr_jax.experiments import Experiment
 from ipr_jax.regenerate import Sampling
+from ipr_jax.tasks.base import Task
+from ipr_jax.tasks.counting_polygons import Variant
 from ipr_jax.tasks.polygon_classifier import PolygonConfig
 from ipr_jax.training.trainer import TrainConfig
 
@@ -27,11 +30,13 @@ LAYERS = [
     *("types", "files", "patches", "check", "config", "flow", "keys", "order", "schedule"),
     *("unet", "denoiser", "checkpoint", "step", "regenerate", "selection", "refinement"),
     "flops",
-    *("tasks.base", "tasks.sudoku", "tasks.digits", "tasks.mini_sudoku", "tasks"),
-    *("tasks.mnist_classifier", "tasks.polygon_classifier", "networks"),
+    *("tasks.base", "tasks.sudoku", "tasks.boards", "tasks.digits", "tasks.mini_sudoku"),
+    *("tasks.digits_sudoku", "tasks.mnist", "tasks.mnist_sudoku", "tasks.mnist_classifier"),
+    *("tasks.even_pixels", "tasks.polygon_classifier", "tasks.counting_polygons"),
+    *("tasks.locality", "tasks", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.trainer"),
     *("training.recipes", "training.digit_reader"),
-    *("evaluate", "pictures", "cli"),
+    *("evaluate", "experiments", "pictures", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [
@@ -119,7 +124,11 @@ def test_everything_public_has_a_docstring(module):
 
 
 @pytest.mark.parametrize(
-    "config", [ModelConfig, Sampling, Refinement, TrainConfig, RefineArgs, PolygonConfig]
+    "config",
+    [
+        *(ModelConfig, Sampling, Refinement, TrainConfig, RefineArgs, ExperimentArgs),
+        *(PolygonConfig, Variant, Task, Experiment),
+    ],
 )
 def test_every_field_is_read_and_explained(config):
     """Outside of the validation of its value; and named in the docstring."""

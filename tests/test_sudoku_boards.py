@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ipr_jax.config import PRESETS
-from ipr_jax.tasks import TASKS, boards, digits, digits_sudoku, mini_sudoku, sudoku
+from ipr_jax.tasks import boards, digits, digits_sudoku, get_task, mini_sudoku, sudoku
 from ipr_jax.tasks.base import generators
 
 NUM_BOARDS = 6_670_903_752_021_072_936_960
 """Of valid 9x9 boards: Felgenhauer and Jarvis 2006."""
+TASK = digits_sudoku.make()
 seeds = st.integers(0, 2**40)
 splits = st.sampled_from(["train", "test"])
 positions = st.lists(st.integers(0, 2**40), max_size=5).map(lambda rows: np.array(rows, np.int64))
@@ -232,7 +233,7 @@ def test_every_pair_of_different_digits_is_swapped_equally_often():
 def test_other_numbers_of_pairs_are_refused(pairs):
     for wrong in (
         lambda: sudoku.corrupt(np.ones((9, 9), int), pairs, np.random.default_rng(0)),
-        lambda: digits_sudoku.make_corrupted(pairs),
+        lambda: TASK.corrupted(pairs),
         lambda: digits_sudoku.BOARDS.corrupted("test", 0, np.arange(0), pairs),
     ):
         with pytest.raises(ValueError, match=rf"pairs must be in 1\.\.40 .* got {pairs}"):
@@ -270,7 +271,7 @@ def test_mini_sudoku_is_what_it_was():
 
 @pytest.mark.parametrize("name", ["mini-sudoku", "digits-sudoku"])
 def test_tasks_know_the_shape_of_their_images(name):
-    task = TASKS[name]
+    task = get_task(name)
     assert task.name == name
     batch = task.test_batch(0, np.arange(2))
     assert batch.image.shape[1:] == task.image_shape
@@ -308,25 +309,25 @@ def test_difficulties_are_ranges_of_given_cells(difficulty):
 
 
 def test_training_gives_0_to_80_cells():
-    batch = digits_sudoku.TASK.training_batch(0, np.arange(1500))
+    batch = TASK.training_batch(0, np.arange(1500))
     given_cells = (~batch.editable).sum(axis=(1, 2))
     assert (given_cells.min(), given_cells.max()) == (0, 80)
     np.testing.assert_allclose((~batch.editable).mean(axis=0), 40 / 81, atol=0.07)
 
 
 def test_real_boards_are_read_as_they_are():
-    score = jax.jit(digits_sudoku.TASK.score)
-    batch = digits_sudoku.TASK.test_batch(0, np.arange(100))
+    score = jax.jit(TASK.score)
+    batch = TASK.test_batch(0, np.arange(100))
     np.testing.assert_array_equal(digits_sudoku.BOARDS.read_board(batch.image), batch.label)
     assert score(batch.image)["valid"].all()
-    assert not digits_sudoku.TASK.violating(batch.image[:3]).any()
+    assert not TASK.violating(batch.image[:3]).any()
 
 
 def test_corrupted_boards_are_scored_as_such():
-    score = jax.jit(digits_sudoku.TASK.score)
-    valid = digits_sudoku.TASK.test_batch(0, np.arange(20))
+    score = jax.jit(TASK.score)
+    valid = TASK.test_batch(0, np.arange(20))
     for pairs in (1, 9):
-        batch = digits_sudoku.make_corrupted(pairs).test_batch(0, np.arange(20))
+        batch = TASK.corrupted(pairs).test_batch(0, np.arange(20))
         assert batch.editable.all()
         np.testing.assert_array_equal(batch.label, valid.label)
         changed = np.asarray(digits_sudoku.BOARDS.read_board(batch.image)) != batch.label
@@ -336,7 +337,7 @@ def test_corrupted_boards_are_scored_as_such():
             np.where(pixels, 0, batch.image), np.where(pixels, 0, valid.image)
         )
         assert not score(batch.image)["valid"].any()
-        assert digits_sudoku.TASK.violating(batch.image).any(axis=(1, 2)).all()
+        assert TASK.violating(batch.image).any(axis=(1, 2)).all()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -355,17 +356,17 @@ def test_a_puzzle_of_nine_digits_is_drawn_and_checked():
     text = (
         "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
     )
-    puzzle = digits_sudoku.TASK.parse_puzzle(text, 0)
+    puzzle = TASK.parse_puzzle(text, 0)
     assert puzzle.warnings == []
     assert (~puzzle.batch.editable).sum() == 30
-    shown = digits_sudoku.TASK.format_sample(puzzle.batch.image[0], puzzle.batch.label[0])
+    shown = TASK.format_sample(puzzle.batch.image[0], puzzle.batch.label[0])
     assert shown.splitlines()[0].startswith("[5][3]")
-    assert digits_sudoku.TASK.parse_puzzle("11" + "." * 79, 0).warnings == [
+    assert TASK.parse_puzzle("11" + "." * 79, 0).warnings == [
         "row 1 has the digit 1 2 times",
         "box 1 has the digit 1 2 times",
     ]
     with pytest.raises(ValueError, match="9x9 puzzle must be 81 characters"):
-        digits_sudoku.TASK.parse_puzzle("1..4", 0)
+        TASK.parse_puzzle("1..4", 0)
 
 
 def test_other_difficulties_clues_and_shapes_are_refused():
@@ -375,7 +376,7 @@ def test_other_difficulties_clues_and_shapes_are_refused():
         with pytest.raises(ValueError, match="0 <= fewest <= most <= 81, got"):
             digits_sudoku.BOARDS.batch("test", 0, np.arange(1), clues)
     with pytest.raises(ValueError, match=r"\[B, 72, 72, 1\], got \(2, 32, 32, 1\)"):
-        digits_sudoku.TASK.score(np.zeros((2, 32, 32, 1), np.float32))
+        TASK.score(np.zeros((2, 32, 32, 1), np.float32))
     with pytest.raises(ValueError, match="9x9 grid of 0"):
         digits_sudoku.BOARDS.render(np.full((9, 9), 10), 0)
 

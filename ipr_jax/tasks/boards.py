@@ -315,6 +315,7 @@ class DigitBoards:
             violating=self.violating,
             parse_puzzle=self.parse_puzzle,
             format_sample=self.format_sample,
+            corrupted=functools.partial(self.corrections, name),
             image_shape=self.image_shape,
             patch_size=self.patch_size,
         )

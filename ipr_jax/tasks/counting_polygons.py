@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ipr_jax.tasks.base import Batch, Split, generators
-from ipr_jax.tasks.polygon_classifier import Counts, PolygonConfig
+from ipr_jax.tasks.base import Batch, Split, Task, generators
+from ipr_jax.tasks.polygon_classifier import MAX_POLYGONS, Counts, PolygonConfig
 
 SIDE = 128
 PATCH_SIZE = 8
@@ -62,7 +62,7 @@ class Variant:
     """What is counted.
 
     Attributes:
-        counts: fewest and most vertices and most objects; the configuration of the classifier.
+        counts: fewest and most vertices; the configuration of the classifier.
         inner_radius: of stars, as a fraction of the outer one; None for polygons.
 
     Raises:
@@ -73,11 +73,10 @@ class Variant:
     inner_radius: float | None
 
     def __post_init__(self) -> None:
-        for name in ("max_polygons", "max_vertices"):
-            if getattr(self.counts, name) > 9:
-                raise ValueError(
-                    f"{name} must be one digit, at most 9, got {getattr(self.counts, name)}"
-                )
+        if self.counts.max_vertices > 9:
+            raise ValueError(
+                f"max_vertices must be one digit, at most 9, got {self.counts.max_vertices}"
+            )
         least = 3 if self.inner_radius is None else 2
         if self.counts.min_vertices < least:
             raise ValueError(
@@ -192,7 +191,7 @@ def rarest_color(background: Image.Image) -> tuple[int, int, int]:
 
 def _draw_scene(variant: Variant, rng: np.random.Generator) -> Scene:
     counts = variant.counts
-    num_objects = int(rng.integers(1, counts.max_polygons, endpoint=True))
+    num_objects = int(rng.integers(1, MAX_POLYGONS, endpoint=True))
     num_vertices = int(rng.integers(counts.min_vertices, counts.max_vertices, endpoint=True))
     label = np.array([num_objects, num_vertices], np.int32)
     circles = rng.permutation(_place_circles(num_objects + 2, rng))
@@ -357,3 +356,30 @@ def scores(images: jax.Array, classify: Callable[[jax.Array], Counts]) -> dict[s
         "num_vertices": seen.num_vertices,
         "stated": seen.stated,
     }
+
+
+def make(
+    variant: str,
+    classify: Callable[[jax.Array], Counts],
+    backgrounds: str | os.PathLike[str] | None = None,
+) -> Task:
+    """The task of a variant; nothing is given: every image is generated from noise.
+
+    Args:
+        variant: "polygons" or "stars".
+        classify: images -> ``Counts``, as ``polygon_classifier`` gives them.
+        backgrounds: as for ``batch``.
+
+    Raises:
+        ValueError: no such variant.
+    """
+    of_variant = functools.partial(batch, get_variant(variant))
+    return Task(
+        name=f"counting-{variant}",
+        image_shape=IMAGE_SHAPE,
+        patch_size=PATCH_SIZE,
+        training_batch=functools.partial(of_variant, "train", backgrounds=backgrounds),
+        test_batch=functools.partial(of_variant, "test", backgrounds=backgrounds),
+        score=functools.partial(scores, classify=classify),
+        rates=("consistent", "uniform"),
+    )

@@ -40,19 +40,3 @@ def make(difficulty: str = "hard") -> Task:
         ValueError: no such difficulty.
     """
     return BOARDS.puzzles("digits-sudoku", difficulty)
-
-
-def make_corrupted(pairs: int) -> Task:
-    """The task, tested on valid boards with swapped cells, all of them editable.
-
-    Args:
-        pairs: swapped pairs of cells, in 1..40.
-
-    Raises:
-        ValueError: ``pairs`` is out of its range.
-    """
-    return BOARDS.corrections("digits-sudoku", pairs)
-
-
-TASK = make()
-"""Trained with 0 to 80 given cells, tested with 0 to 26."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ipr_jax.tasks.base import Batch, Split, generators
+from ipr_jax.tasks.base import Batch, Split, Task, generators
 
 SIDE = 32
 PATCH_SIZE = 4
@@ -140,3 +140,16 @@ def rgb_to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _std(channel: jax.Array) -> jax.Array:
     """Standard deviation over the pixels of [B, 32, 32], from the first one on: 0 if all equal."""
     return (channel - channel[:, :1, :1]).std(axis=(1, 2))
+
+
+TASK = Task(
+    name="even-pixels",
+    image_shape=IMAGE_SHAPE,
+    patch_size=PATCH_SIZE,
+    training_batch=functools.partial(batch, "train"),
+    test_batch=functools.partial(batch, "test"),
+    score=scores,
+    rates=("balanced",),
+    means=("imbalance", "saturation_std", "value_std"),
+)
+"""Nothing is given: every image is generated from noise."""

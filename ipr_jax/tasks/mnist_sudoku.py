@@ -82,19 +82,6 @@ def make(boards_of: boards.DigitBoards, difficulty: str = "hard") -> Task:
     return boards_of.puzzles("mnist-sudoku", difficulty)
 
 
-def make_corrupted(boards_of: boards.DigitBoards, pairs: int) -> Task:
-    """The task, tested on valid boards with swapped cells, all of them editable.
-
-    Args:
-        boards_of: of ``open_boards``.
-        pairs: swapped pairs of cells, in 1..40.
-
-    Raises:
-        ValueError: ``pairs`` is out of its range.
-    """
-    return boards_of.corrections("mnist-sudoku", pairs)
-
-
 def published_test(
     folder: str | os.PathLike[str], difficulty: str = "hard", number: int = 500
 ) -> Batch:
