@@ -210,16 +210,22 @@ EXAMPLE = "1..4 .... .3.. ...."
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--task", "chess"), "unknown task 'chess'; known: ['mini-sudoku']"),
+        (("--task", "chess"), "unknown task 'chess'; known: mini-sudoku, digits-sudoku, mnist-su"),
+        (("--task", "mnist-sudoku"), "the task mnist-sudoku needs a classifier: the folder of a c"),
+        (("--difficulty", "easy"), "the task mini-sudoku takes no difficulty"),
+        (("--task", "digits-sudoku", "--difficulty", "x"), "unknown difficulty 'x'; known: "),
         (("--model", "nope"), "no model at 'nope': give a model folder or one of ['mini-sudoku']"),
         (("--model", "."), "is not a model of ipr_jax: "),
-        (("--order", "x"), "unknown order 'x'; known: ['certain', 'random', 'raster']"),
+        (
+            ("--order", "x"),
+            "unknown order 'x'; known: ['certain', 'random', 'raster', 'uncertain']",
+        ),
         (("--regions", "x"), "unknown regions 'x'; known: ['fixed', 'fresh']"),
         (("--noise", "[x]"), "unknown noise '[x]'; known: ['fresh', 'initial']"),
         (("--ratio", "0"), "ratio must be in (0, 1], got 0.0"),
         (("--ratio", "1.5"), "ratio must be in (0, 1], got 1.5"),
-        (("--overlap", "1"), "overlap must be in [0, 1), got 1.0"),
-        (("--first-overlap", "-0.5"), "overlap must be in [0, 1), got -0.5"),
+        (("--overlap", "1.1"), "overlap must be in [0, 1], got 1.1"),
+        (("--first-overlap", "-0.5"), "overlap must be in [0, 1], got -0.5"),
         (("--steps-per-patch", "0"), "steps_per_patch must be a whole number of at least 1, got 0"),
         (
             ("--first-steps-per-patch", "0"),
@@ -252,15 +258,15 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, mess
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": (16, 16)}, "makes images (16, 16, 1) in patches of 8"),
-        ({"patch_size": 4}, "makes images (32, 32, 1) in patches of 4"),
+        ({"image_size": (16, 16)}, "makes images (16, 16, 1) in 2 x 2 patches of 8"),
+        ({"patch_size": 4}, "makes images (32, 32, 1) in 8 x 8 patches of 4"),
     ],
 )
 def test_a_model_of_other_images_is_refused(tmp_path, work, change, message):
     other = save_random(tmp_path / "other", dataclasses.replace(TINY, **change))
     code, out, err = call("refine", "--model", other)
     assert (code, out) == (2, "")
-    needs = "the task mini-sudoku needs (32, 32, 1) in patches of 8"
+    needs = "the task mini-sudoku needs (32, 32, 1) in 4 x 4 patches of 8"
     assert err == f"error: {other} {message}, {needs}\n"
     assert [path.name for path in work.iterdir()] == ["other"]
 
@@ -308,9 +314,27 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
     assert not (work / "run" / "refinement.png").exists()
 
 
+def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    colour = dataclasses.replace(TINY, channels=3, patch_size=4)
+    model = save_random(tmp_path / "colour", colour)
+    words = ("refine", "--task", "even-pixels", "--model", model)
+    code, out, err = call(*words, *SHORT, "--first-steps-per-patch", 1, "--out", "run")
+    assert (code, err) == (0, "")
+    for part in ("balanced %", "95% interval", "imbalance", "saturation_std", "value_std"):
+        assert part in out
+    saved = samples_of(work / "run")
+    assert saved["editable"].all()
+    assert saved["balanced"].shape == saved["imbalance"].shape == (3, 3)
+    assert (work / "run" / "refinement.png").exists()
+    code, _, err = call(*words, "--puzzle", EXAMPLE)
+    assert (code, err) == (2, "error: the task even-pixels has no puzzles, leave out --puzzle\n")
+
+
 def test_every_option_is_read():
     """Each option that belongs to the experiment changes it; the others are tested by what they do:
-    the task, model, puzzle, samples and seed above, the folder; the chunk in test_evaluate.
+    the task with its data, model, puzzle, samples and seed above, the folder; the chunk in
+    test_evaluate.
     """
     changes = {
         "iterations": 7,
@@ -326,6 +350,7 @@ def test_every_option_is_read():
         "noise": "initial",
     }
     elsewhere = {"task", "model", "puzzle", "samples", "chunk", "seed", "out"}
+    elsewhere |= {"difficulty", "data", "classifier"}
     assert {field.name for field in dataclasses.fields(cli.RefineArgs)} == elsewhere | set(changes)
     made = [cli.RefineArgs().experiment()]
     made += [cli.RefineArgs(**{name: value}).experiment() for name, value in changes.items()]
@@ -359,8 +384,8 @@ def test_training_writes_a_model(work, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nope",), "unknown task 'nope'; known: ['mini-sudoku']"),
-        (("",), "unknown task ''; known: ['mini-sudoku']"),
+        (("nope",), "no recipe to train the task 'nope'; known: mini-sudoku"),
+        (("even-pixels",), "no recipe to train the task 'even-pixels'; known: mini-sudoku"),
         (
             ("mini-sudoku", "--num-steps", 0),
             "num_steps must be a whole number of at least 1, got 0",

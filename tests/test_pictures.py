@@ -262,3 +262,34 @@ def test_curves_that_do_not_fit_are_refused(
     with pytest.raises(ValueError, match=message):
         pictures.curve(tmp_path / "new.png", **rates() | changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_several_curves_with_the_papers_numbers(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "_write", lambda figure, path: drawn.append(figure))
+    band = np.array([[0.4, 0.5, 0.6], [0.5, 0.6, 0.7]])
+    bands = {"a": (range(2), band), "b": (range(2), band[::-1]), "once": (range(1), band[:1])}
+    pictures.curves(tmp_path / "x.png", bands, {"b": {50: 0.75}}, "valid", "Both")
+    axes = drawn[0].axes[0]
+    assert axes.get_title() == "Both"
+    assert axes.get_ylabel() == "valid (%)"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["a: 50.0% to 60.0%", "b: 60.0% to 50.0%", "once: 50.0%", "paper"]
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_array_equal(lines["a: 50.0% to 60.0%"].get_ydata(), [0.5, 0.6])
+    diamonds = [line for line in axes.lines if line.get_marker() == "D" and len(line.get_xdata())]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in diamonds] == [(50, 0.75)]
+    assert len(axes.collections) == 4  # a band each, and the bar of a single moment
+
+
+@pytest.mark.parametrize(
+    ("bands", "message"),
+    [
+        ({}, "there must be an arm, got 0"),
+        ({"a": ([0, 0], np.ones((2, 3)))}, "iterations must be 2 increasing numbers"),
+    ],
+)
+def test_impossible_curves_are_refused(tmp_path, bands, message):
+    with pytest.raises(ValueError, match=message):
+        pictures.curves(tmp_path / "x.png", bands, {}, "valid", "None")
+    assert not list(tmp_path.iterdir())
