@@ -15,7 +15,7 @@ import numpy as np
 
 from ipr_jax import check, files, selection
 from ipr_jax.evaluate import Refinement, evaluate, summarise
-from ipr_jax.order import ORDERS
+from ipr_jax.order import ORDERS, graph_order
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.tasks.base import Task
 from ipr_jax.types import Denoiser
@@ -140,14 +140,14 @@ def corrupted(task: Task, iterations: int) -> Experiment:
 
 def samplers(task: Task, iterations: int) -> Experiment:
     """Ways to sample once, at equal network evaluations (SRM, the tables of its section 5)."""
-    del task, iterations  # nothing is refined
+    del iterations  # nothing is refined
     base = Sampling(max_steps=1000, stochasticity=1.0)
     ways = {
         "parallel": dataclasses.replace(base, overlap=1.0),
         "parallel, deterministic": dataclasses.replace(base, overlap=1.0, stochasticity=0.0),
         **{
             f"{name}, one by one": dataclasses.replace(base, overlap=0.0, order=order)
-            for name, order in ORDERS.items()
+            for name, order in (ORDERS | {"graph": graph_order(task.dependencies)}).items()
         },
         "certain, overlap 0.75": dataclasses.replace(base, overlap=0.75),
     }

@@ -183,7 +183,7 @@ def curves(
         for moment, value in published.get(name, {}).items():
             axes.plot(moment, value, "D", color=colour, markerfacecolor="white")
     if any(published.get(name) for name in bands):
-        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper")
+        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper, its own task")
     axes.set_title(title, fontsize=10, weight="bold")
     axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")
     _finish_axes(axes, label)

@@ -274,7 +274,12 @@ def test_several_curves_with_the_papers_numbers(tmp_path, monkeypatch):
     assert axes.get_title() == "Both"
     assert axes.get_ylabel() == "valid (%)"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["a: 50.0% to 60.0%", "b: 60.0% to 50.0%", "once: 50.0%", "paper"]
+    assert labels == [
+        "a: 50.0% to 60.0%",
+        "b: 60.0% to 50.0%",
+        "once: 50.0%",
+        "paper, its own task",
+    ]
     lines = {line.get_label(): line for line in axes.lines}
     np.testing.assert_array_equal(lines["a: 50.0% to 60.0%"].get_ydata(), [0.5, 0.6])
     diamonds = [line for line in axes.lines if line.get_marker() == "D" and len(line.get_xdata())]

@@ -517,6 +517,7 @@ TASK = Task(
     test_batch=unused,
     score=unused,
     rates=("valid",),
+    dependencies=np.zeros((1, 1)),
 )
 
 

@@ -51,6 +51,8 @@ class Task:
         score: jittable, ``images [B, H, W, C] -> scores by name, each [B]``.
         rates: names of the scores that are bool, reported as a share of the samples; the first is
             the headline.
+        dependencies: bool or float [P, P] >= 0, how much each patch (column) depends on each, for
+            ``order.graph_order``.
         means: names of the others that are reported, as means.
         violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule; None where
             no patch does by itself.
@@ -68,6 +70,7 @@ class Task:
     test_batch: Callable[[int, np.ndarray], Batch]
     score: Callable[[jax.Array], dict[str, jax.Array]]
     rates: tuple[str, ...]
+    dependencies: np.ndarray
     means: tuple[str, ...] = ()
     violating: Callable[[jax.Array], jax.Array] | None = None
     parse_puzzle: Callable[[str, int], Puzzle] | None = None

@@ -311,6 +311,7 @@ class DigitBoards:
             test_batch=test_batch,
             score=self.score,
             rates=("valid",),
+            dependencies=sudoku.dependencies(self.n),
             means=("violations",),
             violating=self.violating,
             parse_puzzle=self.parse_puzzle,

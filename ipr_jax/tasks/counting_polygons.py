@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ipr_jax.tasks.base import Batch, Split, Task, generators
+from ipr_jax.tasks.locality import gaussian_locality
 from ipr_jax.tasks.polygon_classifier import MAX_POLYGONS, Counts, PolygonConfig
 
 SIDE = 128
@@ -382,4 +383,5 @@ def make(
         test_batch=functools.partial(of_variant, "test", backgrounds=backgrounds),
         score=functools.partial(scores, classify=classify),
         rates=("consistent", "uniform"),
+        dependencies=gaussian_locality(SIDE // PATCH_SIZE, SIDE // PATCH_SIZE),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from ipr_jax.tasks.base import Batch, Split, Task, generators
+from ipr_jax.tasks.locality import gaussian_locality
 
 SIDE = 32
 PATCH_SIZE = 4
@@ -150,6 +151,7 @@ TASK = Task(
     test_batch=functools.partial(batch, "test"),
     score=scores,
     rates=("balanced",),
+    dependencies=gaussian_locality(SIDE // PATCH_SIZE, SIDE // PATCH_SIZE),
     means=("imbalance", "saturation_std", "value_std"),
 )
 """Nothing is given: every image is generated from noise."""
