@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from flax import nnx
+from rich.console import Console
 
 import ipr_jax
 from ipr_jax import checkpoint, cli, evaluate
@@ -315,7 +316,7 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
 
 
 def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "console", Console(width=200))
     colour = dataclasses.replace(TINY, channels=3, patch_size=4)
     model = save_random(tmp_path / "colour", colour)
     words = ("refine", "--task", "even-pixels", "--model", model)
@@ -407,7 +408,7 @@ def rows_of(out):
 
 
 def test_info_prints_what_is_in_a_model(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(cli, "console", Console(width=1000))
     code, out, err = call("info", "mini-sudoku")
     assert (code, err) == (0, "")
     rows = rows_of(out)

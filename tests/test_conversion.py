@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import gzip
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -250,7 +251,7 @@ def test_image_level_model_with_clues(tmp_path):
     recorded = golden("image_level_clues.npz")
     image, z, editable = nhwc(recorded["image"]), nhwc(recorded["z"]), recorded["editable"]
     denoise = ipr_jax.condition_on(model, image, editable)
-    prediction = denoise(jnp.asarray(z), jnp.asarray(recorded["t"]))
+    prediction = jax.jit(denoise)(jnp.asarray(z), jnp.asarray(recorded["t"]))
     for ours, theirs in (
         (prediction.velocity, nhwc(recorded["velocity"])),
         (prediction.variance_fraction, nhwc(recorded["variance_fraction"])),
@@ -335,9 +336,15 @@ def test_an_export_is_the_state_dict_of_the_denoiser(tmp_path, weights):
 
 def test_an_import_of_an_export_is_the_same_model(tmp_path):
     other = PolygonConfig(min_vertices=4, max_vertices=8)  # heads like those of the published one
-    checkpoint.save(tmp_path / "polygons", other, nnx.state(build(other)), {"made": "at random"})
-    made = {"mini-sudoku": "mini-sudoku", "polygons": tmp_path / "polygons"}
-    for name, path, given in (("even", EVEN, FLAGS["tiny_even"]), ("mnist", MNIST, {})):
+    said = json.dumps({"config": checkpoint.to_json(other), "provenance": {"made": "at random"}})
+    polygons = tmp_path / "polygons.pt"
+    save_file(random_tensors(other), polygons, metadata={"ipr_jax": said})
+    made = {"mini-sudoku": "mini-sudoku"}
+    for name, path, given in (
+        ("even", EVEN, FLAGS["tiny_even"]),
+        ("mnist", MNIST, {}),
+        ("polygons", polygons, {}),
+    ):
         conversion.import_checkpoint(path, tmp_path / name, given=given)
         made[name] = tmp_path / name
     for name, model in made.items():
