@@ -157,7 +157,8 @@ def curves(
         path: a PNG file that does not exist, in a folder that does.
         bands: by arm its iterations, increasing, and the rate with its band, float [N, 3] in
             [0, 1]: low, rate, high.
-        published: by arm a paper's rate by iteration, drawn as a hollow diamond; may be empty.
+        published: by arm a paper's rate by iteration, drawn as a hollow diamond if the arm has come
+            so far; may be empty.
         label: what the rate is of, such as "valid boards".
         title: what is compared.
 
@@ -180,9 +181,9 @@ def curves(
         axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
         if len(rate) == 1:
             axes.vlines(iterations, low, high, color=colour, linewidth=2)
-        for moment, value in published.get(name, {}).items():
-            axes.plot(moment, value, "D", color=colour, markerfacecolor="white")
-    if any(published.get(name) for name in bands):
+        known = {m: rate for m, rate in published.get(name, {}).items() if m <= iterations[-1]}
+        axes.plot(list(known), list(known.values()), "D", color=colour, markerfacecolor="white")
+    if any(published.values()):
         axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper, its own task")
     axes.set_title(title, fontsize=10, weight="bold")
     axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")

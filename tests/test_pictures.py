@@ -269,7 +269,7 @@ def test_several_curves_with_the_papers_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_write", lambda figure, path: drawn.append(figure))
     band = np.array([[0.4, 0.5, 0.6], [0.5, 0.6, 0.7]])
     bands = {"a": (range(2), band), "b": (range(2), band[::-1]), "once": (range(1), band[:1])}
-    pictures.curves(tmp_path / "x.png", bands, {"b": {50: 0.75}}, "valid", "Both")
+    pictures.curves(tmp_path / "x.png", bands, {"b": {1: 0.75, 50: 0.8}}, "valid", "Both")
     axes = drawn[0].axes[0]
     assert axes.get_title() == "Both"
     assert axes.get_ylabel() == "valid (%)"
@@ -283,7 +283,7 @@ def test_several_curves_with_the_papers_numbers(tmp_path, monkeypatch):
     lines = {line.get_label(): line for line in axes.lines}
     np.testing.assert_array_equal(lines["a: 50.0% to 60.0%"].get_ydata(), [0.5, 0.6])
     diamonds = [line for line in axes.lines if line.get_marker() == "D" and len(line.get_xdata())]
-    assert [(*line.get_xdata(), *line.get_ydata()) for line in diamonds] == [(50, 0.75)]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in diamonds] == [(1, 0.75)]
     assert len(axes.collections) == 4  # a band each, and the bar of a single moment
 
 
