@@ -16,8 +16,7 @@ import numpy as np
 import tyro
 
 import ipr_jax
-from benchmarks.quality import commit
-from ipr_jax.cli import environment
+from ipr_jax.environment import environment
 from ipr_jax.tasks import get_task
 
 
@@ -77,7 +76,6 @@ def main(args: Args) -> None:
             "min": min(ratios),
             "max": max(ratios),
         },
-        "commit": commit(),
         **environment(),
     }
     print(json.dumps(result, indent=1))

@@ -1,24 +1,19 @@
 """The command line: ``python -m convert import``, ``export`` and ``verify``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from convert import conversion
 from ipr_jax.files import printable
+from ipr_jax.terminal import console, one_line_errors
 
 Checkpoint = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 Out = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-
-console = Console()
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 TOLERANCE = 1e-4
 """Largest difference that ``verify`` accepts, relative to the largest magnitude or 1."""
@@ -121,17 +116,8 @@ def verify(
 def main() -> None:
     """Entry point of ``python -m convert``: refusals end with one clear line, exit code 2."""
     commands = {"import": import_, "export": export, "verify": verify}
-    try:
+    with one_line_errors():
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m convert")
-    except (ValueError, OSError, ImportError) as error:
-        errors.print(f"[red]error:[/] {escape(printable(str(error)))}")
-        sys.exit(2)
-    except MemoryError:
-        errors.print("[red]error:[/] out of memory")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def summarise(progress: Progress) -> dict[str, float | int]:
         "not_finite": len(finite) - counted,
     }
     for name, values in progress.scores.items():
-        line |= (_rate if values.dtype == np.bool_ else _mean)(name, values[finite])
+        line |= (_rate if values.dtype == np.bool_ else mean)(name, values[finite])
     return line | {
         "nfe": float(progress.nfe.mean()),
         "seconds": progress.seconds,
@@ -226,12 +226,15 @@ def _rate(name: str, values: np.ndarray) -> dict[str, float | int]:
     return {name: found} | {f"{name}_{part}": value for part, value in rate.items()}
 
 
-def _mean(name: str, values: np.ndarray) -> dict[str, float | int]:
-    """The mean and its normal interval."""
+def mean(name: str, values: np.ndarray) -> dict[str, float]:
+    """The mean of values [N] and its 95% interval (normal), as NAME, NAME_low and NAME_high.
+
+    Without values there is no mean, with a single one no interval.
+    """
     if not len(values):
         return {}
-    mean = float(values.mean())
+    centre = float(values.mean())
     if len(values) == 1:
-        return {name: mean}
+        return {name: centre}
     error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
-    return {name: mean, f"{name}_low": mean - error, f"{name}_high": mean + error}
+    return {name: centre, f"{name}_low": centre - error, f"{name}_high": centre + error}

@@ -8,13 +8,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ipr_jax import check, files, selection
-from ipr_jax.evaluate import Refinement, evaluate, summarise
+from ipr_jax.evaluate import Refinement, evaluate, mean, summarise
 from ipr_jax.order import ORDERS, graph_order
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.tasks.base import Task
@@ -45,101 +45,123 @@ class Experiment:
         title: what is compared.
         source: the figure or table.
         arms: what is compared with what, by label.
-        published: the headline score of the paper by label and iteration, on its own task.
+        reference: label of the arm that the others are compared with; None = with nothing.
+        scores: names of the task's scores that the figure shows.
+        published: the paper's numbers on its own task, by score, label and iteration.
     """
 
     title: str
     source: str
     arms: Mapping[str, Arm]
-    published: Mapping[str, Mapping[int, float]]
+    reference: str | None
+    scores: tuple[str, ...]
+    published: Mapping[str, Mapping[str, Mapping[int, float]]]
 
 
+_POLYGONS = Sampling(overlap=0.9)
+_PIXELS = Sampling(steps_per_patch=30, overlap=0.9)
 SETTINGS: dict[str, tuple[Sampling, Sampling]] = {
-    "counting-polygons": (Sampling(overlap=0.9), Sampling(overlap=0.9)),
-    "even-pixels": (
-        Sampling(steps_per_patch=30, overlap=0.9),
-        Sampling(steps_per_patch=30, overlap=0.9),
-    ),
+    "mini-sudoku": (FIRST_PASS, REFINEMENT),
+    "digits-sudoku": (FIRST_PASS, REFINEMENT),
+    "mnist-sudoku": (FIRST_PASS, REFINEMENT),
+    "even-pixels": (_PIXELS, _PIXELS),
+    "counting-polygons": (_POLYGONS, _POLYGONS),
+    "counting-stars": (_POLYGONS, _POLYGONS),
 }
-"""The paper's first pass and refinement by task (IPR, table 1); for others those of Sudoku."""
+"""The first pass and the refinement by task (IPR, table 1)."""
+
+PUBLISHED: dict[str, dict[int, float]] = {
+    "valid": {0: 0.558, 50: 0.75},
+    "consistent": {0: 0.154, 50: 0.274},
+    "uniform": {0: 0.988, 50: 1.0},
+    "saturation_std": {0: 0.0073, 50: 0.0027},
+    "value_std": {0: 0.0047, 50: 0.0021},
+}
+"""IPR's scores by iteration (its sections 4.2 to 4.4)."""
 
 
-def _arm(task: Task, iterations: int, swapped: int = 0, **changes: Any) -> Arm:
-    first, later = SETTINGS.get(task.name, (FIRST_PASS, REFINEMENT))
-    return Arm(
-        refinement=Refinement(
-            iterations=iterations, first=None if swapped else first, later=later, **changes
-        ),
-        swapped=swapped,
+def settings(task: Task, iterations: int, **changes: Any) -> Refinement:
+    """The paper's refinement of a task, with changes."""
+    first, later = SETTINGS[task.name]
+    return Refinement(**{"iterations": iterations, "first": first, "later": later} | changes)
+
+
+def plain(task: Task, refinement: Refinement) -> Experiment:
+    """One refinement, and all that the task reports of it."""
+    scores = (*task.rates, *task.means)
+    return Experiment(
+        title="Iterative Partial Refinement",
+        source="IPR, figures 3a, 4 and 5",
+        arms={"refined": Arm(refinement=refinement)},
+        reference=None,
+        scores=scores,
+        published={name: {"refined": PUBLISHED[name]} for name in scores if name in PUBLISHED},
     )
 
 
 def refinement(task: Task, iterations: int) -> Experiment:
-    """The headline score over iterations (IPR, figures 3a, 4 and 5)."""
-    published = {"mnist-sudoku": {0: 0.558, 50: 0.75}, "counting-polygons": {0: 0.154, 50: 0.274}}
-    return Experiment(
-        title="Iterative Partial Refinement",
-        source="IPR, figures 3a, 4 and 5",
-        arms={"refined": _arm(task, iterations)},
-        published={"refined": published.get(task.name, {})},
-    )
+    """What refinement does for a task (IPR, figures 3a, 4 and 5)."""
+    return plain(task, settings(task, iterations))
 
 
 def ratio(task: Task, iterations: int) -> Experiment:
     """The share of the patches that an iteration regenerates (IPR, figure 6a)."""
-    ratios = (0.1, 0.25, 0.5)
+    arms = {
+        f"{each:.2f}": Arm(refinement=settings(task, iterations, ratio=each))
+        for each in (0.1, 0.25, 0.5)
+    }
+    published = {"0.10": {0: 0.558, 50: 0.726}, "0.25": PUBLISHED["valid"], "0.50": {50: 0.542}}
     return Experiment(
         title="Resampling ratio",
         source="IPR, figure 6a",
-        arms={f"{each:.2f}": _arm(task, iterations, ratio=each) for each in ratios},
-        published={
-            "0.10": {0: 0.558, 50: 0.726},
-            "0.25": {0: 0.558, 50: 0.75},
-            "0.50": {0: 0.558, 50: 0.542},
-        },
+        arms=arms,
+        reference="0.25",
+        scores=(task.headline,),
+        published={"valid": published},
     )
 
 
 def noise_and_regions(task: Task, iterations: int) -> Experiment:
     """Fresh or fixed noise, fresh or fixed regions (IPR, figure 6b)."""
+    ways = {
+        "fresh noise and regions": {},
+        "initial noise": {"noise": selection.initial_noise},
+        "fixed regions": {"select": selection.fixed_regions},
+    }
     return Experiment(
         title="Noise and regions",
         source="IPR, figure 6b",
         arms={
-            "fresh noise and regions": _arm(task, iterations),
-            "initial noise": _arm(task, iterations, noise=selection.initial_noise),
-            "fixed regions": _arm(task, iterations, select=selection.fixed_regions),
+            label: Arm(refinement=settings(task, iterations, **changes))
+            for label, changes in ways.items()
         },
+        reference="fresh noise and regions",
+        scores=(task.headline,),
         published={
-            "fresh noise and regions": {0: 0.558, 50: 0.75},
-            "fixed regions": {0: 0.558, 50: 0.57},
+            "valid": {"fresh noise and regions": PUBLISHED["valid"], "fixed regions": {50: 0.57}}
         },
     )
 
 
 def corrupted(task: Task, iterations: int) -> Experiment:
-    """Solved boards with K pairs of cells swapped, all editable (IPR, figure 3b).
-
-    Raises:
-        ValueError: the task has no solved boards to swap cells of.
-    """
-    if task.corrupted is None:
-        raise ValueError(f"the task {task.name} has no cells to swap, take one of Sudoku")
+    """Solved boards with K pairs of cells swapped, all editable (IPR, figure 3b)."""
     cells = task.grid[0] * task.grid[1]
     return Experiment(
         title="Recovery of corrupted boards",
         source="IPR, figure 3b",
         arms={
-            f"K = {pairs}": _arm(task, iterations, swapped=pairs)
+            f"K = {pairs}": Arm(refinement=settings(task, iterations, first=None), swapped=pairs)
             for pairs in (1, 3, 5, 7, 9)
             if 2 * pairs <= cells
         },
+        reference=None,
+        scores=(task.headline,),
         published={},
     )
 
 
 def samplers(task: Task, iterations: int) -> Experiment:
-    """Ways to sample once, at equal network evaluations (SRM, the tables of its section 5)."""
+    """Ways to sample once, at equal network evaluations (after SRM, arXiv 2502.21075)."""
     del iterations  # nothing is refined
     base = Sampling(max_steps=1000, stochasticity=1.0)
     ways = {
@@ -153,33 +175,44 @@ def samplers(task: Task, iterations: int) -> Experiment:
     }
     return Experiment(
         title="Samplers",
-        source="SRM, section 5",
+        source="after SRM",
         arms={
             label: Arm(refinement=Refinement(iterations=0, first=way))
             for label, way in ways.items()
         },
+        reference="certain, one by one",
+        scores=(task.headline,),
         published={},
     )
 
 
-EXPERIMENTS: dict[str, Callable[[Task, int], Experiment]] = {
-    "refinement": refinement,
-    "ratio": ratio,
-    "noise-and-regions": noise_and_regions,
-    "corrupted": corrupted,
-    "samplers": samplers,
+class Recipe(NamedTuple):
+    """How to make an experiment, and the task it is run on unless another is asked for."""
+
+    make: Callable[[Task, int], Experiment]
+    task: str
+
+
+EXPERIMENTS: dict[str, Recipe] = {
+    "sudoku-hard": Recipe(refinement, "mnist-sudoku"),
+    "sudoku-corrupted": Recipe(corrupted, "mini-sudoku"),
+    "polygons": Recipe(refinement, "counting-polygons"),
+    "even-pixels": Recipe(refinement, "even-pixels"),
+    "ratio": Recipe(ratio, "mini-sudoku"),
+    "noise-and-regions": Recipe(noise_and_regions, "mini-sudoku"),
+    "samplers": Recipe(samplers, "mini-sudoku"),
 }
 """Experiments by name: functions of the task and the number of iterations."""
 
 
-def get_experiment(name: str) -> Callable[[Task, int], Experiment]:
+def get_experiment(name: str) -> Recipe:
     """The experiment of a name.
 
     Raises:
         ValueError: unknown; lists the known ones.
     """
     if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; known: {sorted(EXPERIMENTS)}")
+        raise ValueError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]
 
 
@@ -201,8 +234,9 @@ def run(
 ) -> Iterator[tuple[str, Line]]:
     """Refine and score every arm in ``folder``, from where it stopped if it holds this experiment.
 
-    Writes ``config.json`` (the experiment and ``settings``) and, when an arm is finished, its
-    metrics as ``arms/LABEL.json``, each whole or not at all.
+    Writes ``config.json`` (the experiment and ``settings``); when an arm is finished
+    ``arms/LABEL.json``, its metrics and which samples it solved; when all are ``results.json``, all
+    settings, all metrics and the differences between arms. Each is there whole or not at all.
 
     Args:
         experiment: what to compare.
@@ -218,46 +252,75 @@ def run(
         An iterator over (label, metrics of an iteration), also those of arms that were finished.
 
     Raises:
-        ValueError: bad arguments, or the folder holds something else.
+        ValueError: before anything is written: bad arguments, an arm that the task does not have,
+            or the folder holds something else.
     """
     check.count("samples", samples)
     check.count("chunk", chunk)
     check.seed(seed)
-    described = {"task": task.name, "samples": samples, "seed": seed, "chunk": chunk}
-    text = json.dumps(described | describe(experiment) | dict(settings), indent=1)
-    written = folder / "config.json"
-    if written.exists():
-        if written.read_text() != text:
-            raise ValueError(
-                f"{folder} holds another experiment, or one of another model, version or device; "
-                f"choose another folder or the settings in {written}"
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} exists and holds no experiment; choose another folder")
-    else:
-        (folder / "arms").mkdir(parents=True)
-        files.write_text(written, text)
-    return _run(experiment, task, denoise, folder, samples, seed, chunk)
+    for arm in experiment.arms.values():
+        source(task, arm.swapped).test_batch(seed, np.arange(1))
+    described = {
+        "task": task.name,
+        "samples": samples,
+        "seed": seed,
+        "chunk": chunk,
+        **describe(experiment),
+        **settings,
+    }
+    files.claim(folder, described)
+
+    def advance() -> Iterator[tuple[str, Line]]:
+        for label, arm in experiment.arms.items():
+            path = folder / "arms" / f"{label}.json"
+            if path.exists():
+                lines = json.loads(path.read_text())["metrics"]
+                yield from ((label, line) for line in lines)
+                continue
+            batch = source(task, arm.swapped).test_batch(seed, np.arange(samples))
+            key, lines, solved = jax.random.key(seed), [], np.empty(0)
+            for progress in evaluate(task, denoise, batch, arm.refinement, key, chunk=chunk):
+                lines.append(summarise(progress))
+                solved = progress.scores[task.headline]
+                yield label, lines[-1]
+            path.parent.mkdir(exist_ok=True)
+            files.write_text(path, json.dumps({"metrics": lines, "solved": solved.tolist()}))
+        if not (folder / "results.json").exists():
+            arms = {
+                label: json.loads((folder / "arms" / f"{label}.json").read_text())
+                for label in experiment.arms
+            }
+            found = {
+                "metrics": {label: arm["metrics"] for label, arm in arms.items()},
+                "differences": _differences(experiment, arms),
+            }
+            files.write_text(folder / "results.json", json.dumps(described | found, indent=1))
+
+    return advance()
 
 
-def _run(
-    experiment: Experiment,
-    task: Task,
-    denoise: Denoiser,
-    folder: Path,
-    samples: int,
-    seed: int,
-    chunk: int,
-) -> Iterator[tuple[str, Line]]:
-    for label, arm in experiment.arms.items():
-        path = folder / "arms" / f"{label}.json"
-        if path.exists():
-            yield from ((label, line) for line in json.loads(path.read_text()))
-            continue
-        source = task.corrupted(arm.swapped) if arm.swapped and task.corrupted else task
-        batch = source.test_batch(seed, np.arange(samples))
-        lines, key = [], jax.random.key(seed)
-        for progress in evaluate(task, denoise, batch, arm.refinement, key, chunk=chunk):
-            lines.append(summarise(progress))
-            yield label, lines[-1]
-        files.write_text(path, json.dumps(lines))
+def source(task: Task, swapped: int) -> Task:
+    """The task whose samples are refined: itself, or solved samples with swapped pairs of patches.
+
+    Raises:
+        ValueError: the task has no cells to swap, or not so many.
+    """
+    if not swapped:
+        return task
+    if task.corrupted is None:
+        raise ValueError(f"the task {task.name} has no cells to swap, take one of Sudoku")
+    return task.corrupted(swapped)
+
+
+def _differences(
+    experiment: Experiment, arms: Mapping[str, Mapping[str, list]]
+) -> dict[str, dict[str, float]]:
+    """By how much the final headline rate of each arm exceeds the reference's, sample by sample."""
+    if experiment.reference is None:
+        return {}
+    reference = np.array(arms[experiment.reference]["solved"], float)
+    return {
+        label: mean("difference", np.array(arm["solved"], float) - reference)
+        for label, arm in arms.items()
+        if label != experiment.reference
+    }

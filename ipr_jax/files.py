@@ -1,9 +1,11 @@
 """Writing files whole or not at all, and never over existing ones."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 
@@ -43,3 +45,27 @@ def write_text(path: Path, text: str) -> None:
     """Write or replace a text file, whole or not at all."""
     with whole(path) as part:
         part.write_text(text)
+
+
+def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
+    """Make the folder of a run that can go on, or make sure that it holds the same one.
+
+    Args:
+        folder: a new or empty one, or that of a run, with its ``config.json``.
+        configuration: JSON data that tells all that decides the run's results.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration, or something else.
+    """
+    path, text = folder / "config.json", json.dumps(configuration, indent=1)
+    if path.exists():
+        if path.read_text() != text:
+            raise ValueError(
+                f"{folder} holds a run of another configuration; choose another folder or the "
+                f"settings in {path}"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and holds no run; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -93,102 +93,102 @@ def refinement(
     _write(figure, path)
 
 
-def curve(
-    path: str | os.PathLike[str],
-    iterations: Sequence[int],
-    rate: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    label: str,
-) -> None:
-    """Draw a rate over iterations with its 95% band.
+class Panel(NamedTuple):
+    """A score of several arms.
 
-    The file appears whole or not at all.
-
-    Args:
-        path: a PNG file that does not exist, in a folder that does.
-        iterations: int [N] >= 0, increasing; 0 = first pass.
-        rate: float [N] in [0, 1].
-        low: float [N] in [0, 1], the lower end of the band, <= rate.
-        high: float [N] in [0, 1], the upper end, >= rate.
-        label: what the rate is of, such as "valid boards".
-
-    Raises:
-        FileExistsError: the file exists; it is not overwritten.
-        FileNotFoundError: the folder does not exist.
-        ValueError: lengths differ, the iterations do not increase, or the rate is not in its band
-            in [0, 1].
+    Attributes:
+        label: what it is, such as "valid".
+        share: whether it is a share of the samples, in [0, 1], drawn in percent.
+        bands: by arm the value with its interval after 0, 1, ... iterations, float [N, 3]: low,
+            value, high.
+        published: by arm a paper's value by iteration, drawn as a hollow diamond if the arm has
+            come so far; may be empty.
     """
-    path = refuse_existing(path)
-    rate, low, high = (np.asarray(each, float) for each in (rate, low, high))
-    _require(rate.ndim == 1, "rate must be [N]", list(rate.shape))
-    _check_iterations(iterations, len(rate))
-    for name, end in (("low", low), ("high", high)):
-        _require(end.shape == rate.shape, f"{name} must be {list(rate.shape)}", list(end.shape))
-    ordered = (low >= 0) & (low <= rate) & (rate <= high) & (high <= 1)
-    rule = "0 <= low <= rate <= high <= 1 must hold"
-    _require(ordered.all(), rule, list(zip(low, rate, high, strict=True)))
-    figure = _figure(6.4, 3.8)
-    figure.set_layout_engine("constrained")
-    axes = figure.add_subplot()
-    start = {"markerfacecolor": "white", "markersize": 8, "label": _moment(iterations[0])}
-    axes.plot(iterations, rate, "o-", color=BLUE, markersize=3.5, label=label)
-    axes.plot(iterations[0], rate[0], "o", color=BLUE, markeredgewidth=1.8, **start)
-    axes.fill_between(iterations, low, high, color=BLUE, alpha=0.2, linewidth=0, label="95% band")
-    summary = _summary(f"{rate[0]:.1%}", f"{rate[-1]:.1%}", iterations)
-    axes.set_title(f"{label[:1].upper()}{label[1:]}\n{summary}", fontsize=10, weight="bold")
-    axes.set_xlabel("refinement (iterations after the first pass)")
-    _finish_axes(axes, label)
-    _write(figure, path)
+
+    label: str
+    share: bool
+    bands: Mapping[str, np.ndarray]
+    published: Mapping[str, Mapping[int, float]]
 
 
-def curves(
-    path: str | os.PathLike[str],
-    bands: Mapping[str, tuple[Sequence[int], np.ndarray]],
-    published: Mapping[str, Mapping[int, float]],
-    label: str,
-    title: str,
-) -> None:
-    """Draw several rates over iterations with their 95% bands, and a paper's numbers beside them.
+def curves(path: str | os.PathLike[str], panels: Sequence[Panel], title: str) -> None:
+    """Draw scores over iterations with their 95% bands, and a paper's numbers beside them.
 
-    The file appears whole or not at all.
+    Arms without iterations are drawn as a list of values with their intervals. The file appears
+    whole or not at all.
 
     Args:
         path: a PNG file that does not exist, in a folder that does.
-        bands: by arm its iterations, increasing, and the rate with its band, float [N, 3] in
-            [0, 1]: low, rate, high.
-        published: by arm a paper's rate by iteration, drawn as a hollow diamond if the arm has come
-            so far; may be empty.
-        label: what the rate is of, such as "valid boards".
+        panels: from left to right.
         title: what is compared.
 
     Raises:
         FileExistsError: the file exists; it is not overwritten.
         FileNotFoundError: the folder does not exist.
-        ValueError: there is no arm, or the iterations do not increase.
+        ValueError: there is no panel or no arm, or a value is not in its interval.
     """
     path = refuse_existing(path)
-    _require(bands, "there must be an arm", len(bands))
-    figure = _figure(6.4, 4.2)
+    _require(panels and all(panel.bands for panel in panels), "there must be an arm", len(panels))
+    for panel in panels:
+        for name, band in panel.bands.items():
+            _check_band(name, np.asarray(band), panel.share)
+    listed = all(len(band) == 1 for panel in panels for band in panel.bands.values())
+    figure = _figure(2.2 + 4.4 * len(panels), 4.2)
     figure.set_layout_engine("constrained")
-    axes = figure.add_subplot()
-    for number, (name, (iterations, band)) in enumerate(bands.items()):
-        _check_iterations(iterations, len(band))
-        low, rate, high = np.asarray(band, float).T
-        colour = f"C{number}"
-        said = f"{name}: {rate[0]:.1%}" + (f" to {rate[-1]:.1%}" if len(rate) > 1 else "")
-        axes.plot(iterations, rate, "o-", color=colour, markersize=3, label=said)
-        axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
-        if len(rate) == 1:
-            axes.vlines(iterations, low, high, color=colour, linewidth=2)
-        known = {m: rate for m, rate in published.get(name, {}).items() if m <= iterations[-1]}
-        axes.plot(list(known), list(known.values()), "D", color=colour, markerfacecolor="white")
-    if any(published.values()):
-        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper, its own task")
-    axes.set_title(title, fontsize=10, weight="bold")
-    axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")
-    _finish_axes(axes, label)
+    figure.suptitle(title, fontsize=11, weight="bold")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        (_draw_list if listed else _draw_curves)(axes, panel)
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     _write(figure, path)
+
+
+def _draw_curves(axes: Axes, panel: Panel) -> None:
+    for number, (name, band) in enumerate(panel.bands.items()):
+        low, value, high = np.asarray(band, float).T
+        colour, iterations = f"C{number}", range(len(value))
+        shown = [f"{each:.1%}" if panel.share else f"{each:.3g}" for each in (value[0], value[-1])]
+        axes.plot(
+            iterations,
+            value,
+            "o-",
+            color=colour,
+            markersize=3,
+            label=f"{name}: {shown[0]} to {shown[1]}",
+        )
+        axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
+        known = {m: v for m, v in panel.published.get(name, {}).items() if m < len(value)}
+        axes.plot(list(known), list(known.values()), "D", color=colour, markerfacecolor="white")
+    if any(panel.published.values()):
+        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper, its own task")
+    axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")
+    axes.set_ylabel(f"{panel.label} (%)" if panel.share else panel.label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if panel.share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axes.margins(x=0.03)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_list(axes: Axes, panel: Panel) -> None:
+    names = list(panel.bands)
+    low, value, high = np.concatenate([np.asarray(panel.bands[name]) for name in names]).T
+    axes.errorbar(value, names, xerr=[value - low, high - value], fmt="o", color=BLUE, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, intervals: 95%")
+    if panel.share:
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+
+
+def _check_band(name: str, band: np.ndarray, share: bool) -> None:
+    _require(
+        band.ndim == 2 and band.shape[1] == 3 and len(band), f"{name} must be [N, 3]", band.shape
+    )
+    ordered = (band[:, 0] <= band[:, 1]) & (band[:, 1] <= band[:, 2])
+    inside = (band >= 0) & (band <= 1) if share else np.isfinite(band)
+    rule = "0 <= low <= value <= high <= 1" if share else "low <= value <= high"
+    _require(ordered.all() and inside.all(), f"{name}: {rule} must hold", band.tolist())
 
 
 def _boards(
@@ -284,18 +284,6 @@ def _check_boards(
         fits = array.shape == shape and array.dtype == np.bool_
         rule = f"{name} must be bool {list(shape)}"
         _require(fits, rule, f"{array.dtype} {list(array.shape)}")
-
-
-def _finish_axes(axes: Axes, label: str) -> None:
-    """Give axes of rates over iterations their scales, grid and legend."""
-    axes.set_ylabel(f"{label} (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    axes.margins(x=0.03)
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
 
 
 def _figure(width: float, height: float) -> Figure:

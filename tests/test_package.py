@@ -27,7 +27,19 @@ from ipr_jax.training.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    *("types", "files", "patches", "check", "config", "flow", "keys", "order", "schedule"),
+    *(
+        "types",
+        "files",
+        "environment",
+        "terminal",
+        "patches",
+        "check",
+        "config",
+        "flow",
+        "keys",
+        "order",
+        "schedule",
+    ),
     *("unet", "denoiser", "checkpoint", "step", "regenerate", "selection", "refinement"),
     "flops",
     *(
@@ -43,7 +55,7 @@ LAYERS = [
     *("tasks", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.trainer"),
     *("training.recipes", "training.digit_reader"),
-    *("evaluate", "experiments", "pictures", "cli"),
+    *("evaluate", "experiments", "pictures", "options", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [

@@ -226,26 +226,12 @@ def train(
             in the log. It is found in time for the next log line, before anything is saved.
     """
     folder = checkpoint.check_path(folder)
-    described = json.dumps(
-        {
-            "task": task.name,
-            "model": dataclasses.asdict(model),
-            "training": dataclasses.asdict(config),
-        },
-        indent=1,
-    )
-    described_at = folder / "config.json"
-    if described_at.exists():
-        if described_at.read_text() != described:
-            raise ValueError(
-                f"{folder} holds a run of another configuration; choose another folder or the "
-                f"settings in {described_at}"
-            )
-    else:
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} exists and holds no run; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(described_at, described)
+    configuration = {
+        "task": task.name,
+        "model": dataclasses.asdict(model),
+        "training": dataclasses.asdict(config),
+    }
+    files.claim(folder, configuration)
 
     keys = run_keys(config.seed)
     inverse = jnp.ones(noise_levels.NUM_BINS)

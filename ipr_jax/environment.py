@@ -1,0 +1,38 @@
+"""What a result was made with: versions, device, commit."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def environment() -> dict[str, Any]:
+    """The versions, the device and the commit that a result is made with, as JSON data.
+
+    Returns:
+        versions (of packages), python, device (such as "1 x cpu"), cpu_count, and commit, with
+        ``-dirty`` where files have changed, or None outside of a checkout.
+    """
+    packages = ("ipr_jax", "jax", "jaxlib", "flax", "numpy")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "python": sys.version.split()[0],
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpu_count": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    words = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,194 @@
+"""Options that several commands share, and how they open the task and the model they name."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+from ipr_jax import checkpoint, experiments
+from ipr_jax.denoiser import SRM
+from ipr_jax.evaluate import Refinement
+from ipr_jax.networks import open_network
+from ipr_jax.order import ORDERS
+from ipr_jax.regenerate import REFINEMENT
+from ipr_jax.selection import NOISES, REGIONS
+from ipr_jax.tasks import counting_polygons, get_task
+from ipr_jax.tasks.base import Task
+from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
+from ipr_jax.tasks.polygon_classifier import read_counts
+
+Value = TypeVar("Value")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOptions:
+    """Whose samples, how many at once, and where to.
+
+    Attributes:
+        model: a shipped model or a model folder; by default the one that ships for the task.
+        difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
+        data: folder of MNIST or of backgrounds, for the tasks that take one.
+        classifier: model folder of a converted classifier, for the tasks that need one.
+        chunk: samples per compiled call; larger suits a GPU or TPU.
+        seed: of samples and noise.
+        out: the folder; by default one under results/.
+    """
+
+    model: str | None = None
+    difficulty: str | None = None
+    data: Path | None = None
+    classifier: Path | None = None
+    chunk: int = 64
+    seed: int = 0
+    out: Path | None = None
+
+    def open(self, task: str) -> "Opened":
+        """The task of a name with its data and classifier, and the model.
+
+        Raises:
+            ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
+        """
+        classify, classifier = (
+            _open_classifier(self.classifier, task) if self.classifier else (None, None)
+        )
+        made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
+        name = self.model or task
+        if self.model is None and task not in checkpoint.SHIPPED:
+            raise ValueError(f"no model ships for the task {task}, give --model FOLDER")
+        model, provenance = _open_model(name, made)
+        described = {
+            "model": dataclasses.asdict(model.config),
+            "provenance": provenance,
+            "difficulty": self.difficulty,
+            "data": self.data and str(self.data),
+            "classifier": classifier,
+        }
+        return Opened(made, model, described)
+
+
+class Opened(NamedTuple):
+    """What the options name.
+
+    Attributes:
+        task: the benchmark.
+        model: makes its images.
+        described: JSON data that tells which they are.
+    """
+
+    task: Task
+    model: SRM
+    described: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinementOptions(TaskOptions):
+    """How to refine; what is not given is as in the paper, for the task.
+
+    Attributes:
+        iterations: iterations after the first pass.
+        ratio: share of the editable patches that an iteration regenerates, in (0, 1].
+        steps_per_patch: network evaluations for a single patch.
+        overlap: share of its schedule that a patch has in common with the next, in [0, 1].
+        first_steps_per_patch: network evaluations for a single patch, in the first pass.
+        first_overlap: overlap in the first pass, in [0, 1].
+        stochasticity: 0 = deterministic to 1 = ancestral.
+        temperature: factor of every step's noise, at least 0.
+        order: which patch is denoised next: certain, uncertain, random or raster.
+        regions: fresh random patches in every iteration, or the fixed ones of the first.
+        noise: fresh noise in every iteration, or the initial one again.
+    """
+
+    iterations: int = 20
+    ratio: float = 0.25
+    steps_per_patch: int | None = None
+    overlap: float | None = None
+    first_steps_per_patch: int | None = None
+    first_overlap: float | None = None
+    stochasticity: float = REFINEMENT.stochasticity
+    temperature: float = REFINEMENT.temperature
+    order: str = "certain"
+    regions: str = "fresh"
+    noise: str = "fresh"
+
+    def refinement(self, task: str) -> Refinement:
+        """What to do for a task, checked.
+
+        Raises:
+            ValueError: a value is out of range or a name unknown.
+        """
+        shared = {
+            "stochasticity": self.stochasticity,
+            "temperature": self.temperature,
+            "order": _known("order", self.order, ORDERS),
+        }
+        first, later = experiments.SETTINGS[task]
+        given = {
+            "first": (first, self.first_steps_per_patch, self.first_overlap),
+            "later": (later, self.steps_per_patch, self.overlap),
+        }
+        passes = {
+            name: dataclasses.replace(
+                base,
+                steps_per_patch=base.steps_per_patch if steps is None else steps,
+                overlap=base.overlap if overlap is None else overlap,
+                **shared,
+            )
+            for name, (base, steps, overlap) in given.items()
+        }
+        return Refinement(
+            iterations=self.iterations,
+            ratio=self.ratio,
+            select=_known("regions", self.regions, REGIONS),
+            noise=_known("noise", self.noise, NOISES),
+            **passes,
+        )
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """Options as JSON data."""
+    fields = dataclasses.asdict(options)
+    return {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}
+
+
+def _open_classifier(path: Path, task: str) -> tuple[Callable[[jax.Array], Any], dict[str, Any]]:
+    """What the images of a task show, by the classifier in a folder, and its provenance.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or it is another task's.
+    """
+    network, provenance = open_network(path)
+    needed = {"mnist-sudoku": MNISTConfig()} | {
+        f"counting-{name}": variant.counts for name, variant in counting_polygons.VARIANTS.items()
+    }
+    if task in needed and network.config != needed[task]:
+        raise ValueError(
+            f"{path} must hold the classifier of {task}, {needed[task]}, it holds {network.config}"
+        )
+    if isinstance(network.config, MNISTConfig):
+        return lambda tiles: read_digits(network(tiles)), provenance
+    return lambda images: read_counts(network(images), network.config), provenance
+
+
+def _open_model(name: str, task: Task) -> tuple[SRM, dict[str, Any]]:
+    """A model that makes the images of a task, and its provenance.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or its images are others.
+    """
+    model, provenance = checkpoint.open_model(name)
+    made, needed = (
+        f"{source.image_shape} in {source.grid[0]} x {source.grid[1]} patches of "
+        f"{source.patch_size}"
+        for source in (model.config, task)
+    )
+    if made != needed:
+        raise ValueError(f"{name} makes images {made}, the task {task.name} needs {needed}")
+    return model, provenance
+
+
+def _known(kind: str, name: str, table: Mapping[str, Value]) -> Value:
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; known: {sorted(table)}")
+    return table[name]
