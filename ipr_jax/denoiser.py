@@ -129,12 +129,15 @@ def repaint(denoise: Denoiser, image: jax.Array, editable: jax.Array, noise: jax
         A denoiser for this batch, a pytree.
 
     Raises:
-        ValueError: the grid is not one of square patches of the images.
+        ValueError: the grid is not one of square patches of the images, or the noise has another
+            shape; while tracing, there are several noise levels per image.
 
     Source: the image-level baseline of Spatial Reasoning Models, arXiv 2502.21075, which resets the
     clues after every step.
     """
     check.grid(image, editable)
+    if noise.shape != image.shape:
+        raise ValueError(f"noise must have the images' shape {image.shape}, got {noise.shape}")
     mask = patches.expand(jnp.asarray(editable), image.shape[1] // editable.shape[1])
     return jax.tree_util.Partial(
         _repainted, check.as_pytree(denoise), jnp.asarray(image), mask, jnp.asarray(noise)
@@ -149,5 +152,7 @@ def _repainted(
     z: jax.Array,
     t: jax.Array,
 ) -> Prediction:
-    level = t.reshape(-1, 1, 1, 1)
+    if t.shape[1:] != (1, 1):
+        raise ValueError(f"there must be one noise level per image, t [B, 1, 1], got {t.shape}")
+    level = t[..., None]
     return denoise(jnp.where(mask, z, flow.interpolate(image, noise, level)), t)

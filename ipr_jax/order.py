@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ipr_jax import check
+
 Order = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 TIES = 2.0**13
@@ -57,7 +59,7 @@ def graph_order(dependencies: np.ndarray, *, max_order: int = 1, decay: float = 
         The order; equal arguments give different functions, of which each is compiled.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range; while tracing, the grid has another P.
 
     Source: the graph-sequential sampler of SRM (arXiv 2502.21075). There, certainties are divided
     by the largest of the whole batch before ties are sought; here no sample sees another.
@@ -65,10 +67,9 @@ def graph_order(dependencies: np.ndarray, *, max_order: int = 1, decay: float = 
     matrix = np.asarray(dependencies, np.float32)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not (matrix >= 0).all():
         raise ValueError(f"dependencies must be [P, P] and not negative, got {matrix.shape}")
-    if max_order < 0 or not 0 < decay < 1:
-        raise ValueError(
-            f"max_order must be at least 0 and decay in (0, 1), got {max_order} and {decay}"
-        )
+    check.count("max_order", max_order, least=0)
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must be in (0, 1), got {decay}")
     weights = power = np.eye(len(matrix), dtype=np.float32)
     for order in range(1, max_order + 1):
         power = power @ matrix
@@ -77,6 +78,9 @@ def graph_order(dependencies: np.ndarray, *, max_order: int = 1, decay: float = 
 
     def graph(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
         del sigma
+        if t[0].size != len(weights):
+            h, w = t.shape[1:]
+            raise ValueError(f"the graph is of {len(weights)} patches, the grid {h} x {w}")
         known = (1 - t).reshape(len(t), -1)
         certainty = jnp.dot(known, weights, precision="highest").reshape(t.shape)
         return uniform - jnp.round(TIES * certainty)

@@ -1,6 +1,9 @@
 """Strict settings for every test, and the recorded behaviour of the published code."""
 
+import contextlib
+import io
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -17,7 +20,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 from convert import mapping, srm, torch_file  # noqa: E402
-from ipr_jax import SRM, ModelConfig, checkpoint  # noqa: E402
+from ipr_jax import SRM, ModelConfig, checkpoint, cli  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 PREFIXES = {"ema": "ema_denoiser.module.", "raw": "denoiser."}
@@ -67,6 +70,20 @@ def golden_model(name: str, weights: str) -> SRM:
 
 def nhwc(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(images, -3, -1))
+
+
+def call(*words: object) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ipr-jax", *map(str, words)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

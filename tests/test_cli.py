@@ -1,9 +1,7 @@
 """The command line: what it writes, says and refuses."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import io
 import itertools
 import json
 import re
@@ -13,7 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, call
 from flax import nnx
 from rich.console import Console
 
@@ -29,20 +27,6 @@ from ipr_jax.training.trainer import TrainConfig
 TASK = get_task("mini-sudoku")
 FILES = ["config.json", "metrics.jsonl", "refinement.png", "samples.npz"]
 SHORT = ("--samples", 3, "--iterations", 2)
-
-
-def call(*words):
-    """Run the command line in this process: exit code, standard output and standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ipr-jax", *map(str, words)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                cli.main()
-                code = 0
-            except SystemExit as end:
-                code = end.code
-    return code, out.getvalue(), err.getvalue()
 
 
 def lines_of(folder):
@@ -133,7 +117,7 @@ def test_the_metrics_are_one_line_per_iteration(finished):
 def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
     folder, _ = finished
     told = json.loads((folder / "config.json").read_text())
-    fields = {field.name for field in dataclasses.fields(cli.RefineArgs)}
+    fields = {field.name for field in dataclasses.fields(cli.RefineOptions)}
     assert set(told["arguments"]) == fields
     assert told["arguments"] | {"seed": 4, "model": str(tiny_folder)} == told["arguments"]
     assert told["arguments"]["out"] == str(folder)
@@ -214,6 +198,10 @@ EXAMPLE = "1..4 .... .3.. ...."
         (("--task", "chess"), "unknown task 'chess'; known: mini-sudoku, digits-sudoku, mnist-su"),
         (("--task", "mnist-sudoku"), "the task mnist-sudoku needs a classifier: the folder of a c"),
         (("--difficulty", "easy"), "the task mini-sudoku takes no difficulty"),
+        (("--classifier", "mini-sudoku"), "the task mini-sudoku takes no classifier"),
+        (("--swapped", "-1"), "swapped must be a whole number of at least 0, got -1"),
+        (("--swapped", "9"), "pairs must be"),
+        (("--swapped", "1", "--puzzle", EXAMPLE), "swapped must be 0 with a puzzle, got 1"),
         (("--task", "digits-sudoku", "--difficulty", "x"), "unknown difficulty 'x'; known: "),
         (("--model", "nope"), "no model at 'nope': give a model folder or one of ['mini-sudoku']"),
         (("--model", "."), "is not a model of ipr_jax: "),
@@ -332,6 +320,16 @@ def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
     assert (code, err) == (2, "error: the task even-pixels has no puzzles, leave out --puzzle\n")
 
 
+def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, work):
+    words = ("--swapped", 2, "--seed", 4)
+    assert call("refine", "--model", tiny_folder, *SHORT, *words, "--out", "run")[0] == 0
+    saved = samples_of(work / "run")
+    swapped = TASK.corrupted(2).test_batch(4, np.arange(3))
+    np.testing.assert_array_equal(saved["first_pass"], swapped.image)
+    assert saved["editable"].all()
+    assert not saved["valid"][0].any()
+
+
 def test_every_option_is_read():
     """Each option that belongs to the experiment changes it; the others are tested by what they do:
     the task with its data, model, puzzle, samples and seed above, the folder; the chunk in
@@ -350,11 +348,14 @@ def test_every_option_is_read():
         "regions": "fixed",
         "noise": "initial",
     }
-    elsewhere = {"task", "model", "puzzle", "samples", "chunk", "seed", "out"}
+    elsewhere = {"task", "model", "puzzle", "swapped", "samples", "chunk", "seed", "out"}
     elsewhere |= {"difficulty", "data", "classifier"}
-    assert {field.name for field in dataclasses.fields(cli.RefineArgs)} == elsewhere | set(changes)
-    made = [cli.RefineArgs().experiment()]
-    made += [cli.RefineArgs(**{name: value}).experiment() for name, value in changes.items()]
+    assert {field.name for field in dataclasses.fields(cli.RefineOptions)} == elsewhere | set(
+        changes
+    )
+    made = [cli.RefineOptions().refinement("mini-sudoku")]
+    for name, value in changes.items():
+        made.append(cli.RefineOptions(**{name: value}).refinement("mini-sudoku"))
     for one, other in itertools.combinations(made, 2):
         assert one != other
     assert made[0] == evaluate.Refinement()
@@ -454,7 +455,9 @@ def test_info_of_nothing_is_one_line():
 @pytest.mark.parametrize(
     ("words", "fields"),
     [
-        (("refine",), dataclasses.fields(cli.RefineArgs)),
+        (("refine",), dataclasses.fields(cli.RefineOptions)),
+        (("evaluate", "even-pixels"), dataclasses.fields(cli.EvaluateOptions)),
+        (("experiment", "samplers"), dataclasses.fields(cli.ExperimentOptions)),
         (("train", "mini-sudoku"), dataclasses.fields(TrainConfig)),
     ],
 )
@@ -473,14 +476,17 @@ def test_help_explains_every_option(words, fields):
 def test_help_names_the_commands():
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("refine", "train", "info"):
+    for command in ("refine", "evaluate", "experiment", "train", "info"):
         assert command in out
-    code, out, _ = call("train", "--help")
-    assert code == 0
-    assert "ipr-jax train TASK --help" in " ".join(out.replace("│", " ").split())
+    for words in ("train TASK", "evaluate TASK", "experiment NAME"):
+        code, out, _ = call(words.split()[0], "--help")
+        assert code == 0
+        assert f"ipr-jax {words} --help" in " ".join(out.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("words", [(), ("nope",), ("train",), ("refine", "--nope")])
+@pytest.mark.parametrize(
+    "words", [(), ("nope",), ("train",), ("evaluate",), ("experiment",), ("refine", "--nope")]
+)
 def test_what_is_not_understood_ends_with_2(work, words):
     code, out, err = call(*words)
     assert code == 2

@@ -1,35 +1,24 @@
 """The experiments: their arms, their files, going on after an interrupt, the command."""
 
-import contextlib
 import dataclasses
-import io
 import json
-import sys
 
 import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import TINY, call
+from flax import nnx
 
-from ipr_jax import checkpoint, cli, evaluate, experiments, selection
-from ipr_jax.tasks import TASKS, get_task
+from ipr_jax import checkpoint, evaluate, experiments, options, selection
+from ipr_jax.networks import build
+from ipr_jax.tasks import TASKS, counting_polygons, get_task
+from ipr_jax.tasks.mnist_classifier import MNISTConfig
+from ipr_jax.tasks.polygon_classifier import Counts
 
 TASK = get_task("mini-sudoku")
 RUN = {"samples": 5, "seed": 3, "chunk": 4, "settings": {"versions": {}}}
-
-
-def call(*words):
-    """Run the command line in this process: exit code, standard output and standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ipr-jax", *map(str, words)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                cli.main()
-                code = 0
-            except SystemExit as end:
-                code = end.code
-    return code, out.getvalue(), err.getvalue()
 
 
 def timeless(lines):
@@ -49,8 +38,11 @@ def collected(run):
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_arms_differ_in_what_the_paper_varies(name):
-    experiment = experiments.get_experiment(name)(TASK, 7)
-    assert experiment.published.keys() <= experiment.arms.keys()
+    experiment = experiments.get_experiment(name).make(TASK, 7)
+    assert set(experiment.scores) <= {*TASK.rates, *TASK.means}
+    assert experiment.reference is None or experiment.reference in experiment.arms
+    for arms in experiment.published.values():
+        assert arms.keys() <= experiment.arms.keys()
     refinements = [arm.refinement for arm in experiment.arms.values()]
     assert len(
         {json.dumps(experiments.describe(experiment)["arms"][k]) for k in experiment.arms}
@@ -58,7 +50,7 @@ def test_arms_differ_in_what_the_paper_varies(name):
     if name != "samplers":
         assert all(each.iterations == 7 for each in refinements)
         plain = dataclasses.replace(evaluate.Refinement(), iterations=7)
-        varied = {"ratio": "ratio", "corrupted": "first"}.get(name)
+        varied = {"ratio": "ratio", "sudoku-corrupted": "first"}.get(name)
         for each in refinements:
             if varied:
                 each = dataclasses.replace(each, **{varied: getattr(plain, varied)})
@@ -78,8 +70,21 @@ def test_settings_of_the_other_tasks():
     assert (arm.later.steps_per_patch, arm.later.overlap) == (10, 0.9)
     pixels = experiments.ratio(get_task("even-pixels"), 3).arms["0.10"].refinement
     assert (pixels.first.steps_per_patch, pixels.later.overlap) == (30, 0.9)
-    with pytest.raises(ValueError, match="even-pixels has no cells to swap"):
-        experiments.corrupted(get_task("even-pixels"), 3)
+    stars = dataclasses.replace(TASK, name="counting-stars")
+    assert experiments.settings(stars, 3) == experiments.settings(polygons, 3)
+    assert experiments.SETTINGS.keys() == set(TASKS)
+    assert {recipe.task for recipe in experiments.EXPERIMENTS.values()} <= set(TASKS)
+
+
+def test_published_numbers_are_those_of_the_task():
+    def drawn(task):
+        return experiments.refinement(task, 3).published
+
+    assert drawn(TASK) == {"valid": {"refined": {0: 0.558, 50: 0.75}}}
+    assert set(drawn(get_task("even-pixels"))) == {"saturation_std", "value_std"}
+    polygons = get_task("counting-polygons", classify=lambda images: None)
+    assert drawn(polygons)["consistent"] == {"refined": {0: 0.154, 50: 0.274}}
+    assert drawn(polygons)["uniform"] == {"refined": {0: 0.988, 50: 1.0}}
 
 
 def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
@@ -92,9 +97,33 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
         arm = experiment.arms[label].refinement
         alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), chunk=4)
         assert timeless(lines) == timeless(map(evaluate.summarise, alone))
-        assert json.loads((tmp_path / "run" / "arms" / f"{label}.json").read_text()) == lines
+        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), chunk=4)
+        *_, last = alone
+        written = json.loads((tmp_path / "run" / "arms" / f"{label}.json").read_text())
+        assert written == {"metrics": lines, "solved": last.scores["valid"].tolist()}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert results == config | {"metrics": found, "differences": results["differences"]}
     first_passes = [timeless(lines[:1]) for lines in found.values()]
     assert first_passes[0] == first_passes[1] == first_passes[2]
+
+
+def test_differences_are_taken_sample_by_sample(tmp_path, tiny_model):
+    """Of 5 samples, the reference solves 2, another arm the same 2 and one more, the last none."""
+    experiment = experiments.ratio(TASK, 0)
+    list(experiments.run(experiment, TASK, tiny_model, tmp_path, **RUN))
+    (tmp_path / "results.json").unlink()
+    solved = {"0.10": [1, 1, 1, 0, 0], "0.25": [1, 1, 0, 0, 0], "0.50": [0] * 5}
+    for label, row in solved.items():
+        path = tmp_path / "arms" / f"{label}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"solved": row}))
+    list(experiments.run(experiment, TASK, tiny_model, tmp_path, **RUN))
+    found = json.loads((tmp_path / "results.json").read_text())["differences"]
+    assert found.keys() == {"0.10", "0.50"}
+    error = 1.96 * np.sqrt(0.2 / 5)  # 0, 0, 1, 0, 0: the variance is 0.2
+    want = {"difference": 0.2, "difference_low": 0.2 - error, "difference_high": 0.2 + error}
+    assert found["0.10"] == pytest.approx(want)
+    assert found["0.50"]["difference"] == pytest.approx(-0.4)
 
 
 def test_corrupted_boards_start_as_they_are(tmp_path, tiny_model):
@@ -118,6 +147,7 @@ def test_an_interrupted_experiment_goes_on_after_its_last_finished_arm(tmp_path,
     assert [path.name for path in (tmp_path / "cut" / "arms").iterdir()] == [
         "fresh noise and regions.json"
     ]
+    assert not (tmp_path / "cut" / "results.json").exists()
     calls = 0
 
     def counting(z, t):
@@ -139,11 +169,11 @@ def test_an_interrupted_experiment_goes_on_after_its_last_finished_arm(tmp_path,
 def test_another_experiment_in_the_folder_is_refused(tmp_path, tiny_model):
     experiment = experiments.ratio(TASK, 1)
     experiments.run(experiment, TASK, tiny_model, tmp_path / "run", **RUN)
-    with pytest.raises(ValueError, match="holds another experiment"):
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
         experiments.run(experiment, TASK, tiny_model, tmp_path / "run", **RUN | {"seed": 4})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists and holds no experiment"):
+    with pytest.raises(ValueError, match="exists and holds no run"):
         experiments.run(experiment, TASK, tiny_model, tmp_path / "other", **RUN)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
@@ -154,19 +184,22 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
     code, out, err = call("experiment", "ratio", *options)
     assert (code, err) == (0, "")
     folder = tmp_path / "results" / "ratio-mini-sudoku"
-    assert sorted(path.name for path in folder.iterdir()) == ["arms", "config.json", "ratio.png"]
-    for part in ("Resampling ratio (IPR, figure 6a)", "0.10", "0.25", "0.50", "valid %"):
+    files = ["arms", "config.json", "ratio-mini-sudoku.png", "results.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    compared = "at the end, compared with 0.25"
+    for part in ("Resampling ratio (IPR, figure 6a)", "0.10", "0.50", "valid %", compared):
         assert part in out
-    described = json.loads((folder / "config.json").read_text())
+    described = json.loads((folder / "results.json").read_text())
     assert (described["samples"], described["seed"], described["source"]) == (
         6,
         0,
         "IPR, figure 6a",
     )
     assert described["arms"]["0.10"]["refinement"]["ratio"] == 0.1
-    assert described["published"]["0.50"]["50"] == 0.542
-    assert {"versions", "device", "provenance", "arguments"} <= described.keys()
-    picture = matplotlib.image.imread(folder / "ratio.png")
+    assert described["published"]["valid"]["0.50"]["50"] == 0.542
+    assert {"versions", "device", "commit", "provenance", "metrics"} <= described.keys()
+    assert described["model"]["widths"] == [8]
+    picture = matplotlib.image.imread(folder / "ratio-mini-sudoku.png")
     assert picture.std() > 0.05
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert call("experiment", "ratio", *options)[0] == 0  # again: there is nothing to do
@@ -176,20 +209,25 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nothing",), "unknown experiment 'nothing'; known: ['corrupted', 'noise-and-regions', "),
+        (("nothing",), "unknown experiment 'nothing'; known: sudoku-hard, sudoku-corrupted, poly"),
         (("ratio", "--task", "sudoku"), f"unknown task 'sudoku'; known: {', '.join(TASKS)}"),
         (("ratio", "--task", "mnist-sudoku"), "the task mnist-sudoku needs a classifier"),
         (("ratio", "--task", "counting-stars"), "the task counting-stars needs a classifier"),
         (("ratio", "--task", "mini-sudoku", "--data", "x"), "the task mini-sudoku takes no data"),
         (("ratio", "--difficulty", "hard"), "the task mini-sudoku takes no difficulty"),
         (
-            ("ratio", "--task", "even-pixels"),
+            ("ratio", "--task", "even-pixels", "--model", "mini-sudoku"),
             "mini-sudoku makes images (32, 32, 1) in 4 x 4 patches of 8, the task even-pixels "
             "needs (32, 32, 3) in 8 x 8 patches of 4",
         ),
-        (("corrupted", "--task", "even-pixels"), "the task even-pixels has no cells to swap"),
+        (("even-pixels",), "no model ships for the task even-pixels, give --model FOLDER"),
+        (("sudoku-hard",), "the task mnist-sudoku needs a classifier"),
         (("ratio", "--samples", 0), "samples must be a whole number of at least 1, got 0"),
-        (("ratio", "--classifier", "mini-sudoku"), "must hold a classifier, it holds a SRM"),
+        (("ratio", "--classifier", "mini-sudoku"), "the task mini-sudoku takes no classifier"),
+        (
+            ("polygons", "--classifier", "mini-sudoku"),
+            "mini-sudoku must hold the classifier of counting-polygons, PolygonConfig(",
+        ),
     ],
 )
 def test_bad_experiments_are_one_line_and_write_nothing(tmp_path, monkeypatch, words, message):
@@ -202,15 +240,80 @@ def test_bad_experiments_are_one_line_and_write_nothing(tmp_path, monkeypatch, w
     assert not list(tmp_path.iterdir())
 
 
-def test_a_classifier_counts_for_its_task(tmp_path, tiny_model):
-    from flax import nnx
+def colour_model(folder):
+    """A model of even pixels with random weights."""
+    config = dataclasses.replace(TINY, channels=3, patch_size=4)
+    network = build(config)
+    checkpoint.save(folder, config, nnx.state(network), {"made": "at random"})
+    return folder
 
-    from ipr_jax.networks import build
-    from ipr_jax.tasks.mnist_classifier import MNISTConfig
 
-    network = build(MNISTConfig())
-    checkpoint.save(tmp_path / "digits", network.config, nnx.state(network), {})
-    classify = cli._open_classifier(tmp_path / "digits")
-    digits = np.asarray(classify(np.zeros((3, 28, 28, 1), np.float32)))
-    assert digits.shape == (3,)
-    assert ((digits >= 1) & (digits <= 9)).all()
+def test_an_arm_that_the_task_does_not_have_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = colour_model(tmp_path / "model")
+    code, _, err = call("experiment", "sudoku-corrupted", "--task", "even-pixels", "--model", model)
+    assert code == 2
+    assert err == "error: the task even-pixels has no cells to swap, take one of Sudoku\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_evaluate_reports_all_that_the_task_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = colour_model(tmp_path / "model")
+    words = ("--samples", 3, "--iterations", 1, "--first-steps-per-patch", 2, "--ratio", 0.1)
+    code, _, err = call("evaluate", "even-pixels", "--model", model, *words, "--out", "run")
+    assert (code, err) == (0, "")
+    files = ["arms", "config.json", "evaluate-even-pixels.png", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == files
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    arm = results["arms"]["refined"]["refinement"]
+    assert (arm["ratio"], arm["first"]["steps_per_patch"]) == (0.1, 2)
+    assert (arm["later"]["steps_per_patch"], arm["later"]["overlap"]) == (30, 0.9)
+    (first, last) = results["metrics"]["refined"]
+    assert {"balanced_rate", "imbalance_low", "saturation_std", "value_std_high"} <= last.keys()
+    assert first["nfe"] < last["nfe"]
+    assert results["differences"] == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "config"),
+    [("mnist-sudoku", MNISTConfig()), ("counting-stars", counting_polygons.STARS.counts)],
+)
+def test_a_classifier_counts_for_its_task_alone(tmp_path, task, config):
+    network = build(config)
+    checkpoint.save(tmp_path / "classifier", config, nnx.state(network), {"made": "at random"})
+    classify, provenance = options._open_classifier(tmp_path / "classifier", task)
+    assert provenance == {"made": "at random"}
+    seen = classify(np.zeros((2, *config.image_shape), np.float32))
+    if task == "mnist-sudoku":
+        assert ((seen >= 1) & (seen <= 9)).all()
+    else:
+        assert ((seen.num_vertices >= 2) & (seen.num_vertices <= 9)).all()
+    with pytest.raises(ValueError, match="must hold the classifier of counting-polygons"):
+        options._open_classifier(tmp_path / "classifier", "counting-polygons")
+
+
+def test_scores_of_a_classifier_are_summarised():
+    """A made-up classifier, that sees three polygons of four vertices where "3, 4" is stated."""
+
+    def classify(images):
+        number = jnp.full(len(images), 3, jnp.int32)
+        stated = jnp.stack([number, number + 1], axis=1)
+        right = images[:, 0, 0, 0] > 0
+        seen = jnp.where(right, 4, 5).astype(jnp.int32)
+        return Counts(number, seen, right, stated)
+
+    task = get_task("counting-polygons", classify=classify)
+    batch = task.test_batch(0, np.arange(4))
+    batch.image[:, 0, 0, 0] = [1, 1, 1, -1]
+    still = evaluate.Refinement(iterations=0, first=None)
+    (progress,) = evaluate.evaluate(task, never_called, batch, still, jax.random.key(0))
+    line = evaluate.summarise(progress)
+    assert (line["consistent"], line["consistent_rate"], line["uniform"]) == (3, 0.75, 3)
+    assert 0.3 < line["consistent_low"] < 0.75 < line["consistent_high"] < 1
+
+
+def never_called(z, t):
+    raise AssertionError("nothing is refined")

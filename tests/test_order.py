@@ -95,8 +95,8 @@ def test_equals_are_taken_at_random_and_order_0_is_random():
     [
         ((np.ones((2, 3)),), {}, r"\[P, P\] and not negative, got \(2, 3\)"),
         ((-np.eye(3),), {}, "not negative"),
-        ((np.eye(3),), {"max_order": -1}, "max_order must be at least 0"),
-        ((np.eye(3),), {"decay": 1.0}, r"decay in \(0, 1\), got 1 and 1.0"),
+        ((np.eye(3),), {"max_order": -1}, "max_order must be a whole number of at least 0"),
+        ((np.eye(3),), {"decay": 1.0}, r"decay must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_impossible_graphs_are_refused(arguments, options, message):
@@ -107,6 +107,22 @@ def test_impossible_graphs_are_refused(arguments, options, message):
 def test_parallel_sampling_moves_all_patches_together():
     start = starts_of(ipr_jax.certain_first, np.ones((2, 3, 3), bool), overlap=1.0)
     assert (start == 0).all()
+
+
+def test_a_graph_of_another_grid_is_refused():
+    t = jnp.ones((1, 2, 2))
+    with pytest.raises(ValueError, match="of 3 patches, the grid 2 x 2"):
+        graph_order(np.eye(3))(t, t, t)
+
+
+def test_repainting_takes_one_noise_level_per_image(rng):
+    image = rng.normal(size=(2, 4, 4, 1)).astype(np.float32)
+    editable = np.ones((2, 2, 2), bool)
+    with pytest.raises(ValueError, match=r"noise must have .* \(2, 4, 4, 1\), got \(4, 4, 1\)"):
+        ipr_jax.repaint(lambda z, t: z, image, editable, image[0])
+    repainted = ipr_jax.repaint(lambda z, t: z, image, editable, image)
+    with pytest.raises(ValueError, match=r"one noise level per image, .* got \(2, 2, 2\)"):
+        repainted(image, jnp.ones((2, 2, 2)))
 
 
 def test_repainting_is_the_published_loop(rng):

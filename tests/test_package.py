@@ -15,7 +15,7 @@ import pytest
 
 import ipr_jax
 from ipr_jax import checkpoint
-from ipr_jax.cli import ExperimentArgs, RefineArgs
+from ipr_jax.cli import EvaluateOptions, ExperimentOptions, RefineOptions
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
 from ipr_jax.experiments import Experiment
@@ -145,7 +145,15 @@ def test_everything_public_has_a_docstring(module):
 @pytest.mark.parametrize(
     "config",
     [
-        *(ModelConfig, Sampling, Refinement, TrainConfig, RefineArgs, ExperimentArgs),
+        *(
+            ModelConfig,
+            Sampling,
+            Refinement,
+            TrainConfig,
+            RefineOptions,
+            EvaluateOptions,
+            ExperimentOptions,
+        ),
         *(PolygonConfig, Variant, Task, Experiment),
     ],
 )
@@ -167,7 +175,7 @@ def test_every_field_is_read_and_explained(config):
     names = {field.name for field in dataclasses.fields(config)}
     assert names
     assert not names - read
-    documented = inspect.getdoc(config)
+    documented = "".join(inspect.getdoc(base) or "" for base in config.__mro__[:-1])
     assert not [name for name in names if f"\n    {name}: " not in documented]
 
 

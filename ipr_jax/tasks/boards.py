@@ -304,7 +304,7 @@ class DigitBoards:
         return sudoku.format_board(np.asarray(board), label)
 
     def task(self, name: str, test_batch: Callable[[int, np.ndarray], Batch]) -> Task:
-        """The task: trained with all cells given but one to all, tested on ``test_batch``."""
+        """The task: trained with 0 to all but one of the cells given, tested on ``test_batch``."""
         return Task(
             name=name,
             training_batch=functools.partial(self.batch, "train", num_clues=(0, self.n**2 - 1)),
