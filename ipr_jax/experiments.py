@@ -15,7 +15,7 @@ import numpy as np
 
 from ipr_jax import check, files, selection
 from ipr_jax.evaluate import Refinement, evaluate, mean, summarise
-from ipr_jax.order import ORDERS, graph_order
+from ipr_jax.order import ORDERS, graph_order, random_order
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.tasks.base import Task
 from ipr_jax.types import Denoiser
@@ -172,6 +172,7 @@ def samplers(task: Task, iterations: int) -> Experiment:
             for name, order in (ORDERS | {"graph": graph_order(task.dependencies)}).items()
         },
         "certain, overlap 0.75": dataclasses.replace(base, overlap=0.75),
+        "random, overlap 0.75": dataclasses.replace(base, overlap=0.75, order=random_order),
     }
     return Experiment(
         title="Samplers",
