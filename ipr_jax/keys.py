@@ -34,8 +34,8 @@ def sample_keys(key: jax.Array, num_samples: int, *, first: int = 0) -> jax.Arra
 
 
 def fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:
-    """``jax.random.fold_in`` of the same number into every sample's key: [B] -> [B]."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+    """``jax.random.fold_in`` of a number, scalar or [B], into every sample's key: [B] -> [B]."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(data), keys.shape))
 
 
 def split(keys: jax.Array, num: int) -> list[jax.Array]:

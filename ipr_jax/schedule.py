@@ -118,16 +118,16 @@ def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array
     Args:
         plan: of the pass.
         start: int32 [B, h, w], the step at which each patch started; ``WAITING`` if not yet.
-        step: int32 scalar m, from 0.
+        step: int32 scalar or [B], m, from 0.
 
     Returns:
         Float32 [B, h, w]: 1 for waiting patches, then down to 0 in block_length steps; 0 outside
         the region and from the sample's last step on.
     """
-    length = plan.block_length[:, None, None]
+    length, step = plan.block_length[:, None, None], _per_patch(step)
     elapsed = jnp.maximum(step - start, 0)
     level = jnp.maximum(length - elapsed, 0).astype(jnp.float32) / length.astype(jnp.float32)
-    active = plan.region & (step < plan.num_steps)[:, None, None]
+    active = plan.region & (step < plan.num_steps[:, None, None])
     return jnp.where(active, level, 0)
 
 
@@ -139,12 +139,19 @@ def start_patches(
     Args:
         plan: of the pass.
         start: int32 [B, h, w], as in ``levels``.
-        step: int32 scalar m.
+        step: int32 scalar or [B], m.
         priority: float32 [B, h, w]; the lowest start first, ties in raster order.
 
     Returns:
         The new ``start``.
     """
-    num_starting = (plan.block_starts == step).sum(axis=1, dtype=jnp.int32)[:, None, None]
+    step = _per_patch(step)
+    starting = plan.block_starts[:, None] == step
+    num_starting = starting.sum(axis=2, keepdims=True, dtype=jnp.int32)
     waiting = plan.region & (start == WAITING)
     return jnp.where(waiting & (rank(priority, waiting) < num_starting), step, start)
+
+
+def _per_patch(step: jax.Array | int) -> jax.Array:
+    """A step, scalar or [B], in a shape that broadcasts to [B, h, w]."""
+    return jnp.reshape(jnp.asarray(step, jnp.int32), (-1, 1, 1))

@@ -70,12 +70,12 @@ def step(
         denoise: the model.
         plan: of the pass.
         state: before the step.
-        index: int32 scalar, the number of the step, from 0.
+        index: int32 scalar or [B], the number of the step, from 0.
         noise: float32 [B, H, W, C], standard normal, used where the step is stochastic.
         uniform: float32 [B, h, w] in [0, 1), the same in all steps of a pass, for random orders.
         order: which waiting patches start.
-        stochasticity: 0 = deterministic to 1 = ancestral.
-        temperature: factor of the step's standard deviation, at least 0.
+        stochasticity: scalar or [B], 0 = deterministic to 1 = ancestral.
+        temperature: scalar or [B], factor of the step's standard deviation, at least 0.
 
     Returns:
         The state after the step, bit-identical where the level is 0, and the noise levels.
@@ -86,6 +86,9 @@ def step(
     prediction = _predict(denoise, state.z, t)
     start = schedule.start_patches(plan, state.start, index, order(prediction.sigma, uniform, t))
     s = schedule.levels(plan, start, index + 1)
+    stochasticity, temperature = (
+        jnp.reshape(jnp.asarray(value), (-1, 1, 1, 1)) for value in (stochasticity, temperature)
+    )
 
     patch_size = state.z.shape[1] // t.shape[1]
     t_pixel, s_pixel = patches.expand(t, patch_size), patches.expand(s, patch_size)
