@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipr_jax import check, schedule, selection, stopping
+from ipr_jax import check, selection, stopping
 from ipr_jax import keys as random_keys
 from ipr_jax import step as steps
 from ipr_jax.order import Order
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling, Settings, renoise
-from ipr_jax.schedule import PassPlan, Plan
+from ipr_jax.schedule import PassPlan
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.stopping import Stop
 from ipr_jax.types import Denoiser
@@ -58,14 +58,14 @@ class Pass(NamedTuple):
     Attributes:
         plan: schedules; idle slots have an empty region.
         state: of the denoising.
-        index: int32 [B], steps done.
+        step: int32 [B], steps done.
         uniform: float32 [B, h, w] in [0, 1), for random orders.
         noise_keys: [B], of the noise of the steps.
     """
 
     plan: PassPlan
     state: steps.PassState
-    index: jax.Array
+    step: jax.Array
     uniform: jax.Array
     noise_keys: jax.Array
 
@@ -118,10 +118,9 @@ class Passes(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """What the caller passes in."""
+    """What the caller passes in; ``orders`` of the first pass and of the iterations."""
 
-    first_order: Order
-    later_order: Order
+    orders: tuple[Order, Order]
     select: Selection
     noise: Noise
     stop: Stop
@@ -194,10 +193,10 @@ def stream(
         jnp.int32(patience),
         slots=min(slots, len(keys)),
         first_iteration=int(first is None),
-        functions=Functions((first or later).order, later.order, select, noise, stop),
+        functions=Functions(((first or later).order, later.order), select, noise, stop),
     )
     place = np.argsort(longest_first)
-    return Streamed(*(part[place] for part in found[:-1]), found.evaluations)
+    return jax.tree.map(lambda part: part[place] if part.ndim else part, found)
 
 
 @partial(jax.jit, static_argnames=("slots", "first_iteration", "functions"))
@@ -239,7 +238,7 @@ def _stream(
         return Pass(
             plan=plan,
             state=steps.init(renoise(image, region, noise), plan),
-            index=jnp.zeros(slots, jnp.int32),
+            step=jnp.zeros(slots, jnp.int32),
             uniform=random_keys.uniform(order_keys, (h, w)),
             noise_keys=noise_keys,
         )
@@ -249,30 +248,27 @@ def _stream(
         kind = jnp.minimum(iteration, 1)
 
         def order(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
-            first, later = (
-                function(sigma, uniform, t)
-                for function in (functions.first_order, functions.later_order)
-            )
+            first, later = (each(sigma, uniform, t) for each in functions.orders)
             return jnp.where((kind == 0)[:, None, None], first, later)
 
         state, _ = steps.step(
             denoise,
             now.plan,
             now.state,
-            now.index,
-            random_keys.normal(random_keys.fold(now.noise_keys, now.index), shape),
+            now.step,
+            random_keys.normal(random_keys.fold(now.noise_keys, now.step), shape),
             now.uniform,
             order=order,
             stochasticity=passes.settings.stochasticity[kind],
             temperature=passes.settings.temperature[kind],
         )
-        return now._replace(state=state, index=now.index + 1)
+        return now._replace(state=state, step=now.step + 1)
 
     def turn(carry: Carry) -> Carry:
         """A step, then what follows for the slots whose pass is over."""
         old, done = carry.slots, carry.done
         now = advance(old.now, old.iteration)
-        over = (now.index >= now.plan.num_steps) & (old.sample < end)
+        over = (now.step >= now.plan.num_steps) & (old.sample < end)
         image = now.state.z
         nfe = jnp.where(over, old.nfe + now.plan.num_steps, old.nfe)
         finite = old.finite & (jnp.isfinite(image).all(axis=(1, 2, 3)) | ~over)
@@ -288,7 +284,7 @@ def _stream(
         )
         taken = carry.taken + jnp.cumsum(leaves, dtype=jnp.int32) - 1
         sample = jnp.where(leaves, jnp.minimum(taken, end), old.sample)
-        iteration = jnp.where(leaves, first_iteration, old.iteration + over)
+        iteration = jnp.where(leaves, first_iteration, old.iteration + over.astype(jnp.int32))
         image = jnp.where(leaves[:, None, None, None], queue.image[sample], image)
         begun = start(sample, iteration, image)
 
