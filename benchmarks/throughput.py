@@ -1,0 +1,239 @@
+"""How fast refinement is, against the bare network and against what the device can do.
+
+``python -m benchmarks.throughput`` prints a table; ``--out FILE`` also writes everything as JSON.
+For every preset, precision and batch: a refinement pass of some network evaluations and as many
+calls of the bare compiled network are timed in turn, after a warm-up and apart from compilation;
+so is a large matrix product, once per precision. Weights and images are random.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.table import Table
+
+import ipr_jax
+from ipr_jax import check, experiments, files, flops, selection
+from ipr_jax.config import PRESETS
+from ipr_jax.environment import environment
+from ipr_jax.terminal import one_line_errors
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+COMPUTE: dict[str, tuple[Any, str | None]] = {
+    "float32": (jnp.float32, "highest"),
+    "tf32": (jnp.float32, "tensorfloat32"),
+    "bfloat16": (jnp.bfloat16, None),
+}
+"""Compute dtype of the network, and precision of its products."""
+
+KINDS = ("argument", "output", "temp")
+"""Of memory on a device."""
+
+PAPER = {
+    "mini-sudoku": ("mini-sudoku", range(11, 17), 50),
+    "even-pixels": ("even-pixels", [64], 50),
+    "counting-polygons": ("counting-polygons", [256], 50),
+    "mnist-sudoku": ("mnist-sudoku", range(55, 82), 50),
+}
+"""By preset: the task, how many of its patches are editable, and the iterations of the paper."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Measure throughput.
+
+    Attributes:
+        preset: architectures.
+        batch: samples at once.
+        precision: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16 (parameters, norms, noise
+            levels and the images between steps stay float32).
+        devices: over how many devices the batch is spread.
+        evaluations: of the network in a timed pass.
+        repeats: timed pairs.
+        smoke: small sizes, two minutes on two cores.
+        out: a new JSON file.
+    """
+
+    preset: tuple[str, ...] = ("mini-sudoku", "even-pixels")
+    batch: tuple[int, ...] = (1, 8, 64)
+    precision: tuple[Precision, ...] = ("float32",)
+    devices: int = 1
+    evaluations: int = 10
+    repeats: int = 7
+    smoke: bool = False
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "evaluations", "repeats"):
+            check.count(name, getattr(self, name))
+        for batch in self.batch:
+            check.count("batch", batch)
+            if batch % self.devices:
+                raise ValueError(f"batch must be a multiple of devices={self.devices}, got {batch}")
+        for preset in self.preset:
+            if preset not in PAPER:
+                raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PAPER)}")
+        if self.devices > jax.device_count():
+            raise ValueError(f"devices must be at most {jax.device_count()}, got {self.devices}")
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall time of a call, its device work included."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def product_rate(precision: str, repeats: int) -> float:
+    """FLOP/s of a large square matrix product on one device, the best of ``repeats``."""
+    size, chained = (2048, 1) if jax.default_backend() == "cpu" else (8192, 8)
+    dtype, how = COMPUTE[precision]
+    x = jnp.ones((size, size), dtype) / size
+
+    @jax.jit
+    def multiply(x: jax.Array) -> jax.Array:
+        for _ in range(chained):
+            x = jnp.matmul(x, x, precision=how)
+        return x
+
+    seconds(lambda: multiply(x))
+    return chained * 2 * size**3 / min(seconds(lambda: multiply(x)) for _ in range(repeats))
+
+
+def paper_evaluations(preset: str) -> float:
+    """Network evaluations per sample at the paper's settings, the mean over its puzzles."""
+    name, editable, iterations = PAPER[preset]
+    made = experiments.SETTINGS[name]
+    most = max(editable)
+    first, later = (sampling.settings(most).plan.num_steps for sampling in made)
+    sizes = selection.region_sizes(most, 0.25)
+    return float(np.mean([first[n] + iterations * later[sizes[n]] for n in editable]))
+
+
+def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, Any]:
+    """Time a pass of ``args.evaluations`` against as many calls of the bare network."""
+    config = PRESETS[preset]
+    dtype, how = COMPUTE[precision]
+    model = ipr_jax.SRM(config, dtype=dtype, rngs=nnx.Rngs(0))
+    mesh = jax.make_mesh((args.devices,), ("data",), axis_types=(AxisType.Auto,))
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+    draw = np.random.default_rng(0).uniform(-1, 1, (batch, *config.image_shape))
+    keys, image, editable, t = jax.device_put(
+        (
+            ipr_jax.sample_keys(jax.random.key(0), batch),
+            jnp.asarray(draw, jnp.float32),
+            jnp.ones((batch, *config.grid), bool),
+            jnp.full((batch, *config.grid), 0.5),
+        ),
+        spread,
+    )
+    sampling = ipr_jax.Sampling(max_steps=args.evaluations)
+    with jax.default_matmul_precision(how):
+        began = time.perf_counter()
+        bare = jax.jit(lambda model, z, t: model(z, t)).lower(model, image, t).compile()
+        compiled = time.perf_counter() - began
+
+        def loop() -> Any:
+            return ipr_jax.refine(model, keys, image, editable, iterations=1, sampling=sampling)
+
+        def outside() -> Any:
+            return [bare(model, image, t) for _ in range(args.evaluations)]
+
+        jax.block_until_ready((loop(), outside()))
+        pairs = [(seconds(loop), seconds(outside)) for _ in range(args.repeats)]
+    each, alone = (
+        statistics.median(times) / args.evaluations for times in zip(*pairs, strict=True)
+    )
+    number = flops.count(lambda model, z, t: model(z, t), model, image, t)
+    memory = bare.memory_analysis()
+    ratios = [inside / out for inside, out in pairs]
+    return {
+        "preset": preset,
+        "precision": precision,
+        "batch": batch,
+        "devices": args.devices,
+        "compile_seconds": compiled,
+        "ms_per_evaluation": {"loop": 1e3 * each, "bare": 1e3 * alone},
+        "loop_over_bare": {
+            "median": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+        },
+        "sample_evaluations_per_second": batch / each,
+        "refined_samples_per_second": batch / each / paper_evaluations(preset),
+        "gflop_per_sample": number / batch / 1e9,
+        "flop_per_second": number / each,
+        "memory_bytes": memory and sum(getattr(memory, f"{kind}_size_in_bytes") for kind in KINDS),
+    }
+
+
+def run(args: Args) -> Iterator[dict[str, Any]]:
+    """Measure every preset, precision and batch."""
+    for precision in args.precision:
+        rate = args.devices * product_rate(precision, args.repeats)
+        for preset in args.preset:
+            for batch in args.batch:
+                found = measure(preset, batch, precision, args)
+                yield found | {
+                    "product_flop_per_second": rate,
+                    "share_of_product": found["flop_per_second"] / rate,
+                }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The figures, a row per measurement."""
+    shown = Table(box=None, header_style="bold")
+    titles = (
+        *("preset", "precision", "batch", "compile s", "ms/evaluation", "loop / bare"),
+        *("refined/s, paper", "GFLOP/s", "of a product", "MiB"),
+    )
+    for number, title in enumerate(titles):
+        shown.add_column(title, justify="left" if number < 2 else "right")
+    for row in rows:
+        ratio = row["loop_over_bare"]
+        shown.add_row(
+            row["preset"],
+            row["precision"],
+            str(row["batch"]),
+            f"{row['compile_seconds']:.1f}",
+            f"{row['ms_per_evaluation']['loop']:.3g}",
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            f"{row['refined_samples_per_second']:.3g}",
+            f"{row['flop_per_second'] / 1e9:,.0f}",
+            f"{100 * row['share_of_product']:.0f}%",
+            f"{row['memory_bytes'] / 2**20:,.0f}" if row["memory_bytes"] else "-",
+        )
+    return shown
+
+
+def main(args: Args) -> None:
+    """Run the measurement and print it."""
+    if args.smoke:
+        args = dataclasses.replace(args, batch=(1, 8), evaluations=2, repeats=3)
+    if args.out is not None:
+        files.refuse_existing(args.out)
+    rows = list(run(args))
+    described = environment()
+    Console(width=140).print(table(rows))
+    print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
+    if args.out is not None:
+        text = {"arguments": dataclasses.asdict(args) | {"out": None}, **described, "rows": rows}
+        files.write_text(args.out, json.dumps(text, indent=1))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(Args))
