@@ -144,7 +144,13 @@ def test_patches_without_a_finite_priority_start_in_their_turn(bad):
     assert start.tolist() == [[[0, schedule.WAITING], [1, 2]]]
 
 
-@given(st.lists(st.tuples(st.floats(width=32), st.booleans()), min_size=6, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.floats(width=32, allow_subnormal=False), st.booleans()),  # XLA takes them as 0
+        min_size=6,
+        max_size=6,
+    )
+)
 def test_rank_is_a_permutation_with_candidates_first(patches):
     scores, candidates = (np.array(part).reshape(1, 2, 3) for part in zip(*patches, strict=True))
     rank = np.asarray(order.rank(jnp.asarray(scores, jnp.float32), jnp.asarray(candidates)))
