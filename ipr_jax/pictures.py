@@ -38,6 +38,9 @@ TITLE, LINE, HEADS, CAPTION = 62, 48, 76, 30  # the heights of texts
 FIRST, NEXT, LAST = 1200, 500, 3000
 """How long the first pass, an iteration and the last iteration are shown, in milliseconds."""
 
+PUBLISHED = "paper, its own task"
+"""What the hollow diamonds are."""
+
 
 class Samples(NamedTuple):
     """Samples at a moment of their refinement, and what is marked in them.
@@ -204,10 +207,12 @@ def curves(path: str | os.PathLike[str], panels: Sequence[Panel], title: str) ->
     Raises:
         FileExistsError: the file exists; it is not overwritten.
         FileNotFoundError: the folder does not exist.
-        ValueError: there is no panel or no arm, or a value is not in its interval.
+        ValueError: there is no panel, a panel has no arm, or a band is not [N, 3], has a value that
+            is not in its interval or is not finite, or as a share is not in [0, 1].
     """
     path = refuse_existing(path)
-    _require(panels and all(panel.bands for panel in panels), "there must be an arm", len(panels))
+    arms = [len(panel.bands) for panel in panels]
+    _require(arms and all(arms), "there must be a panel and an arm in every panel", arms)
     for panel in panels:
         for name, band in panel.bands.items():
             _check_band(name, np.asarray(band), panel.share)
@@ -237,10 +242,10 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
             label=f"{name}: {shown[0]} to {shown[1]}",
         )
         axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
-        known = {m: v for m, v in panel.published.get(name, {}).items() if m < len(value)}
+        known = _reached(panel, name)
         axes.plot(list(known), list(known.values()), "D", color=colour, markerfacecolor="white")
-    if any(panel.published.values()):
-        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper, its own task")
+    if any(_reached(panel, name) for name in panel.bands):
+        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label=PUBLISHED)
     axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")
     axes.set_ylabel(f"{panel.label} (%)" if panel.share else panel.label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -254,10 +259,21 @@ def _draw_list(axes: Axes, panel: Panel) -> None:
     names = list(panel.bands)
     low, value, high = np.concatenate([np.asarray(panel.bands[name]) for name in names]).T
     axes.errorbar(value, names, xerr=[value - low, high - value], fmt="o", color=BLUE, capsize=3)
+    known = {name: reached[0] for name in names if (reached := _reached(panel, name))}
+    if known:
+        looks = {"color": STRONG, "markerfacecolor": "white", "label": PUBLISHED}
+        axes.plot(list(known.values()), list(known), "D", **looks)
+        axes.legend(frameon=False, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, intervals: 95%")
     if panel.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+
+
+def _reached(panel: Panel, name: str) -> dict[int, float]:
+    """The paper's values of an arm by iteration, as far as it has come."""
+    published = panel.published.get(name, {})
+    return {m: value for m, value in published.items() if m < len(panel.bands[name])}
 
 
 def _check_band(name: str, band: np.ndarray, share: bool) -> None:
