@@ -35,8 +35,7 @@ GUTTER = 5  # around a cell: a grid line, then the blue of a clue
 OUTLINE, FRAME, GAP, MARGIN = 2, 6, 7, 20
 TITLE, LINE, HEADS, CAPTION = 62, 48, 76, 30  # the heights of texts
 
-FIRST, NEXT, LAST = 1200, 500, 3000
-"""How long the first pass, an iteration and the last iteration are shown, in milliseconds."""
+FIRST, NEXT, LAST = 1200, 500, 3000  # milliseconds of a frame
 
 PUBLISHED = "paper, its own task"
 """What the hollow diamonds are."""
