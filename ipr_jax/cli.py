@@ -35,7 +35,7 @@ from ipr_jax.terminal import console, interruptible, one_line_errors
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
-SHOWN_SAMPLES = 8
+SHOWN_SAMPLES, SHOWN_IN_GRID = 8, 64
 SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 
@@ -181,9 +181,10 @@ def refine(options: RefineOptions) -> Path:
             lines.append(evaluate.summarise(progress))
             with (folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
-            kept = progress.iteration in (*SHOWN_ITERATIONS, experiment.iterations)
-            image = np.asarray(progress.image) if kept else np.empty(0)
-            history.append(progress._replace(image=image))
+            if len(history) > 1:  # between the first and the last, only what is drawn is kept
+                shown = history[-1].image[:SHOWN_SAMPLES].copy()
+                history[-1] = history[-1]._replace(image=shown)
+            history.append(progress._replace(image=np.asarray(progress.image)))
             bar.update(running, advance=1, description="refining")
             grid = Table.grid()
             grid.add_row(_table(task, lines))
@@ -206,8 +207,7 @@ def refine(options: RefineOptions) -> Path:
 
 
 def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progress]) -> None:
-    from ipr_jax import pictures
-
+    """Write the samples and draw them; between the first and the last, history has only some."""
     with files.whole(folder / "samples.npz") as path:
         np.savez_compressed(
             path,
@@ -222,20 +222,42 @@ def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progres
             finite=history[-1].finite,
             nfe=history[-1].nfe,
         )
-    finite = np.flatnonzero(history[-1].finite)[:SHOWN_SAMPLES]
-    columns = [progress for progress in history if progress.image.size]
-    if len(finite):
-        images = np.stack([progress.image[finite] for progress in columns])
-        nothing = np.zeros_like(batch.editable[finite])
-        violating = jax.jit(task.violating) if task.violating else lambda image: nothing
-        pictures.refinement(
-            folder / "refinement.png",
-            images,
-            batch.editable[finite],
-            np.stack([violating(image) for image in images]),
-            np.stack([progress.scores[task.headline][finite] for progress in columns]),
-            [progress.iteration for progress in columns],
+    _draw_samples(folder, task, batch.editable, history)
+
+
+def _draw_samples(
+    folder: Path, task: Task, editable: np.ndarray, history: list[evaluate.Progress]
+) -> None:
+    """Draw the finite samples: many at the end, few over the iterations, one in motion."""
+    from ipr_jax import pictures
+
+    violating = jax.jit(task.violating) if task.violating else None
+    score = jax.jit(task.score)
+
+    def look(progress: evaluate.Progress, rows: np.ndarray) -> pictures.Samples:
+        image = np.asarray(progress.image[rows])
+        return pictures.Samples(
+            image,
+            editable[rows],
+            progress.scores[task.headline][rows],
+            np.asarray(violating(image)) if violating else None,
+            task.describe(jax.device_get(score(image))) if task.describe else None,
         )
+
+    last = history[-1]
+    finite = np.flatnonzero(last.finite)
+    if len(finite):
+        grid = look(last, finite[:SHOWN_IN_GRID])
+        pictures.samples(folder / "samples.png", grid, last.iteration, task.headline)
+    few = finite[finite < SHOWN_SAMPLES]
+    if len(few):
+        moments = {progress.iteration: look(progress, few) for progress in history}
+        chosen = (*SHOWN_ITERATIONS, last.iteration)
+        columns = {number: shown for number, shown in moments.items() if number in chosen}
+        pictures.refinement(folder / "refinement.png", columns, task.headline)
+        solved = [progress.scores[task.headline][few] for progress in (history[0], last)]
+        improved = int((~solved[0] & solved[1]).argmax())  # 0 if there is none
+        pictures.animation(folder / "refinement.gif", moments, improved, task.headline)
 
 
 def compare(
@@ -396,7 +418,8 @@ def _refine_command(
     """Complete puzzles, then refine them by Iterative Partial Refinement.
 
     Without options: 64 handwritten mini-sudoku puzzles, a first pass, 20 iterations, and a new
-    folder with samples.npz, metrics.jsonl, config.json and refinement.png.
+    folder with samples.npz, metrics.jsonl, config.json, and samples.png, refinement.png and
+    refinement.gif to look at.
     """
     return refine(options)
 

@@ -1,12 +1,12 @@
-"""Pictures of a refinement: the boards after chosen iterations, and a metric over iterations.
+"""Pictures of a refinement: its samples, one of them in motion, and scores over iterations.
 
-Shapes: K moments of the refinement, B samples, [B, h, w] patches ("cells"), [K, B, H, W, C] images
-in [-1, 1]. Grayscale images (C = 1) are shown as dark ink on white paper, colour images (C = 3) as
-they are.
+Shapes: B samples, [B, h, w] patches ("cells"), [B, H, W, C] images in [-1, 1]. Grayscale images
+(C = 1) are shown as dark ink on white paper, colour images (C = 3) as they are. A solved sample
+stands in a green frame, a clue has a blue border, a cell that violates a rule is red.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,80 +17,161 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+from scipy.ndimage import minimum_filter
 
 from ipr_jax.files import refuse_existing, whole
 
 RED, GREEN, BLUE = (0.86, 0.08, 0.10), (0.05, 0.62, 0.25), (0.20, 0.48, 0.88)
+ORANGE = (1.0, 0.58, 0.0)
 FAINT, STRONG = (0.84, 0.84, 0.84), (0.35, 0.35, 0.35)
 TINT = 0.42
 """Opacity of the red over a violating cell: the digit stays legible."""
 
 DPI = 200
-WIDTH = 160  # of the image in a board, at least; all these sizes are in pixels of the picture
+WIDTH, MIN_WIDTH = 160, 1080  # of an image and of the picture; all these sizes are in pixels
+FRAME_WIDTH, MIN_FRAME_WIDTH = 320, 480  # the same in an animation
 GUTTER = 5  # around a cell: a grid line, then the blue of a clue
-OUTLINE, FRAME, GAP = 2, 6, 7
-HEADER, MARGIN, MIN_WIDTH = 236, 20, 1080
+OUTLINE, FRAME, GAP, MARGIN = 2, 6, 7, 20
+TITLE, LINE, HEADS, CAPTION = 62, 48, 76, 30  # the heights of texts
+
+FIRST, NEXT, LAST = 1200, 500, 3000  # milliseconds of a frame
+
+PUBLISHED = "paper, its own task"
+"""What the hollow diamonds are."""
 
 
-def refinement(
-    path: str | os.PathLike[str],
-    images: np.ndarray,
-    editable: np.ndarray,
-    violating: np.ndarray,
-    valid: np.ndarray,
-    iterations: Sequence[int],
-) -> None:
+class Samples(NamedTuple):
+    """Samples at a moment of their refinement, and what is marked in them.
+
+    Attributes:
+        image: float32 [B, H, W, C] in [-1, 1], C = 1 or 3; beyond is clipped.
+        editable: bool [B, h, w]; False = a clue.
+        solved: bool [B].
+        violating: bool [B, h, w], the cells that violate a rule. None where no cell does by itself;
+            then images are drawn in one piece, unless they have clues.
+        captions: B short texts, each drawn below its image; None = no texts.
+    """
+
+    image: np.ndarray
+    editable: np.ndarray
+    solved: np.ndarray
+    violating: np.ndarray | None = None
+    captions: Sequence[str] | None = None
+
+
+def refinement(path: str | os.PathLike[str], moments: Mapping[int, Samples], headline: str) -> None:
     """Draw samples while they are refined: a row per sample, a column per moment.
 
-    Clues have a blue border, violating cells are red, valid boards stand in a green frame. The
-    file appears whole or not at all.
+    The file appears whole or not at all.
 
     Args:
         path: a PNG file that does not exist, in a folder that does.
-        images: float32 [K, B, H, W, C] in [-1, 1], C = 1 or 3; beyond is clipped.
-        editable: bool [B, h, w]; False = a clue.
-        violating: bool [K, B, h, w], the cells that violate a rule.
-        valid: bool [K, B], the boards that violate none.
-        iterations: int [K] >= 0, increasing, how many each column has had; 0 = first pass.
+        moments: by iteration, increasing, the same B samples after it; 0 = first pass.
+        headline: what solved samples are, such as "valid".
+
+    Raises:
+        FileExistsError: the file exists; it is not overwritten.
+        FileNotFoundError: the folder does not exist.
+        ValueError: there is no moment, shapes or dtypes do not belong together, a pixel is not
+            finite, or the iterations do not increase.
+    """
+    path = refuse_existing(path)
+    _check_moments(moments)
+    found = [f"{shown.solved.sum()} of {len(shown.solved)}" for shown in moments.values()]
+    names = [_moment(iteration) for iteration in moments]
+    says = f"{found[0]} {headline} after {names[0]}"
+    if len(moments) > 1:
+        says += f", {found[-1]} after {names[-1]}"
+    sheet = _Sheet(
+        boards=np.stack([_boards(shown) for shown in moments.values()], axis=1),
+        captions=_captions(moments.values()),
+        title="Iterative partial refinement",
+        says=says.replace("first pass", "the first pass"),
+        heads=[(name, f"{each} {headline}") for name, each in zip(names, found, strict=True)],
+        legend=_legend(moments.values(), headline),
+    )
+    _write(_draw_sheet(sheet), path)
+
+
+def samples(path: str | os.PathLike[str], shown: Samples, iteration: int, headline: str) -> None:
+    """Draw samples in a grid, row by row, about as many rows as columns.
+
+    The file appears whole or not at all.
+
+    Args:
+        path: a PNG file that does not exist, in a folder that does.
+        shown: B samples.
+        iteration: the one after which they are, at least 0; 0 = first pass.
+        headline: what solved samples are, such as "valid".
 
     Raises:
         FileExistsError: the file exists; it is not overwritten.
         FileNotFoundError: the folder does not exist.
         ValueError: shapes or dtypes do not belong together, a pixel is not finite, or the
-            iterations do not increase.
+            iteration is below 0.
     """
     path = refuse_existing(path)
-    images, editable, violating, valid = map(np.asarray, (images, editable, violating, valid))
-    _check_boards(images, editable, violating, valid)
-    _check_iterations(iterations, len(images))
-    count = [f"{found} of {valid.shape[1]}" for found in valid.sum(axis=1)]
-    boards = _boards(images, editable, violating, valid)
-    _, rows, height, width, _ = boards.shape
-    sheet = boards.transpose(1, 2, 0, 3, 4).reshape(rows * height, -1, 3)
-    left = max(MARGIN, (MIN_WIDTH - sheet.shape[1]) // 2)
-    size = np.array([sheet.shape[1] + 2 * left, sheet.shape[0] + HEADER + MARGIN])
-    figure = _figure(size[0] / DPI, size[1] / DPI)
-    figure.figimage(sheet, left, MARGIN, origin="upper")
+    _check_moments({iteration: shown})
+    number, boards = len(shown.solved), _boards(shown)
+    columns = isqrt(number - 1) + 1
+    empty = -number % columns
+    boards = np.concatenate([boards, np.full_like(boards[:1], 255).repeat(empty, axis=0)])
+    captions = _captions([shown])
+    said = f"{number} sample{'' if number == 1 else 's'} after {_moment(iteration)}"
+    sheet = _Sheet(
+        boards=boards.reshape(-1, columns, *boards.shape[1:]),
+        captions=captions
+        if captions is None
+        else np.append(captions, [""] * empty).reshape(-1, columns),
+        title=f"{said}: {shown.solved.sum()} {headline}".replace("first pass", "the first pass"),
+        legend=_legend([shown], headline),
+    )
+    _write(_draw_sheet(sheet), path)
 
-    def write(x: float, below: float, text: str, **style: Any) -> None:
-        figure.text(x / size[0], 1 - below / size[1], text, ha="center", va="center", **style)
 
-    write(size[0] / 2, 38, "Iterative partial refinement", fontsize=12, weight="bold")
-    summary = _summary(f"{count[0]} boards valid", count[-1], iterations)
-    write(size[0] / 2, 84, summary, fontsize=9)
-    for column, (moment, found) in enumerate(zip(iterations, count, strict=True)):
-        x = left + (column + 0.5) * width
-        write(x, HEADER - 52, _moment(moment), fontsize=8, weight="bold")
-        write(x, HEADER - 22, f"{found} valid", fontsize=7, color=STRONG)
-    handles = [
-        Patch(facecolor="white", edgecolor=BLUE, linewidth=1.5, label="clue"),
-        Patch(facecolor=(*RED, TINT), label="violates a rule"),
-        Patch(facecolor="white", edgecolor=GREEN, linewidth=2.5, label="valid board"),
-    ]
-    place = {"loc": "center", "bbox_to_anchor": (0.5, 1 - 134 / size[1]), "ncols": 3}
-    looks = {"fontsize": 8, "frameon": False, "handlelength": 1.2, "handleheight": 1.2}
-    figure.legend(handles=handles, **place, **looks)
-    _write(figure, path)
+def animation(
+    path: str | os.PathLike[str], moments: Mapping[int, Samples], sample: int, headline: str
+) -> None:
+    """Draw one sample while it is refined, as frames that play forever, the last one held.
+
+    The patches in which it differs from the moment before are outlined. The file appears whole or
+    not at all.
+
+    Args:
+        path: a GIF file that does not exist, in a folder that does.
+        moments: by iteration, increasing, the same B samples after it; 0 = first pass.
+        sample: which of them, in 0..B-1.
+        headline: what a solved sample is, such as "valid".
+
+    Raises:
+        FileExistsError: the file exists; it is not overwritten.
+        FileNotFoundError: the folder does not exist.
+        ValueError: as for ``refinement``, or there is no such sample.
+    """
+    path = refuse_existing(path)
+    _check_moments(moments)
+    number = len(next(iter(moments.values())).solved)
+    _require(0 <= sample < number, f"sample must be in 0..{number - 1}", sample)
+    shown = [_only(sample, each) for each in moments.values()]
+    changed = [_changed(*pair) for pair in zip([shown[0], *shown], shown, strict=False)]
+    legend = _legend(shown, headline, outlined=bool(np.any(changed)))
+    frames = []
+    for iteration, now, region in zip(moments, shown, changed, strict=True):
+        solved = now.solved[0]
+        sheet = _Sheet(
+            boards=_boards(now, FRAME_WIDTH, region)[None],
+            captions=_captions([now]),
+            title=f"iteration {iteration} of {max(moments)}" if iteration else "first pass",
+            says=headline if solved else f"not {headline}",
+            colour=GREEN if solved else RED,
+            legend=legend,
+        )
+        frames.append(_frame(_draw_sheet(sheet, MIN_FRAME_WIDTH)))
+    durations = [FIRST, *[NEXT] * (len(frames) - 2), LAST][-len(frames) :]
+    with whole(path) as part:
+        looks = {"append_images": frames[1:], "duration": durations, "loop": 0}
+        frames[0].save(part, format="GIF", save_all=True, **looks)
 
 
 class Panel(NamedTuple):
@@ -125,10 +206,12 @@ def curves(path: str | os.PathLike[str], panels: Sequence[Panel], title: str) ->
     Raises:
         FileExistsError: the file exists; it is not overwritten.
         FileNotFoundError: the folder does not exist.
-        ValueError: there is no panel or no arm, or a value is not in its interval.
+        ValueError: there is no panel, a panel has no arm, or a band is not [N, 3], has a value that
+            is not in its interval or is not finite, or as a share is not in [0, 1].
     """
     path = refuse_existing(path)
-    _require(panels and all(panel.bands for panel in panels), "there must be an arm", len(panels))
+    arms = [len(panel.bands) for panel in panels]
+    _require(arms and all(arms), "there must be a panel and an arm in every panel", arms)
     for panel in panels:
         for name, band in panel.bands.items():
             _check_band(name, np.asarray(band), panel.share)
@@ -158,10 +241,10 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
             label=f"{name}: {shown[0]} to {shown[1]}",
         )
         axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
-        known = {m: v for m, v in panel.published.get(name, {}).items() if m < len(value)}
+        known = _reached(panel, name)
         axes.plot(list(known), list(known.values()), "D", color=colour, markerfacecolor="white")
-    if any(panel.published.values()):
-        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label="paper, its own task")
+    if any(_reached(panel, name) for name in panel.bands):
+        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label=PUBLISHED)
     axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")
     axes.set_ylabel(f"{panel.label} (%)" if panel.share else panel.label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -175,10 +258,21 @@ def _draw_list(axes: Axes, panel: Panel) -> None:
     names = list(panel.bands)
     low, value, high = np.concatenate([np.asarray(panel.bands[name]) for name in names]).T
     axes.errorbar(value, names, xerr=[value - low, high - value], fmt="o", color=BLUE, capsize=3)
+    known = {name: reached[0] for name in names if (reached := _reached(panel, name))}
+    if known:
+        looks = {"color": STRONG, "markerfacecolor": "white", "label": PUBLISHED}
+        axes.plot(list(known.values()), list(known), "D", **looks)
+        axes.legend(frameon=False, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, intervals: 95%")
     if panel.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+
+
+def _reached(panel: Panel, name: str) -> dict[int, float]:
+    """The paper's values of an arm by iteration, as far as it has come."""
+    published = panel.published.get(name, {})
+    return {m: value for m, value in published.items() if m < len(panel.bands[name])}
 
 
 def _check_band(name: str, band: np.ndarray, share: bool) -> None:
@@ -191,34 +285,153 @@ def _check_band(name: str, band: np.ndarray, share: bool) -> None:
     _require(ordered.all() and inside.all(), f"{name}: {rule} must hold", band.tolist())
 
 
-def _boards(
-    images: np.ndarray, editable: np.ndarray, violating: np.ndarray, valid: np.ndarray
-) -> np.ndarray:
-    """Draw every board in its frame: uint8 [K, B, height, width, 3]."""
-    columns, rows, height, width, channels = images.shape
-    h, w = editable.shape[1:]
-    shade = np.clip((images + 1) / 2, 0, 1)
+class _Sheet(NamedTuple):
+    """Boards in rows and columns, and the texts around them.
+
+    Attributes:
+        boards: uint8 [rows, columns, height, width, 3].
+        captions: str [rows, columns], below each board, or None.
+        title: the first line.
+        says: the second one; may be empty.
+        colour: of it.
+        heads: two lines above each column; may be empty.
+        legend: may be empty.
+    """
+
+    boards: np.ndarray
+    captions: np.ndarray | None
+    title: str
+    legend: Sequence[Patch]
+    says: str = ""
+    colour: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    heads: Sequence[tuple[str, str]] = ()
+
+
+def _draw_sheet(sheet: _Sheet, min_width: int = MIN_WIDTH) -> Figure:
+    rows, columns, height, width, _ = sheet.boards.shape
+    captions = np.full((rows, columns), "") if sheet.captions is None else sheet.captions
+    room = [(0, 0), (0, 0), (0, 0 if sheet.captions is None else CAPTION), (0, 0), (0, 0)]
+    boards = np.pad(sheet.boards, room, constant_values=255)
+    height = boards.shape[2]
+    boards = boards.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    left = max(MARGIN, (min_width - columns * width) // 2)
+    across = columns * width + 2 * left
+    legend_columns = min(len(sheet.legend), 2 if across < MIN_WIDTH else 4)
+    says = TITLE + LINE * bool(sheet.says)
+    marked = says + (-(-len(sheet.legend) // legend_columns) * LINE if sheet.legend else 0)
+    top = marked + (HEADS if sheet.heads else 0)
+    down = top + rows * height + MARGIN
+    figure = _figure(across / DPI, down / DPI)
+    figure.figimage(boards, left, MARGIN, origin="upper")
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x / across, 1 - y / down, text, ha="center", va="center", **style)
+
+    bold = {"weight": "bold"}
+    write(across / 2, 38, sheet.title, fontsize=12, **bold)
+    if sheet.says:
+        write(across / 2, TITLE + 22, sheet.says, fontsize=9, color=sheet.colour)
+    for column, (head, below) in enumerate(sheet.heads):
+        x = left + (column + 0.5) * width
+        write(x, top - 52, head, fontsize=8, **bold)
+        write(x, top - 22, below, fontsize=7, color=STRONG)
+    for (row, column), caption in np.ndenumerate(captions):
+        x, y = left + (column + 0.5) * width, top + (row + 1) * height - CAPTION / 2 - GAP / 2
+        write(x, y, caption, fontsize=7, color=STRONG)
+    if sheet.legend:
+        place = {"loc": "center", "bbox_to_anchor": (0.5, 1 - (says + marked) / 2 / down)}
+        looks = {"fontsize": 8, "frameon": False, "handlelength": 1.2, "handleheight": 1.2}
+        figure.legend(handles=sheet.legend, ncols=legend_columns, **place, **looks)
+    return figure
+
+
+def _legend(shown: Iterable[Samples], headline: str, outlined: bool = False) -> list[Patch]:
+    """Name the marks that occur."""
+    shown = list(shown)
+    clue = Patch(facecolor="white", edgecolor=BLUE, linewidth=1.5, label="clue")
+    violating = Patch(facecolor=(*RED, TINT), label="violates a rule")
+    solved = Patch(facecolor="white", edgecolor=GREEN, linewidth=2.5, label=headline)
+    region = Patch(facecolor="white", edgecolor=ORANGE, linewidth=2.5, label="regenerated")
+    occurs = [
+        (region, outlined),
+        (clue, not all(each.editable.all() for each in shown)),
+        (violating, any(each.violating is not None and each.violating.any() for each in shown)),
+        (solved, any(each.solved.any() for each in shown)),
+    ]
+    return [mark for mark, there in occurs if there]
+
+
+def _captions(shown: Iterable[Samples]) -> np.ndarray | None:
+    """The texts below the images, a column per moment: str [B, K], or None."""
+    texts = [each.captions for each in shown if each.captions is not None]
+    return np.array(texts).T if texts else None
+
+
+def _only(sample: int, shown: Samples) -> Samples:
+    """One of the samples, B = 1."""
+    where = slice(sample, sample + 1)
+    return Samples(
+        shown.image[where],
+        shown.editable[where],
+        shown.solved[where],
+        None if shown.violating is None else shown.violating[where],
+        None if shown.captions is None else shown.captions[where],
+    )
+
+
+def _changed(before: Samples, after: Samples) -> np.ndarray:
+    """The patches that differ: bool [B, h, w]."""
+    _, height, width, _ = after.image.shape
+    number, h, w = after.editable.shape
+    differs = (before.image != after.image).reshape(number, h, height // h, w, width // w, -1)
+    return differs.any(axis=(2, 4, 5))
+
+
+def _boards(shown: Samples, least: int = WIDTH, outlined: np.ndarray | None = None) -> np.ndarray:
+    """Draw images in their frames, at least so many pixels wide, some patches [B, h, w] outlined.
+
+    Returns:
+        uint8 [B, height, width, 3].
+    """
+    number, height, width, channels = shown.image.shape
+    h, w = shown.editable.shape[1:]
+    shade = np.clip((shown.image + 1) / 2, 0, 1)
     shade = shade if channels == 3 else np.repeat(1 - shade, 3, axis=-1)
-    scale = -(-WIDTH // width)
-    shade = shade.repeat(scale, axis=2).repeat(scale, axis=3)
-    patch = scale * height // h
-    tiles = shade.reshape(columns, rows, h, patch, w, patch, 3).swapaxes(3, 4)
+    scale = -(-least // width)
+    shade = shade.repeat(scale, axis=1).repeat(scale, axis=2)
+    if shown.violating is None and shown.editable.all():
+        boards, side = shade, scale * height // h
+    else:
+        tiles = shade.reshape(number, h, scale * height // h, w, -1, 3).swapaxes(2, 3)
+        tiles = _cells(tiles, ~shown.editable, shown.violating)
+        side = tiles.shape[3]
+        boards = tiles.swapaxes(2, 3).reshape(number, h * side, w * side, 3)
+        if h == w == isqrt(h) ** 2:
+            for line in range(isqrt(h) * side, h * side, isqrt(h) * side):
+                boards[:, line - 1 : line + 1] = STRONG
+                boards[:, :, line - 1 : line + 1] = STRONG
+    if outlined is not None:
+        region = outlined.repeat(side, axis=1).repeat(side, axis=2)
+        for colour, line in ((ORANGE, 4), (np.ones(3), 2)):
+            size = (1, 2 * line + 1, 2 * line + 1)
+            inside = np.asarray(minimum_filter(region, size=size, mode="constant"))
+            boards = np.where((region != inside)[..., None], colour, boards)
+            region = inside
+    boards = _pad(boards, OUTLINE, np.array(STRONG))
+    boards = _pad(boards, FRAME, np.where(_per_pixel(shown.solved), GREEN, 1.0))
+    return np.rint(_pad(boards, GAP, np.ones(3)) * 255).astype(np.uint8)
+
+
+def _cells(tiles: np.ndarray, clue: np.ndarray, violating: np.ndarray | None) -> np.ndarray:
+    """Surround cells [B, h, w, S, S, 3] by grid lines, and mark them."""
     tiles = _pad(tiles, GUTTER, np.ones(3))
-    side = tiles.shape[4]
-    inset = np.minimum(np.arange(side), np.arange(side)[::-1])
+    inset = np.minimum(np.arange(tiles.shape[3]), np.arange(tiles.shape[3])[::-1])
     inset = np.minimum(inset[:, None], inset)[..., None]
     ring = (inset > 0) & (inset < GUTTER)
-    tiles = np.where(_per_pixel(violating), _tint(tiles), tiles)
-    tiles = np.where(_per_pixel(~editable) & ring, BLUE, tiles)
-    tiles = np.where(inset == 0, FAINT, tiles)
-    boards = tiles.swapaxes(3, 4).reshape(columns, rows, h * side, w * side, 3)
-    if h == w == isqrt(h) ** 2:
-        for line in range(isqrt(h) * side, h * side, isqrt(h) * side):
-            boards[:, :, line - 1 : line + 1] = STRONG
-            boards[:, :, :, line - 1 : line + 1] = STRONG
-    boards = _pad(boards, OUTLINE, np.array(STRONG))
-    boards = _pad(boards, FRAME, np.where(_per_pixel(valid), GREEN, 1.0))
-    return np.rint(_pad(boards, GAP, np.ones(3)) * 255).astype(np.uint8)
+    if violating is not None:
+        tiles = np.where(_per_pixel(violating), _tint(tiles), tiles)
+    tiles = np.where(_per_pixel(clue) & ring, BLUE, tiles)
+    return np.where(inset == 0, FAINT, tiles)
 
 
 def _per_pixel(mask: np.ndarray) -> np.ndarray:
@@ -240,17 +453,9 @@ def _pad(pictures: np.ndarray, width: int, colour: np.ndarray) -> np.ndarray:
     return padded
 
 
-def _moment(iterations: int) -> str:
+def _moment(iteration: int) -> str:
     """Name a moment: "first pass", "1 iteration", "2 iterations"."""
-    return f"{iterations} iteration{'' if iterations == 1 else 's'}" if iterations else "first pass"
-
-
-def _summary(first: str, last: str, iterations: Sequence[int]) -> str:
-    """Say both values: "``first`` after the first pass, ``last`` after 20 iterations"."""
-    said = f"{first} after {_moment(iterations[0])}"
-    if len(iterations) > 1:
-        said += f", {last} after {_moment(iterations[-1])}"
-    return said.replace("first pass", "the first pass")
+    return f"{iteration} iteration{'' if iteration == 1 else 's'}" if iteration else "first pass"
 
 
 def _require(holds: object, rule: str, value: object) -> None:
@@ -258,38 +463,59 @@ def _require(holds: object, rule: str, value: object) -> None:
         raise ValueError(f"{rule}, got {value}")
 
 
-def _check_iterations(iterations: Sequence[int], count: int) -> None:
+def _check_moments(moments: Mapping[int, Samples]) -> None:
+    iterations = list(moments)
     increasing = all(a < b for a, b in zip((-1, *iterations), iterations, strict=False))
-    rule = f"iterations must be {count} increasing numbers >= 0 (at least one)"
-    _require(0 < len(iterations) == count and increasing, rule, list(iterations))
+    rule = "iterations must be increasing numbers >= 0 (at least one)"
+    _require(iterations and increasing, rule, iterations)
+    first, *later = moments.values()
+    for shown in (first, *later):
+        _check_samples(shown)
+        rule = f"all moments must have images {list(first.image.shape)} and the same clues"
+        fits = shown.image.shape == first.image.shape
+        same = fits and np.array_equal(shown.editable, first.editable)
+        _require(same, rule, f"{list(shown.image.shape)}{' and other clues' if fits else ''}")
+    captioned = [shown.captions is not None for shown in moments.values()]
+    rule = "all moments must have captions, or none"
+    _require(len(set(captioned)) == 1, rule, f"them in {sum(captioned)} of {len(captioned)}")
 
 
-def _check_boards(
-    images: np.ndarray, editable: np.ndarray, violating: np.ndarray, valid: np.ndarray
-) -> None:
-    fits = images.ndim == 5 and images.dtype == np.float32 and images.shape[-1] in (1, 3)
-    rule = "images must be float32 [K, B, H, W, 1 or 3]"
-    _require(fits and images.size, rule, f"{images.dtype} {list(images.shape)}")
-    _require(np.isfinite(images).all(), "images must be finite", "nan or infinity")
-    columns, rows, height, width, _ = images.shape
+def _check_samples(shown: Samples) -> None:
+    image, editable = shown.image, shown.editable
+    fits = image.ndim == 4 and image.dtype == np.float32 and image.shape[-1] in (1, 3)
+    rule = "image must be float32 [B, H, W, 1 or 3]"
+    _require(fits and image.size, rule, f"{image.dtype} {list(image.shape)}")
+    _require(np.isfinite(image).all(), "image must be finite", "nan or infinity")
+    number, height, width, _ = image.shape
     h, w = editable.shape[1:] if editable.ndim == 3 else (0, 0)
     square = h and w and height % h == 0 == width % w and height // h == width // w
-    rule = f"editable must be [{rows}, h, w] over square patches of the {height}x{width} images"
+    rule = f"editable must be [{number}, h, w] over square patches of the {height}x{width} images"
     _require(square, rule, list(editable.shape))
     for name, array, shape in (
-        ("editable", editable, (rows, h, w)),
-        ("violating", violating, (columns, rows, h, w)),
-        ("valid", valid, (columns, rows)),
+        ("editable", editable, (number, h, w)),
+        ("violating", shown.violating, (number, h, w)),
+        ("solved", shown.solved, (number,)),
     ):
-        fits = array.shape == shape and array.dtype == np.bool_
-        rule = f"{name} must be bool {list(shape)}"
-        _require(fits, rule, f"{array.dtype} {list(array.shape)}")
+        if array is not None:
+            fits = array.shape == shape and array.dtype == np.bool_
+            rule = f"{name} must be bool {list(shape)}"
+            _require(fits, rule, f"{array.dtype} {list(array.shape)}")
+    texts = number if shown.captions is None else len(shown.captions)
+    _require(texts == number, f"captions must be {number} texts or None", texts)
 
 
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _frame(figure: Figure) -> Image.Image:
+    """The picture in at most 256 colours."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    colours = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    return colours.quantize(256, dither=Image.Dither.NONE)
 
 
 def _write(figure: Figure, path: Path) -> None:

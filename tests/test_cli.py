@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from conftest import TINY, call
 from flax import nnx
+from PIL import Image
 from rich.console import Console
 
 import ipr_jax
-from ipr_jax import checkpoint, cli, evaluate
+from ipr_jax import checkpoint, cli, evaluate, pictures
 from ipr_jax.config import PRESETS
 from ipr_jax.networks import build
 from ipr_jax.tasks import get_task
@@ -25,7 +26,8 @@ from ipr_jax.training import trainer
 from ipr_jax.training.trainer import TrainConfig
 
 TASK = get_task("mini-sudoku")
-FILES = ["config.json", "metrics.jsonl", "refinement.png", "samples.npz"]
+FILES = ["config.json", "metrics.jsonl"]
+FILES += ["refinement.gif", "refinement.png", "samples.npz", "samples.png"]
 SHORT = ("--samples", 3, "--iterations", 2)
 
 
@@ -66,7 +68,7 @@ def finished(tiny_folder, tmp_path_factory):
 # --- refine ---------------------------------------------------------------------------------------
 
 
-def test_it_writes_four_files_and_says_where(finished):
+def test_it_writes_its_files_and_says_where(finished):
     folder, (code, out, err) = finished
     assert (code, err) == (0, "")
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -75,7 +77,10 @@ def test_it_writes_four_files_and_says_where(finished):
     assert re.search(r"^\d+ s, after \d+ s of compilation$", out, re.MULTILINE)
     assert rows[-1] == "written:"
     assert out.replace("\n", "").endswith(f"written: {folder}")
-    assert (folder / "refinement.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("refinement.png", "samples.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    with Image.open(folder / "refinement.gif") as image:
+        assert (image.format, image.n_frames) == ("GIF", 3)
 
 
 def test_the_samples_are_those_of_the_library(finished, tiny_model):
@@ -300,7 +305,49 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
     assert code == 0
     assert "not finite and not counted: 3 samples" in out
     assert not any(samples_of(work / "run")["finite"])
-    assert not (work / "run" / "refinement.png").exists()
+    assert sorted(path.name for path in (work / "run").iterdir()) == [*FILES[:2], FILES[4]]
+
+
+def test_what_is_drawn(tiny_folder, work, monkeypatch):
+    """Of 10 samples, the first 8 over chosen iterations, and the one that improves in motion; those
+    that are not finite, nowhere.
+    """
+    whole, drawn = evaluate.evaluate, {}
+
+    def told(*arguments, **options):
+        for progress in whole(*arguments, **options):
+            number, finite = np.arange(10), np.arange(10) != 1
+            solved = finite & (number > 2) & (number < 4 + progress.iteration)
+            yield progress._replace(finite=finite, scores=progress.scores | {"valid": solved})
+
+    def keep(name):
+        def function(path, *arguments):
+            drawn[name] = (path.name, *arguments)
+
+        monkeypatch.setattr(pictures, name, function)
+
+    monkeypatch.setattr(evaluate, "evaluate", told)
+    monkeypatch.setattr(cli, "SHOWN_ITERATIONS", (0, 2))
+    for name in ("samples", "refinement", "animation"):
+        keep(name)
+    words = ("--samples", 10, "--iterations", 4)
+    assert call("refine", "--model", tiny_folder, *words, "--out", "run")[0] == 0
+    saved = samples_of(work / "run")
+    name, grid, iteration, headline = drawn["samples"]
+    assert (name, iteration, headline) == ("samples.png", 4, "valid")
+    finite = [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    np.testing.assert_array_equal(grid.image, saved["refined"][finite])
+    np.testing.assert_array_equal(grid.editable, saved["editable"][finite])
+    np.testing.assert_array_equal(grid.solved, saved["valid"][-1][finite])
+    np.testing.assert_array_equal(grid.violating, TASK.violating(grid.image))
+    name, moments, headline = drawn["refinement"]
+    assert (name, list(moments), headline) == ("refinement.png", [0, 2, 4], "valid")
+    for number, source in ((0, "first_pass"), (4, "refined")):
+        np.testing.assert_array_equal(moments[number].image, saved[source][finite[:7]])
+        np.testing.assert_array_equal(moments[number].solved, saved["valid"][number][finite[:7]])
+    name, moments, sample, headline = drawn["animation"]
+    assert (name, list(moments), headline) == ("refinement.gif", [0, 1, 2, 3, 4], "valid")
+    assert finite[sample] == 4
 
 
 def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
@@ -315,7 +362,7 @@ def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
     saved = samples_of(work / "run")
     assert saved["editable"].all()
     assert saved["balanced"].shape == saved["imbalance"].shape == (3, 3)
-    assert (work / "run" / "refinement.png").exists()
+    assert sorted(path.name for path in (work / "run").iterdir()) == FILES
     code, _, err = call(*words, "--puzzle", EXAMPLE)
     assert (code, err) == (2, "error: the task even-pixels has no puzzles, leave out --puzzle\n")
 

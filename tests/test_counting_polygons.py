@@ -326,6 +326,15 @@ def test_scores_compare_the_numbers_in_either_order():
         score(jnp.zeros((1, 128, 128)))
 
 
+@pytest.mark.parametrize(("variant", "corners"), [("polygons", "corners"), ("stars", "points")])
+def test_samples_are_described_by_the_numbers_stated_and_counted(variant, corners):
+    stated = np.array([[3, 5], [1, 9]])
+    counts = Counts(np.array([5, 3]), np.array([3, 6]), np.array([True, False]), stated)
+    task = counting_polygons.make(variant, classify=lambda images: counts)
+    found = jax.device_get(task.score(jnp.zeros((2, 128, 128, 3))))
+    assert task.describe(found) == [f"says 3, 5: 5 x 3 {corners}", "says 1, 9: 3 x 6, unequal"]
+
+
 @both
 def test_scores_take_the_classifier_of_the_variant(variant):
     def score(images):

@@ -1,6 +1,6 @@
 """What a task is: data and scores, as plain functions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -59,6 +59,9 @@ class Task:
         parse_puzzle: ``(text, seed) -> Puzzle``; a malformed text is a ``ValueError``. None where
             there are no puzzles.
         format_sample: ``(image [H, W, C], label) -> str``, what a sample shows, for a terminal.
+        describe: ``scores by name, each [B] -> B texts``, what was found in each sample, in the few
+            words that fit below it; from all that ``score`` gives, on the host. None where the
+            image says it.
         corrupted: ``K -> Task``, this task tested on solved samples of which K pairs of patches
             were swapped, everything editable; None where there are no clues.
     """
@@ -75,6 +78,7 @@ class Task:
     violating: Callable[[jax.Array], jax.Array] | None = None
     parse_puzzle: Callable[[str, int], Puzzle] | None = None
     format_sample: Callable[[np.ndarray, np.ndarray], str] | None = None
+    describe: Callable[[Mapping[str, np.ndarray]], list[str]] | None = None
     corrupted: "Callable[[int], Task] | None" = None
 
     @property

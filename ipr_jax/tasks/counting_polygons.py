@@ -17,7 +17,7 @@ middle. Their photographs are FFHQ; here a folder of any images, or two that sci
 import colorsys
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -359,6 +359,25 @@ def scores(images: jax.Array, classify: Callable[[jax.Array], Counts]) -> dict[s
     }
 
 
+def describe(found: Mapping[str, np.ndarray], corners: str) -> list[str]:
+    """The numbers that images state and those counted: "says 3, 5: 3 x 5 corners".
+
+    Args:
+        found: what ``scores`` gives for B images.
+        corners: what the vertices are called.
+
+    Returns:
+        B texts; where the objects differ, "says 3, 5: 3 x 5, unequal".
+    """
+    names = ("stated", "num_polygons", "num_vertices", "uniform")
+    return [
+        f"says {first}, {second}: {objects} x {vertices}{f' {corners}' if uniform else ', unequal'}"
+        for (first, second), objects, vertices, uniform in zip(
+            *(found[name].tolist() for name in names), strict=True
+        )
+    ]
+
+
 def make(
     variant: str,
     classify: Callable[[jax.Array], Counts],
@@ -384,4 +403,7 @@ def make(
         score=functools.partial(scores, classify=classify),
         rates=("consistent", "uniform"),
         dependencies=gaussian_locality(SIDE // PATCH_SIZE, SIDE // PATCH_SIZE),
+        describe=functools.partial(
+            describe, corners="corners" if get_variant(variant).inner_radius is None else "points"
+        ),
     )

@@ -7,6 +7,7 @@ Source: Wewer et al., Spatial Reasoning with Denoising Models, arXiv 2502.21075.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,19 @@ def scores(images: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+def describe(found: Mapping[str, np.ndarray]) -> list[str]:
+    """The pixels of the smaller half and of the larger one, such as "500 : 524".
+
+    Args:
+        found: what ``scores`` gives for B images.
+
+    Returns:
+        B texts.
+    """
+    half = NUM_PIXELS // 2
+    return [f"{half - each} : {half + each}" for each in found["imbalance"].tolist()]
+
+
 def rgb_to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Convert colours bit for bit as matplotlib does in float32, where division is exact. Jittable.
 
@@ -153,5 +167,6 @@ TASK = Task(
     rates=("balanced",),
     dependencies=gaussian_locality(SIDE // PATCH_SIZE, SIDE // PATCH_SIZE),
     means=("imbalance", "saturation_std", "value_std"),
+    describe=describe,
 )
 """Nothing is given: every image is generated from noise."""
