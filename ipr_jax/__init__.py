@@ -14,6 +14,8 @@ from ipr_jax.order import (
 from ipr_jax.refinement import Refined, refine
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
 from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
+from ipr_jax.stopping import never, unchanged, verified
+from ipr_jax.streaming import Streamed, stream
 from ipr_jax.types import Denoiser, Prediction
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Refined",
     "Sampled",
     "Sampling",
+    "Streamed",
     "certain_first",
     "condition_on",
     "fixed_regions",
@@ -36,10 +39,14 @@ __all__ = [
     "graph_order",
     "initial_noise",
     "load",
+    "never",
     "random_order",
     "raster_order",
     "refine",
     "repaint",
     "sample_keys",
+    "stream",
     "uncertain_first",
+    "unchanged",
+    "verified",
 ]

@@ -41,6 +41,7 @@ LAYERS = [
         "schedule",
     ),
     *("unet", "denoiser", "checkpoint", "step", "regenerate", "selection", "refinement"),
+    *("stopping", "streaming"),
     "flops",
     *(
         "tasks.base",
