@@ -444,16 +444,16 @@ def _experiment_command(name: str) -> Callable[..., Path]:
     Raises:
         ValueError: no such experiment; lists those that there are.
     """
-    recipe = experiments.get_experiment(name)
+    definition = experiments.get_experiment(name)
 
     def command(
         options: Annotated[ExperimentOptions, tyro.conf.arg(name="")] = ExperimentOptions(),
     ) -> Path:
-        opened = options.open(options.task or recipe.task)
-        made = recipe.make(opened.task, options.iterations)
+        opened = options.open(options.task or definition.task)
+        made = definition.make(opened.task, options.iterations)
         return compare(f"{name}-{opened.task.name}", made, opened, options)
 
-    command.__doc__ = f"{recipe.make.__doc__}\n\nArgs:\n    options: its options."
+    command.__doc__ = f"{definition.make.__doc__}\n\nArgs:\n    options: its options."
     return command
 
 
