@@ -346,6 +346,7 @@ def train(
         ValueError: bad arguments, or the folder holds another run.
         FloatingPointError: a loss is not finite; names the step.
     """
+    check.count("num_workers", num_workers, least=0)
     folder = out or Path("runs") / task
     bar = Progress(
         TextColumn("{task.description}"),
