@@ -350,13 +350,16 @@ def _draw(
         pictures.curves(path, panels, f"{experiment.title}: {task.name}, {samples} samples")
 
 
-def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
+def train(
+    task: str, config: trainer.TrainConfig, out: Path | None = None, num_workers: int = 0
+) -> Path:
     """Run ``ipr-jax train TASK``.
 
     Args:
         task: the benchmark.
         config: how to train.
         out: the folder of the run; by default runs/TASK.
+        num_workers: processes that make the batches, 0 = a thread.
 
     Returns:
         The folder of the trained model.
@@ -365,6 +368,7 @@ def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
         ValueError: bad arguments, or the folder holds another run.
         FloatingPointError: a loss is not finite; names the step.
     """
+    check.count("num_workers", num_workers, least=0)
     folder = out or Path("runs") / task
     bar = Progress(
         TextColumn("{task.description}"),
@@ -375,7 +379,7 @@ def train(task: str, config: trainer.TrainConfig, out: Path | None) -> Path:
     )
     with interruptible(f"started again, it goes on from the last checkpoint in {folder}"), bar:
         running = bar.add_task("compiling", total=config.num_steps)
-        for line in trainer.train(get_task(task), PRESETS[task], config, folder):
+        for line in trainer.train(get_task(task), PRESETS[task], config, folder, num_workers):
             loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
             bar.update(running, completed=line["step"], description=loss)
     console.print(f"written: {folder / 'model'}")
@@ -444,16 +448,16 @@ def _experiment_command(name: str) -> Callable[..., Path]:
     Raises:
         ValueError: no such experiment; lists those that there are.
     """
-    recipe = experiments.get_experiment(name)
+    definition = experiments.get_experiment(name)
 
     def command(
         options: Annotated[ExperimentOptions, tyro.conf.arg(name="")] = ExperimentOptions(),
     ) -> Path:
-        opened = options.open(options.task or recipe.task)
-        made = recipe.make(opened.task, options.iterations)
+        opened = options.open(options.task or definition.task)
+        made = definition.make(opened.task, options.iterations)
         return compare(f"{name}-{opened.task.name}", made, opened, options)
 
-    command.__doc__ = f"{recipe.make.__doc__}\n\nArgs:\n    options: its options."
+    command.__doc__ = f"{definition.make.__doc__}\n\nArgs:\n    options: its options."
     return command
 
 
@@ -470,12 +474,14 @@ def _train_command(task: str) -> Callable[..., Path]:
     def command(
         config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task],
         out: Path | None = None,
+        num_workers: int = 0,
     ) -> Path:
-        return train(task, config, out)
+        return train(task, config, out, num_workers)
 
     command.__doc__ = (
         f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
-        "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK."
+        "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK.\n"
+        "    num_workers: processes that make the batches, 0 = a thread; results are the same."
     )
     return command
 

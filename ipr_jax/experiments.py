@@ -80,7 +80,7 @@ PUBLISHED: dict[str, dict[int, float]] = {
 """IPR's scores by iteration (its sections 4.2 to 4.4)."""
 
 
-def settings(task: Task, iterations: int, **changes: Any) -> Refinement:
+def as_published(task: Task, iterations: int, **changes: Any) -> Refinement:
     """The paper's refinement of a task, with changes."""
     first, later = SETTINGS[task.name]
     return Refinement(**{"iterations": iterations, "first": first, "later": later} | changes)
@@ -101,13 +101,13 @@ def plain(task: Task, refinement: Refinement) -> Experiment:
 
 def refinement(task: Task, iterations: int) -> Experiment:
     """What refinement does for a task (IPR, figures 3a, 4 and 5)."""
-    return plain(task, settings(task, iterations))
+    return plain(task, as_published(task, iterations))
 
 
 def ratio(task: Task, iterations: int) -> Experiment:
     """The share of the patches that an iteration regenerates (IPR, figure 6a)."""
     arms = {
-        f"{each:.2f}": Arm(refinement=settings(task, iterations, ratio=each))
+        f"{each:.2f}": Arm(refinement=as_published(task, iterations, ratio=each))
         for each in (0.1, 0.25, 0.5)
     }
     published = {"0.10": {0: 0.558, 50: 0.726}, "0.25": PUBLISHED["valid"], "0.50": {50: 0.542}}
@@ -132,7 +132,7 @@ def noise_and_regions(task: Task, iterations: int) -> Experiment:
         title="Noise and regions",
         source="IPR, figure 6b",
         arms={
-            label: Arm(refinement=settings(task, iterations, **changes))
+            label: Arm(refinement=as_published(task, iterations, **changes))
             for label, changes in ways.items()
         },
         reference="fresh noise and regions",
@@ -150,7 +150,9 @@ def corrupted(task: Task, iterations: int) -> Experiment:
         title="Recovery of corrupted boards",
         source="IPR, figure 3b",
         arms={
-            f"K = {pairs}": Arm(refinement=settings(task, iterations, first=None), swapped=pairs)
+            f"K = {pairs}": Arm(
+                refinement=as_published(task, iterations, first=None), swapped=pairs
+            )
             for pairs in (1, 3, 5, 7, 9)
             if 2 * pairs <= cells
         },
@@ -187,26 +189,26 @@ def samplers(task: Task, iterations: int) -> Experiment:
     )
 
 
-class Recipe(NamedTuple):
+class Definition(NamedTuple):
     """How to make an experiment, and the task it is run on unless another is asked for."""
 
     make: Callable[[Task, int], Experiment]
     task: str
 
 
-EXPERIMENTS: dict[str, Recipe] = {
-    "sudoku-hard": Recipe(refinement, "mnist-sudoku"),
-    "sudoku-corrupted": Recipe(corrupted, "mini-sudoku"),
-    "polygons": Recipe(refinement, "counting-polygons"),
-    "even-pixels": Recipe(refinement, "even-pixels"),
-    "ratio": Recipe(ratio, "mini-sudoku"),
-    "noise-and-regions": Recipe(noise_and_regions, "mini-sudoku"),
-    "samplers": Recipe(samplers, "mini-sudoku"),
+EXPERIMENTS: dict[str, Definition] = {
+    "sudoku-hard": Definition(refinement, "mnist-sudoku"),
+    "sudoku-corrupted": Definition(corrupted, "mini-sudoku"),
+    "polygons": Definition(refinement, "counting-polygons"),
+    "even-pixels": Definition(refinement, "even-pixels"),
+    "ratio": Definition(ratio, "mini-sudoku"),
+    "noise-and-regions": Definition(noise_and_regions, "mini-sudoku"),
+    "samplers": Definition(samplers, "mini-sudoku"),
 }
 """Experiments by name: functions of the task and the number of iterations."""
 
 
-def get_experiment(name: str) -> Recipe:
+def get_experiment(name: str) -> Definition:
     """The experiment of a name.
 
     Raises:

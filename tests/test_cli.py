@@ -439,6 +439,10 @@ def test_training_writes_a_model(work, monkeypatch):
             ("mini-sudoku", "--num-steps", 0),
             "num_steps must be a whole number of at least 1, got 0",
         ),
+        (
+            ("mini-sudoku", "--num-workers", -1),
+            "num_workers must be a whole number of at least 0, got -1",
+        ),
     ],
 )
 def test_bad_training_is_one_line_and_writes_nothing(work, words, message):

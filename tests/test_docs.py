@@ -59,7 +59,7 @@ def test_costs_follow_from_the_schedule(row):
     name, arm, first, later, total, gflop, pflop = row
     editable = {"mnist-sudoku": HARD, "counting-polygons": [256], "even-pixels": [64]}[name]
     task = dataclasses.replace(SUDOKU, name=name)
-    made = experiments.settings(task, 50)
+    made = experiments.as_published(task, 50)
     if arm.startswith("ratio"):
         made = dataclasses.replace(made, ratio=float(arm.split()[1]))
     else:

@@ -71,9 +71,9 @@ def test_settings_of_the_other_tasks():
     pixels = experiments.ratio(get_task("even-pixels"), 3).arms["0.10"].refinement
     assert (pixels.first.steps_per_patch, pixels.later.overlap) == (30, 0.9)
     stars = dataclasses.replace(TASK, name="counting-stars")
-    assert experiments.settings(stars, 3) == experiments.settings(polygons, 3)
+    assert experiments.as_published(stars, 3) == experiments.as_published(polygons, 3)
     assert experiments.SETTINGS.keys() == set(TASKS)
-    assert {recipe.task for recipe in experiments.EXPERIMENTS.values()} <= set(TASKS)
+    assert {each.task for each in experiments.EXPERIMENTS.values()} <= set(TASKS)
 
 
 def test_published_numbers_are_those_of_the_task():

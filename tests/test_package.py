@@ -54,8 +54,8 @@ LAYERS = [
     *("tasks.digits_sudoku", "tasks.mnist", "tasks.mnist_sudoku", "tasks.mnist_classifier"),
     *("tasks.even_pixels", "tasks.polygon_classifier", "tasks.counting_polygons"),
     *("tasks", "networks"),
-    *("training", "training.noise_levels", "training.objective", "training.trainer"),
-    *("training.recipes", "training.digit_reader"),
+    *("training", "training.noise_levels", "training.objective", "training.loader"),
+    *("training.trainer", "training.recipes", "training.digit_reader"),
     *("evaluate", "experiments", "pictures", "options", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""

@@ -705,7 +705,8 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, compiled_once):
     assert not (parts / "model").exists()
     with (parts / "log.jsonl").open("a") as log:
         log.write('{"step": 6, "tot')
-    assert [line["step"] for line in trainer.train(TASK, SMALL, RUN, parts)] == [4, 5, 6]
+    resumed = trainer.train(TASK, SMALL, RUN, parts, num_workers=1)
+    assert [line["step"] for line in resumed] == [4, 5, 6]
 
     assert untimed(lines_of(parts)) == untimed(lines_of(whole))
     one, two = (checkpoint.open_model(folder / "model") for folder in (whole, parts))
@@ -758,6 +759,21 @@ def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path):
         next(trainer.train(TASK, SMALL, RUN, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     assert (tmp_path / "log.jsonl").read_text() == "another's\n"
+
+
+def test_an_error_of_the_data_ends_the_run_at_its_step(tmp_path, compiled_once):
+    def broken_batch(seed, indices):
+        if indices[0] == 4 * RUN.batch_size:
+            raise ValueError("no such image")
+        return striped_batch(seed, indices)
+
+    task = dataclasses.replace(TASK, training_batch=broken_batch)
+    with pytest.raises(ValueError, match="no such image"):
+        list(trainer.train(task, SMALL, RUN, tmp_path))
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"^num_workers must be 0 where"):
+        next(trainer.train(task, SMALL, RUN, tmp_path / "other", num_workers=1))
+    assert not (tmp_path / "other").exists()
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 Everything random hangs on (seed, step), so a resumed run continues bit for bit.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,7 +23,7 @@ from ipr_jax import check, checkpoint, files
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
 from ipr_jax.tasks.base import Batch, Task
-from ipr_jax.training import noise_levels, objective
+from ipr_jax.training import loader, noise_levels, objective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,7 @@ def _trim_log(path: Path, last_step: int) -> None:
 
 
 def train(
-    task: Task, model: ModelConfig, config: TrainConfig, folder: Path
+    task: Task, model: ModelConfig, config: TrainConfig, folder: Path, num_workers: int = 0
 ) -> Iterator[dict[str, float]]:
     """Train in ``folder``, from where it stopped if it holds a run of the same configuration.
 
@@ -215,17 +216,21 @@ def train(
         model: the architecture.
         config: how to train.
         folder: of the run; made if it does not exist.
+        num_workers: processes that make the batches, as for ``loader.load``; 0 = a thread. The
+            results are the same.
 
     Yields:
         A log line every ``config.log_every`` steps and at every checkpoint: step, mean losses since
         the last line, seconds per step.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or something else.
+        ValueError: the folder holds a run of another configuration, or something else; or
+            ``num_workers`` is not for this task. Nothing has been written.
         FloatingPointError: a loss or a parameter is not finite; names the step, counted from 1 as
             in the log. It is found in time for the next log line, before anything is saved.
     """
     folder = checkpoint.check_path(folder)
+    loader.check_workers(task.training_batch, num_workers)
     configuration = {
         "task": task.name,
         "model": dataclasses.asdict(model),
@@ -240,7 +245,18 @@ def train(
         inverse = jnp.asarray(noise_levels.inverse_density(sample, keys.density, model.grid))
     train_step = make_train_step(model, config)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
+    with (
+        ocp.CheckpointManager(folder / "checkpoints", options=options) as manager,
+        contextlib.closing(
+            loader.load(
+                task.training_batch,
+                config.seed,
+                config.batch_size,
+                range(manager.latest_step() or 0, config.num_steps),
+                num_workers,
+            )
+        ) as batches,
+    ):
         state = init(model, config)
         if manager.latest_step() is not None:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
@@ -250,13 +266,9 @@ def train(
         _trim_log(log, start)
         recent: list[objective.Losses] = []
         began = time.perf_counter()
-        for step in range(start, config.num_steps):
-            indices = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
-            state, losses = train_step(
-                state, keys.step, task.training_batch(config.seed, indices), inverse
-            )
+        for done, batch in enumerate(batches, start + 1):
+            state, losses = train_step(state, keys.step, batch, inverse)
             recent.append(losses)
-            done = step + 1
             save = done % config.save_every == 0 or done == config.num_steps
             if not save and done % config.log_every:
                 continue
