@@ -66,7 +66,8 @@ class Args:
     Attributes:
         ipr: a clone of the IPR repository.
         srm: a clone of the SRM repository, whose network is compared with IPR's file by file.
-        torch_python: the Python that has PyTorch and the packages of the clone.
+        torch_python: the Python that has PyTorch and the packages of the clone, with a torchvision
+            that has ``write_video`` (0.21 does, 0.28 does not).
         preset: even-pixels; or counting-polygons or mnist-sudoku, for which the published sampler
             also needs the classifiers that it scores with.
         batch: samples at once on our side; the published sampler takes them one by one.
@@ -460,7 +461,7 @@ def measure(args: Args, device: str) -> dict[str, Any]:
         ValueError, OSError: a setting is out of range, the published sampler does not run, or the
             sides do not agree.
     """
-    config = PRESETS[args.preset]
+    config, load = PRESETS[args.preset], load_per_core()
     exact = random_model(config, jnp.float32)
     model = exact if args.dtype == "float32" else random_model(config, jnp.dtype(args.dtype))
     ours, alone = (sampler_of(model, args, batch) for batch in (args.batch, 1))
@@ -521,7 +522,7 @@ def measure(args: Args, device: str) -> dict[str, Any]:
         "clones": clones(args),
         "pytorch": described | {"wait_policy": policy},
         **environment.environment(),
-        "load_per_core": load_per_core(),
+        "load_per_core": load,
         "largest_difference": differences,
         "evaluations_per_sample": evaluations,
         "flops_per_evaluation": {"theirs": their_flops, "ours": our_flops},
@@ -603,7 +604,7 @@ def show(result: Mapping[str, Any]) -> None:
     for text in (
         f"Not counted, seconds of the first calls with what they compile: {warm}.",
         f"The first predictions differ by {max(result['largest_difference'].values()):.1e}.",
-        f"Load average per core at the end: {result['load_per_core']:.1f}.",
+        f"Load average per core before the start: {result['load_per_core']:.1f}.",
     ):
         console.print(text.replace("_", " "), highlight=False)
     if different := result["clones"].get("different_files"):
