@@ -10,7 +10,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,13 +41,15 @@ COMPUTE: dict[str, tuple[Any, str | None]] = {
 KINDS = ("argument", "output", "temp")
 """Of memory on a device."""
 
-PAPER = {
-    "mini-sudoku": ("mini-sudoku", range(11, 17), 50),
-    "even-pixels": ("even-pixels", [64], 50),
-    "counting-polygons": ("counting-polygons", [256], 50),
-    "mnist-sudoku": ("mnist-sudoku", range(55, 82), 50),
+EDITABLE: dict[str, Sequence[int]] = {
+    "mini-sudoku": range(11, 17),
+    "even-pixels": [64],
+    "counting-polygons": [256],
+    "mnist-sudoku": range(55, 82),
 }
-"""By preset: the task, how many of its patches are editable, and the iterations of the paper."""
+"""Presets, and how many patches are editable in the test samples of their tasks."""
+ITERATIONS = 50
+"""Of the paper's refinement."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +85,8 @@ class Args:
             if batch % self.devices:
                 raise ValueError(f"batch must be a multiple of devices={self.devices}, got {batch}")
         for preset in self.preset:
-            if preset not in PAPER:
-                raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PAPER)}")
+            if preset not in EDITABLE:
+                raise ValueError(f"unknown preset {preset!r}; known: {', '.join(EDITABLE)}")
         if self.devices > jax.device_count():
             raise ValueError(f"devices must be at most {jax.device_count()}, got {self.devices}")
 
@@ -114,12 +116,11 @@ def product_rate(precision: str, repeats: int) -> float:
 
 def paper_evaluations(preset: str) -> float:
     """Network evaluations per sample at the paper's settings, the mean over its puzzles."""
-    name, editable, iterations = PAPER[preset]
-    made = experiments.SETTINGS[name]
-    most = max(editable)
+    editable = np.array(EDITABLE[preset])
+    made, most = experiments.SETTINGS[preset], max(editable)
     first, later = (sampling.settings(most).plan.num_steps for sampling in made)
-    sizes = selection.region_sizes(most, 0.25)
-    return float(np.mean([first[n] + iterations * later[sizes[n]] for n in editable]))
+    regions = selection.region_sizes(most, 0.25)[editable]
+    return float(np.mean(first[editable] + ITERATIONS * later[regions]))
 
 
 def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, Any]:

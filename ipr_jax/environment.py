@@ -23,12 +23,12 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cpu_count": os.cpu_count(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str | None:
-    checkout = Path(__file__).parent.parent
+def commit(checkout: Path = Path(__file__).parent.parent) -> str | None:
+    """The commit of a checkout, with ``-dirty`` where files have changed; None if it is none."""
     if not (checkout / ".git").exists():
         return None
     words = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
