@@ -25,7 +25,7 @@ from rich.table import Table
 
 import ipr_jax
 from ipr_jax import check, experiments, files, flops, selection
-from ipr_jax.config import PRESETS
+from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.terminal import one_line_errors
 
@@ -123,11 +123,16 @@ def paper_evaluations(preset: str) -> float:
     return float(np.mean(first[editable] + ITERATIONS * later[regions]))
 
 
+def random_model(config: ModelConfig, dtype: Any) -> ipr_jax.SRM:
+    """A network with the weights that training begins with."""
+    return ipr_jax.SRM(config, dtype=dtype, rngs=nnx.Rngs(0))
+
+
 def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, Any]:
     """Time a pass of ``args.evaluations`` against as many calls of the bare network."""
     config = PRESETS[preset]
     dtype, how = COMPUTE[precision]
-    model = ipr_jax.SRM(config, dtype=dtype, rngs=nnx.Rngs(0))
+    model = random_model(config, dtype)
     mesh = jax.make_mesh((args.devices,), ("data",), axis_types=(AxisType.Auto,))
     spread = NamedSharding(mesh, PartitionSpec("data"))
     model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
