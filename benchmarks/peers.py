@@ -51,6 +51,8 @@ NEEDED = {
 }
 """The files that tell a clone."""
 
+PATHS = ("ipr", "srm", "torch_python", "out")
+"""Arguments that say nothing of the results; the commits of the clones do."""
 CALLS = 10
 """Evaluations in one timing of a bare network."""
 MAX_LOAD = 0.5
@@ -518,7 +520,7 @@ def measure(args: Args, device: str) -> dict[str, Any]:
             )
     their_flops = described.pop("flops")
     return {
-        "arguments": plain(args),
+        "arguments": {name: v for name, v in plain(args).items() if name not in PATHS},
         "clones": clones(args),
         "pytorch": described | {"wait_policy": policy},
         **environment.environment(),
