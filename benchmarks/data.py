@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -26,11 +27,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ipr_jax import flops
+from ipr_jax import check, flops
 from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.tasks import boards, counting_polygons, get_task, mnist, sudoku
 from ipr_jax.tasks.base import Batch, Split
+from ipr_jax.terminal import one_line_errors
 from ipr_jax.training import loader, noise_levels, trainer
 
 BATCH_SIZE = 64
@@ -68,6 +70,15 @@ class Args:
     seconds: float = 3.0
     repeats: int = 5
     smoke: bool = False
+
+    def __post_init__(self) -> None:
+        check.count("num_workers", self.num_workers)
+        check.count("repeats", self.repeats)
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds must be above 0 and finite, got {self.seconds}")
+        for task in self.tasks:
+            if task not in NETWORKS:
+                raise ValueError(f"unknown task {task!r}; known: {', '.join(NETWORKS)}")
 
 
 @functools.cache
@@ -202,4 +213,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with one_line_errors():
+        main(tyro.cli(Args))

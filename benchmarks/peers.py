@@ -12,11 +12,9 @@ import filecmp
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +27,7 @@ from flax import nnx
 from rich.table import Table
 
 import ipr_jax
+from benchmarks.timing import seconds, spread
 from convert import mapping, srm
 from ipr_jax import check, environment, files, flops, selection
 from ipr_jax.config import PRESETS, ModelConfig
@@ -144,11 +143,6 @@ def factors(times: Round, their_flops: int, our_flops: int) -> dict[str, float]:
         "loop": times.theirs / times.ours_alone / network,
         "batching": times.ours_alone / times.ours,
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, min and max."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def summarise(
@@ -444,13 +438,6 @@ def sampler_of(model: ipr_jax.SRM, args: Args, batch: int) -> Callable[[], tuple
         return refined.image.block_until_ready(), int(first.nfe[0] + refined.nfe[:, 0].sum())
 
     return run
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of a call, its device work included."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
 
 
 def measure(args: Args, device: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ipr_jax
+from benchmarks.timing import seconds, spread
 from ipr_jax import check, experiments, files, flops, selection
 from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.environment import environment
@@ -91,13 +92,6 @@ class Args:
             raise ValueError(f"devices must be at most {jax.device_count()}, got {self.devices}")
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Wall time of a call, its device work included."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
-
-
 def product_rate(precision: str, repeats: int) -> float:
     """FLOP/s of a large square matrix product on one device, the best of ``repeats``."""
     size, chained = (2048, 1) if jax.default_backend() == "cpu" else (8192, 8)
@@ -123,7 +117,7 @@ def paper_evaluations(preset: str) -> float:
     return float(np.mean(first[editable] + ITERATIONS * later[regions]))
 
 
-def random_model(config: ModelConfig, dtype: Any) -> ipr_jax.SRM:
+def new_model(config: ModelConfig, dtype: Any) -> ipr_jax.SRM:
     """A network with the weights that training begins with."""
     return ipr_jax.SRM(config, dtype=dtype, rngs=nnx.Rngs(0))
 
@@ -132,9 +126,9 @@ def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, An
     """Time a pass of ``args.evaluations`` against as many calls of the bare network."""
     config = PRESETS[preset]
     dtype, how = COMPUTE[precision]
-    model = random_model(config, dtype)
+    model = new_model(config, dtype)
     mesh = jax.make_mesh((args.devices,), ("data",), axis_types=(AxisType.Auto,))
-    spread = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = NamedSharding(mesh, PartitionSpec("data"))
     model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
     draw = np.random.default_rng(0).uniform(-1, 1, (batch, *config.image_shape))
     keys, image, editable, t = jax.device_put(
@@ -144,7 +138,7 @@ def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, An
             jnp.ones((batch, *config.grid), bool),
             jnp.full((batch, *config.grid), 0.5),
         ),
-        spread,
+        sharded,
     )
     sampling = ipr_jax.Sampling(max_steps=args.evaluations)
     with jax.default_matmul_precision(how):
@@ -165,7 +159,6 @@ def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, An
     )
     number = flops.count(lambda model, z, t: model(z, t), model, image, t)
     memory = bare.memory_analysis()
-    ratios = [inside / out for inside, out in pairs]
     return {
         "preset": preset,
         "precision": precision,
@@ -173,11 +166,7 @@ def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, An
         "devices": args.devices,
         "compile_seconds": compiled,
         "ms_per_evaluation": {"loop": 1e3 * each, "bare": 1e3 * alone},
-        "loop_over_bare": {
-            "median": statistics.median(ratios),
-            "low": min(ratios),
-            "high": max(ratios),
-        },
+        "loop_over_bare": spread([inside / out for inside, out in pairs]),
         "sample_evaluations_per_second": batch / each,
         "refined_samples_per_second": batch / each / paper_evaluations(preset),
         "gflop_per_sample": number / batch / 1e9,
@@ -216,7 +205,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             str(row["batch"]),
             f"{row['compile_seconds']:.1f}",
             f"{row['ms_per_evaluation']['loop']:.3g}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
             f"{row['refined_samples_per_second']:.3g}",
             f"{row['flop_per_second'] / 1e9:,.0f}",
             f"{100 * row['share_of_product']:.0f}%",

@@ -14,7 +14,6 @@ from ipr_jax.order import (
 from ipr_jax.refinement import Refined, refine
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
 from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
-from ipr_jax.stopping import never, unchanged, verified
 from ipr_jax.streaming import Streamed, stream
 from ipr_jax.types import Denoiser, Prediction
 
@@ -39,7 +38,6 @@ __all__ = [
     "graph_order",
     "initial_noise",
     "load",
-    "never",
     "random_order",
     "raster_order",
     "refine",
@@ -47,6 +45,4 @@ __all__ = [
     "sample_keys",
     "stream",
     "uncertain_first",
-    "unchanged",
-    "verified",
 ]

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ipr_jax import check, evaluate, experiments, files, flops
-from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
 from ipr_jax.options import Opened, RefinementOptions, TaskOptions, plain
@@ -377,9 +377,10 @@ def train(
         TimeRemainingColumn(),
         console=console,
     )
+    model = RECIPES[task].model
     with interruptible(f"started again, it goes on from the last checkpoint in {folder}"), bar:
         running = bar.add_task("compiling", total=config.num_steps)
-        for line in trainer.train(get_task(task), PRESETS[task], config, folder, num_workers):
+        for line in trainer.train(get_task(task), model, config, folder, num_workers):
             loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
             bar.update(running, completed=line["step"], description=loss)
     console.print(f"written: {folder / 'model'}")
@@ -472,7 +473,7 @@ def _train_command(task: str) -> Callable[..., Path]:
         raise ValueError(f"no recipe to train the task {task!r}; known: {known}")
 
     def command(
-        config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task],
+        config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task].training,
         out: Path | None = None,
         num_workers: int = 0,
     ) -> Path:

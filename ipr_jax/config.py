@@ -1,11 +1,11 @@
 """Architectures: one frozen dataclass, and the released models by name."""
 
-from dataclasses import dataclass
+import dataclasses
 
 from ipr_jax import check
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of one denoiser.
 
@@ -112,6 +112,19 @@ class ModelConfig:
         return 2 * self.channels + 1
 
 
+_LITE = ModelConfig(
+    image_size=(32, 32),
+    channels=1,
+    patch_size=8,
+    widths=(16, 32, 64),
+    attention=(False, False, True),
+    num_blocks=1,
+    time_width=128,
+    head_width=32,
+    num_groups=8,
+    dropout=0.0,
+)
+
 PRESETS: dict[str, ModelConfig] = {
     "even-pixels": ModelConfig(
         image_size=(32, 32),
@@ -134,17 +147,7 @@ PRESETS: dict[str, ModelConfig] = {
         widths=(128, 128, 256, 256, 512, 512),
         attention=(False, False, False, False, True, True),
     ),
-    "mini-sudoku": ModelConfig(
-        image_size=(32, 32),
-        channels=1,
-        patch_size=8,
-        widths=(16, 32, 64),
-        attention=(False, False, True),
-        num_blocks=1,
-        time_width=128,
-        head_width=32,
-        num_groups=8,
-        dropout=0.0,
-    ),
+    "mini-sudoku": _LITE,
+    "even-pixels-lite": dataclasses.replace(_LITE, channels=3, patch_size=4),
 }
-"""Model architectures by task: the three released ones, and the small one that ships trained."""
+"""Architectures by name: the three released ones, and the small ones that ship trained."""

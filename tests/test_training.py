@@ -15,7 +15,7 @@ from flax import nnx
 from scipy import stats
 
 import ipr_jax
-from ipr_jax import PRESETS, SRM, ModelConfig, Prediction, checkpoint, flow, patches
+from ipr_jax import SRM, ModelConfig, Prediction, checkpoint, flow, patches
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import noise_levels, objective, trainer
 from ipr_jax.training.recipes import RECIPES
@@ -853,5 +853,8 @@ def test_impossible_settings_are_refused(change, message):
         TrainConfig(**change)
 
 
-def test_every_shipped_model_has_a_recipe():
-    assert set(checkpoint.SHIPPED) == set(RECIPES) <= set(PRESETS)
+def test_every_shipped_model_is_made_by_its_recipe():
+    for name in checkpoint.SHIPPED:
+        model, provenance = checkpoint.open_model(name)
+        assert model.config == RECIPES[name].model
+        assert provenance["training"] == dataclasses.asdict(RECIPES[name].training)

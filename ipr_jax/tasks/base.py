@@ -42,7 +42,7 @@ class Task:
     """A benchmark.
 
     Attributes:
-        name: as in ``TASKS``; also that of its architecture in ``PRESETS``.
+        name: as in ``TASKS``; also that of its recipe, if it has one.
         image_shape: (H, W, C).
         patch_size: pixels per side of a patch; h = H / patch_size, w = W / patch_size.
         training_batch: ``(seed, indices [B]) -> Batch`` of the training split.
