@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 Stop = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""A rule. It is evaluated after every step of every slot: it should cost little beside the network."""
+"""A rule, evaluated after every step of every slot: it should cost little beside the network."""
 
 
 def never(iteration: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
