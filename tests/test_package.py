@@ -40,7 +40,16 @@ LAYERS = [
         "order",
         "schedule",
     ),
-    *("unet", "denoiser", "checkpoint", "step", "regenerate", "selection", "refinement"),
+    *(
+        "unet",
+        "denoiser",
+        "precision",
+        "checkpoint",
+        "step",
+        "regenerate",
+        "selection",
+        "refinement",
+    ),
     *("stopping", "streaming"),
     "flops",
     *(
