@@ -51,6 +51,7 @@ LAYERS = [
         "refinement",
     ),
     *("stopping", "streaming"),
+    "sharding",
     "flops",
     *(
         "tasks.base",
@@ -73,7 +74,7 @@ CONVERT = [
     "conversion",
 ]
 """The same for ``convert``, but for its command line."""
-TOOLS = {"conftest.py", "lightning.py", "torch_writer.py"}
+TOOLS = {"conftest.py", "eight_devices.py", "lightning.py", "torch_writer.py"}
 """Files of the tests without a test."""
 
 
