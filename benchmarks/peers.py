@@ -52,6 +52,8 @@ NEEDED = {
 
 PATHS = ("ipr", "srm", "torch_python", "out")
 """Arguments that say nothing of the results; the commits of the clones do."""
+SMOKE: dict[str, Any] = {"batch": 2, "iterations": 1, "steps_per_patch": 1, "repeats": 2}
+"""Settings to see it work."""
 CALLS = 10
 """Evaluations in one timing of a bare network."""
 MAX_LOAD = 0.5
@@ -608,7 +610,7 @@ def main(args: Args) -> None:
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if args.smoke:
-        args = dataclasses.replace(args, batch=2, iterations=1, steps_per_patch=1, repeats=2)
+        args = dataclasses.replace(args, **SMOKE)
     result = measure(args, check_args(args))
     show(result)
     if args.out is not None:
