@@ -91,7 +91,7 @@ def _samples(task: Task, options: RefineOptions) -> Batch:
     if number is None:
         number = 64 if options.puzzle is None else 1
     check.count("samples", number)
-    check.count("chunk", options.chunk)
+    check.count("batch_size", options.batch_size, auto=True)
     check.count("swapped", options.swapped, least=0)
     check.seed(options.seed)
     if options.puzzle is None:
@@ -174,7 +174,7 @@ def refine(options: RefineOptions) -> Path:
     running = bar.add_task("compiling", total=experiment.iterations + 1)
     lines: list[dict[str, Any]] = []
     key = jax.random.key(options.seed)
-    steps = evaluate.evaluate(task, model, batch, experiment, key, chunk=options.chunk)
+    steps = evaluate.evaluate(task, model, batch, experiment, key, batch_size=options.batch_size)
     remains = f"{folder} has the metrics of the finished iterations"
     with interruptible(remains), Live(bar, console=console, transient=True) as live:
         for progress in steps:
@@ -272,7 +272,7 @@ def compare(
         name: of the figure, and of the folder unless one is given.
         experiment: what to compare.
         opened: the task and the model.
-        options: samples, chunk, seed and folder.
+        options: samples, batch size, seed and folder.
 
     Returns:
         The folder.
@@ -289,7 +289,7 @@ def compare(
         folder,
         samples=options.samples,
         seed=options.seed,
-        chunk=options.chunk,
+        batch_size=options.batch_size,
         settings=described | environment(),
     )
     found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}

@@ -10,6 +10,7 @@ import jax
 from ipr_jax import checkpoint, experiments
 from ipr_jax.denoiser import SRM
 from ipr_jax.evaluate import Refinement
+from ipr_jax.memory import Size
 from ipr_jax.networks import open_network
 from ipr_jax.order import ORDERS
 from ipr_jax.regenerate import REFINEMENT
@@ -31,7 +32,7 @@ class TaskOptions:
         difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one.
-        chunk: samples per compiled call; larger suits a GPU or TPU.
+        batch_size: samples per compiled call; "auto" = as many as fit on the device.
         seed: of samples and noise.
         out: the folder; by default one under results/.
     """
@@ -40,7 +41,7 @@ class TaskOptions:
     difficulty: str | None = None
     data: Path | None = None
     classifier: Path | None = None
-    chunk: int = 64
+    batch_size: Size = 64
     seed: int = 0
     out: Path | None = None
 

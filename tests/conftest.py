@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 

@@ -40,8 +40,8 @@ LAYERS = [
         "order",
         "schedule",
     ),
-    *("unet", "denoiser", "checkpoint", "step", "regenerate", "selection", "refinement"),
-    *("stopping", "streaming"),
+    *("unet", "denoiser", "checkpoint", "step", "program", "memory"),
+    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead"),
     "flops",
     *(
         "tasks.base",
@@ -207,7 +207,7 @@ def test_the_readme_lists_every_file_in_that_order():
 @pytest.mark.parametrize("module", ALL)
 def test_neither_torch_nor_anything_undeclared_is_imported(module):
     declared = {"chex", "flax", "jax", "matplotlib", "ml_dtypes", "numpy", "optax", "orbax"}
-    declared |= {"PIL", "rich", "safetensors", "scipy", "sklearn", "tyro"}
+    declared |= {"PIL", "psutil", "rich", "safetensors", "scipy", "sklearn", "tyro"}
     declared |= {"ipr_jax", "convert", "benchmarks"}
     tops = {name.partition(".")[0] for name in imported(ALL[module])}
     assert tops <= declared | set(sys.stdlib_module_names)
