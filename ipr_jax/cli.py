@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ipr_jax import check, evaluate, experiments, files, flops
+from ipr_jax import cache, check, evaluate, experiments, files, flops
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
@@ -522,6 +522,7 @@ NAMED = {"evaluate": _evaluate_command, "experiment": _experiment_command, "trai
 def main() -> None:
     """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
     words = sys.argv[1:]
+    cache.enable()
     with one_line_errors():
         if len(words) > 1 and words[0] in NAMED and not words[1].startswith("-"):
             command = NAMED[words[0]](words[1])

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # commands keep programs in the user's home
+
 import jax
 import jax.numpy as jnp
 import numpy as np

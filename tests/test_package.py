@@ -56,7 +56,7 @@ LAYERS = [
     *("tasks", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.loader"),
     *("training.trainer", "training.recipes", "training.digit_reader"),
-    *("evaluate", "experiments", "pictures", "options", "cli"),
+    *("evaluate", "experiments", "pictures", "options", "cache", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [
