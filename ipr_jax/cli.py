@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ipr_jax import check, evaluate, experiments, files, flops
+from ipr_jax import cache, check, evaluate, experiments, files, flops
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
@@ -92,7 +92,7 @@ def _samples(task: Task, options: RefineOptions) -> Batch:
     if number is None:
         number = 64 if options.puzzle is None else 1
     check.count("samples", number)
-    check.count("chunk", options.chunk)
+    check.count("batch_size", options.batch_size, auto=True)
     check.count("swapped", options.swapped, least=0)
     check.seed(options.seed)
     if options.puzzle is None:
@@ -176,7 +176,7 @@ def refine(options: RefineOptions) -> Path:
     lines: list[dict[str, Any]] = []
     key = jax.random.key(options.seed)
     denoise = compute_in(model, options.precision)
-    steps = evaluate.evaluate(task, denoise, batch, experiment, key, chunk=options.chunk)
+    steps = evaluate.evaluate(task, denoise, batch, experiment, key, batch_size=options.batch_size)
     remains = f"{folder} has the metrics of the finished iterations"
     with interruptible(remains), Live(bar, console=console, transient=True) as live:
         for progress in steps:
@@ -274,7 +274,7 @@ def compare(
         name: of the figure, and of the folder unless one is given.
         experiment: what to compare.
         opened: the task and the model.
-        options: samples, chunk, seed and folder.
+        options: samples, batch size, seed and folder.
 
     Returns:
         The folder.
@@ -291,7 +291,7 @@ def compare(
         folder,
         samples=options.samples,
         seed=options.seed,
-        chunk=options.chunk,
+        batch_size=options.batch_size,
         settings=described | {"precision": options.precision} | environment(),
     )
     found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}
@@ -524,6 +524,7 @@ NAMED = {"evaluate": _evaluate_command, "experiment": _experiment_command, "trai
 def main() -> None:
     """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
     words = sys.argv[1:]
+    cache.enable()
     with one_line_errors():
         if len(words) > 1 and words[0] in NAMED and not words[1].startswith("-"):
             command = NAMED[words[0]](words[1])

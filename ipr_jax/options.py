@@ -10,6 +10,7 @@ import jax
 from ipr_jax import checkpoint, experiments
 from ipr_jax.denoiser import SRM
 from ipr_jax.evaluate import Refinement
+from ipr_jax.memory import Size
 from ipr_jax.networks import open_network
 from ipr_jax.order import ORDERS
 from ipr_jax.precision import get_precision
@@ -33,7 +34,7 @@ class TaskOptions:
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one.
         precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
-        chunk: samples per compiled call; larger suits a GPU or TPU.
+        batch_size: samples per compiled call; "auto" = as many as fit on the device.
         seed: of samples and noise.
         out: the folder; by default one under results/.
     """
@@ -43,7 +44,7 @@ class TaskOptions:
     data: Path | None = None
     classifier: Path | None = None
     precision: str = "float32"
-    chunk: int = 64
+    batch_size: Size = 64
     seed: int = 0
     out: Path | None = None
 

@@ -11,6 +11,7 @@ import numpy as np
 from ipr_jax import check, selection
 from ipr_jax import keys as random_keys
 from ipr_jax.order import Order
+from ipr_jax.program import Program, driver
 from ipr_jax.regenerate import REFINEMENT, Sampled, Sampling, Settings, regenerate, renoise
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.types import Denoiser
@@ -111,6 +112,7 @@ def _refine(
     return Refined(image, *info)
 
 
+@driver
 def refine(
     denoise: Denoiser,
     keys: jax.Array,
@@ -124,7 +126,7 @@ def refine(
     noise: Noise = selection.fresh_noise,
     record: Record | None = None,
     start: int = 0,
-) -> Refined:
+) -> Program[Refined]:
     """Refine samples: re-noise and regenerate a random region of each, over and over.
 
     No verifier and no training. The images may come from ``generate`` or be given, for example
@@ -160,7 +162,7 @@ def refine(
     check.clues(image, editable)
     check.samples(image, editable)
     num_patches = editable.shape[1] * editable.shape[2]
-    return _refine(
+    arguments = (
         check.as_pytree(denoise),
         keys,
         jnp.asarray(image),
@@ -168,9 +170,12 @@ def refine(
         jnp.int32(start),
         selection.region_sizes(num_patches, ratio),
         sampling.settings(num_patches),
-        iterations,
-        sampling.order,
-        select,
-        noise,
-        record,
     )
+    static = {
+        "iterations": iterations,
+        "order": sampling.order,
+        "select": select,
+        "noise": noise,
+        "record": record,
+    }
+    return Program(_refine, arguments, static)

@@ -15,6 +15,7 @@ from ipr_jax import check, patches, schedule
 from ipr_jax import keys as random_keys
 from ipr_jax import step as steps
 from ipr_jax.order import Order, certain_first
+from ipr_jax.program import Program, driver
 from ipr_jax.schedule import Plan
 from ipr_jax.types import Denoiser
 
@@ -166,13 +167,14 @@ def first_pass(
 _generate = jax.jit(first_pass, static_argnames="order")
 
 
+@driver
 def generate(
     denoise: Denoiser,
     keys: jax.Array,
     image: jax.Array | np.ndarray,
     editable: jax.Array | np.ndarray,
     sampling: Sampling = FIRST_PASS,
-) -> Sampled:
+) -> Program[Sampled]:
     """Generate every editable patch from noise, given the others.
 
     One compiled program per batch size; keys, masks and all of ``sampling`` but the order are its
@@ -193,11 +195,6 @@ def generate(
     """
     check.batch(keys, image, editable)
     check.clues(image, editable)
-    return _generate(
-        check.as_pytree(denoise),
-        keys,
-        jnp.asarray(image),
-        jnp.asarray(editable),
-        sampling.settings(editable.shape[1] * editable.shape[2]),
-        sampling.order,
-    )
+    settings = sampling.settings(editable.shape[1] * editable.shape[2])
+    model, given = check.as_pytree(denoise), (keys, jnp.asarray(image), jnp.asarray(editable))
+    return Program(_generate, (model, *given, settings), {"order": sampling.order})

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipr_jax import check, selection, stopping
+from ipr_jax import check, memory, selection, stopping
 from ipr_jax import keys as random_keys
 from ipr_jax import step as steps
 from ipr_jax.order import Order
+from ipr_jax.program import Program, driver
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling, Settings, renoise
 from ipr_jax.schedule import PassPlan
 from ipr_jax.selection import Noise, Selection
@@ -126,6 +127,7 @@ class Functions(NamedTuple):
     stop: Stop
 
 
+@driver
 def stream(
     denoise: Denoiser,
     keys: jax.Array,
@@ -133,7 +135,7 @@ def stream(
     editable: jax.Array | np.ndarray,
     *,
     iterations: int,
-    slots: int = 64,
+    slots: memory.Size = 64,
     ratio: float = 0.25,
     first: Sampling | None = FIRST_PASS,
     later: Sampling = REFINEMENT,
@@ -141,7 +143,7 @@ def stream(
     noise: Noise = selection.fresh_noise,
     stop: Stop = stopping.never,
     patience: int = 1,
-) -> Streamed:
+) -> Program[Streamed]:
     """Generate and refine samples; a slot whose sample is finished takes the next one.
 
     Samples with many editable patches go first, so that the slots run empty at about the same time.
@@ -154,7 +156,8 @@ def stream(
         editable: bool [N, h, w]; False = a clue, returned bit for bit. A sample without editable
             patches comes back as it is, at 0 evaluations.
         iterations: after the first pass, at least 1; with a stopping rule, the most.
-        slots: B, samples that the network sees at once, at least 1.
+        slots: B, samples that the network sees at once, at least 1; "auto" = as many as fit on the
+            device, which costs up to two more compilations.
         ratio: the share of the editable patches that an iteration regenerates, in (0, 1].
         first: how the first pass samples; None starts from the given images.
         later: how the iterations sample.
@@ -169,9 +172,10 @@ def stream(
     Raises:
         ValueError: keys, images and masks do not belong together, a pixel is out of range, or a
             number is out of its range.
+        MemoryError: with ``slots="auto"``, if a single one does not fit.
     """
     check.count("iterations", iterations)
-    check.count("slots", slots)
+    check.count("slots", slots, auto=True)
     check.count("patience", patience)
     check.batch(keys, image, editable)
     check.clues(image, editable)
@@ -179,24 +183,25 @@ def stream(
         check.samples(image, editable)
     num_patches = editable.shape[1] * editable.shape[2]
     two = [(first or later).settings(num_patches), later.settings(num_patches)]
-    passes = Passes(
-        jax.tree.map(lambda *parts: jnp.stack([jnp.asarray(part) for part in parts]), *two),
-        jnp.asarray(selection.region_sizes(num_patches, ratio)),
-    )
-    longest_first = np.argsort(-np.asarray(editable).sum(axis=(1, 2)), kind="stable")
-    queue = Queue(*(jnp.asarray(part)[longest_first] for part in (keys, image, editable)))
-    found = _stream(
+    arguments = (
         check.as_pytree(denoise),
-        queue,
-        passes,
+        Queue(keys, jnp.asarray(image), jnp.asarray(editable)),
+        Passes(
+            jax.tree.map(lambda *parts: np.stack(parts), *two),
+            jnp.asarray(selection.region_sizes(num_patches, ratio)),
+        ),
         jnp.int32(iterations),
         jnp.int32(patience),
-        slots=min(slots, len(keys)),
-        first_iteration=int(first is None),
-        functions=Functions(((first or later).order, later.order), select, noise, stop),
     )
-    place = np.argsort(longest_first)
-    return jax.tree.map(lambda part: part[place] if part.ndim else part, found)
+    static = {
+        "first_iteration": int(first is None),
+        "functions": Functions(((first or later).order, later.order), select, noise, stop),
+    }
+
+    def at(slots: int) -> Program[Streamed]:
+        return Program(_stream, arguments, {"slots": slots, **static})
+
+    return at(memory.choose(slots, len(keys), at))
 
 
 @partial(jax.jit, static_argnames=("slots", "first_iteration", "functions"))
@@ -211,6 +216,8 @@ def _stream(
     first_iteration: int,
     functions: Functions,
 ) -> Streamed:
+    longest_first = jnp.argsort(-queue.editable.sum(axis=(1, 2)))
+    queue = jax.tree.map(lambda part: part[longest_first], queue)
     number, h, w = queue.editable.shape
     shape = queue.image.shape[1:]
     end = queue.editable.any(axis=(1, 2)).sum(dtype=jnp.int32)  # nothing is editable from there on
@@ -319,4 +326,6 @@ def _stream(
         turns=jnp.int32(0),
     )
     carry = jax.lax.while_loop(lambda carry: (carry.slots.sample < end).any(), turn, carry)
-    return Streamed(*carry.done, carry.turns)
+    place = jnp.argsort(longest_first)
+    done = Done(*(part[place] for part in carry.done))
+    return Streamed(*done, carry.turns)

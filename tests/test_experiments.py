@@ -18,7 +18,7 @@ from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.tasks.polygon_classifier import Counts
 
 TASK = get_task("mini-sudoku")
-RUN = {"samples": 5, "seed": 3, "chunk": 4, "settings": {"versions": {}}}
+RUN = {"samples": 5, "seed": 3, "batch_size": 4, "settings": {"versions": {}}}
 
 
 def timeless(lines):
@@ -98,9 +98,9 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
     batch = TASK.test_batch(3, np.arange(5))
     for label, lines in found.items():
         arm = experiment.arms[label].refinement
-        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), chunk=4)
+        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
         assert timeless(lines) == timeless(map(evaluate.summarise, alone))
-        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), chunk=4)
+        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
         *_, last = alone
         written = json.loads((tmp_path / "run" / "arms" / f"{label}.json").read_text())
         assert written == {"metrics": lines, "solved": last.scores["valid"].tolist()}

@@ -37,21 +37,12 @@ LAYERS = [
         "config",
         "flow",
         "keys",
+        "sharding",
         "order",
         "schedule",
     ),
-    *(
-        "unet",
-        "denoiser",
-        "precision",
-        "checkpoint",
-        "step",
-        "regenerate",
-        "selection",
-        "refinement",
-    ),
-    *("stopping", "streaming"),
-    "sharding",
+    *("unet", "denoiser", "precision", "checkpoint", "step", "program", "memory"),
+    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead"),
     "flops",
     *(
         "tasks.base",
@@ -66,7 +57,7 @@ LAYERS = [
     *("tasks", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.loader"),
     *("training.trainer", "training.recipes", "training.digit_reader"),
-    *("evaluate", "experiments", "pictures", "options", "cli"),
+    *("evaluate", "experiments", "pictures", "options", "cache", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [
@@ -217,7 +208,7 @@ def test_the_readme_lists_every_file_in_that_order():
 @pytest.mark.parametrize("module", ALL)
 def test_neither_torch_nor_anything_undeclared_is_imported(module):
     declared = {"chex", "flax", "jax", "matplotlib", "ml_dtypes", "numpy", "optax", "orbax"}
-    declared |= {"PIL", "rich", "safetensors", "scipy", "sklearn", "tyro"}
+    declared |= {"PIL", "psutil", "rich", "safetensors", "scipy", "sklearn", "tyro"}
     declared |= {"ipr_jax", "convert", "benchmarks"}
     tops = {name.partition(".")[0] for name in imported(ALL[module])}
     assert tops <= declared | set(sys.stdlib_module_names)
