@@ -83,7 +83,7 @@ class Opened(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RefinementOptions(TaskOptions):
+class PassOptions:
     """How to refine; what is not given is as in the paper, for the task.
 
     Attributes:
@@ -144,6 +144,11 @@ class RefinementOptions(TaskOptions):
             noise=_known("noise", self.noise, NOISES),
             **passes,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinementOptions(PassOptions, TaskOptions):
+    """Whose samples, and how to refine them."""
 
 
 def plain(options: Any) -> dict[str, Any]:
