@@ -151,11 +151,11 @@ def by_place(hlo: str, operations: tuple[str, ...]) -> dict[str, dict[str, int]]
         For each of ``PLACES`` how many there are of each operation that is there.
     """
     wanted = re.compile(rf" ({'|'.join(operations)})(?:-start)?\(")
-    called = re.compile(r"(body|condition|calls|to_apply|\w+_computations?)=(?:\{([^}]*)\}|(%\S+))")
+    called = re.compile(r"\b(body|condition|calls|to_apply|\w+_computations?)=(\{[^}]*\}|[^,\s]+)")
     inside: dict[str, list[str]] = {}
     entry = current = ""
     for line in hlo.splitlines():
-        head = re.match(r"(ENTRY )?%?(\S+) .*\{$", line)
+        head = re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)
         if head:
             current = head[2]
             inside[current] = []
@@ -170,8 +170,8 @@ def by_place(hlo: str, operations: tuple[str, ...]) -> dict[str, dict[str, int]]
         for line in inside[computation]:
             for match in wanted.finditer(line):
                 here[match[1]] = here.get(match[1], 0) + 1
-            for kind, several, one in called.findall(line):
-                for name in re.findall(r"%([^\s,]+)", several or one):
+            for kind, names in called.findall(line):
+                for name in re.findall(r"[\w.-]+", names):
                     walk(name, loops + (kind in ("body", "condition")))
 
     walk(entry, 0)
