@@ -123,7 +123,7 @@ class PassOptions:
             "temperature": self.temperature,
             "order": _known("order", self.order, ORDERS),
         }
-        first, later = experiments.SETTINGS[task]
+        first, later = _known("task", task, experiments.SETTINGS)
         given = {
             "first": (first, self.first_steps_per_patch, self.first_overlap),
             "later": (later, self.steps_per_patch, self.overlap),
