@@ -1,4 +1,4 @@
-"""The command line: ``ipr-jax refine``, ``evaluate``, ``experiment``, ``train`` and ``info``."""
+"""The command line ``ipr-jax``: refine, evaluate, experiment, train, info and export."""
 
 import dataclasses
 import datetime
@@ -24,12 +24,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ipr_jax import cache, check, evaluate, experiments, files, flops
+from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, files, flops
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
-from ipr_jax.options import Opened, RefinementOptions, TaskOptions, plain
-from ipr_jax.precision import compute_in
+from ipr_jax.options import Opened, PassOptions, RefinementOptions, TaskOptions, plain
+from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.terminal import console, interruptible, one_line_errors
@@ -85,6 +85,20 @@ class ExperimentOptions(TaskOptions):
     task: str | None = None
     samples: int = 500
     iterations: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions(PassOptions):
+    """The options of ``ipr-jax export MODEL OUT``.
+
+    Attributes:
+        task: the benchmark whose settings hold where nothing is given: mini-sudoku, digits-sudoku,
+            mnist-sudoku, even-pixels, counting-polygons or counting-stars.
+        precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
+    """
+
+    task: str = "mini-sudoku"
+    precision: str = "float32"
 
 
 def _samples(task: Task, options: RefineOptions) -> Batch:
@@ -419,6 +433,30 @@ def info(
     console.print(table)
 
 
+def export_program(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")] = ExportOptions(),
+) -> None:
+    """Write first pass and refinement as one file that runs without this library.
+
+    The file is a program of JAX for CPU, GPU and TPU, with the weights inside, for any batch size:
+    jax.export.deserialize(bytes).call(key_data, image, editable).
+
+    Args:
+        model: a shipped model or a model folder.
+        out: a new file.
+        options: how to refine.
+    """
+    refinement = options.refinement(options.task)
+    files.refuse_existing(out)
+    get_precision(options.precision)
+    program = export.serialize(checkpoint.load(model), refinement, options.precision)
+    with files.whole(out) as part:
+        part.write_bytes(program)
+    console.print(f"written: {out} ({len(program) / 2**20:,.1f} MiB)")
+
+
 def _refine_command(
     options: Annotated[RefineOptions, tyro.conf.arg(name="")] = RefineOptions(),
 ) -> Path:
@@ -536,6 +574,7 @@ def main() -> None:
                 "experiment": _experiment_help,
                 "train": _train_help,
                 "info": info,
+                "export": export_program,
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
 
