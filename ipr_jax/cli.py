@@ -367,7 +367,11 @@ def _draw(
 
 
 def train(
-    task: str, config: trainer.TrainConfig, out: Path | None = None, num_workers: int = 0
+    task: str,
+    config: trainer.TrainConfig,
+    out: Path | None = None,
+    num_workers: int = 0,
+    shard_params: bool = False,
 ) -> Path:
     """Run ``ipr-jax train TASK``.
 
@@ -376,6 +380,7 @@ def train(
         config: how to train.
         out: the folder of the run; by default runs/TASK.
         num_workers: processes that make the batches, 0 = a thread.
+        shard_params: whether the devices share one copy of the parameters, instead of one each.
 
     Returns:
         The folder of the trained model.
@@ -396,7 +401,10 @@ def train(
     model = RECIPES[task].model
     with interruptible(f"started again, it goes on from the last checkpoint in {folder}"), bar:
         running = bar.add_task("compiling", total=config.num_steps)
-        for line in trainer.train(get_task(task), model, config, folder, num_workers):
+        lines = trainer.train(
+            get_task(task), model, config, folder, num_workers, shard_params=shard_params
+        )
+        for line in lines:
             loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
             bar.update(running, completed=line["step"], description=loss)
     console.print(f"written: {folder / 'model'}")
@@ -516,13 +524,15 @@ def _train_command(task: str) -> Callable[..., Path]:
         config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task].training,
         out: Path | None = None,
         num_workers: int = 0,
+        shard_params: bool = False,
     ) -> Path:
-        return train(task, config, out, num_workers)
+        return train(task, config, out, num_workers, shard_params)
 
     command.__doc__ = (
         f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
         "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK.\n"
-        "    num_workers: processes that make the batches, 0 = a thread; results are the same."
+        "    num_workers: processes that make the batches, 0 = a thread; results are the same.\n"
+        "    shard_params: share one copy of the parameters among the devices, not one each."
     )
     return command
 
