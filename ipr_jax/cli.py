@@ -29,6 +29,7 @@ from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
 from ipr_jax.options import Opened, RefinementOptions, TaskOptions, plain
+from ipr_jax.precision import compute_in
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.terminal import console, interruptible, one_line_errors
@@ -174,7 +175,8 @@ def refine(options: RefineOptions) -> Path:
     running = bar.add_task("compiling", total=experiment.iterations + 1)
     lines: list[dict[str, Any]] = []
     key = jax.random.key(options.seed)
-    steps = evaluate.evaluate(task, model, batch, experiment, key, batch_size=options.batch_size)
+    denoise = compute_in(model, options.precision)
+    steps = evaluate.evaluate(task, denoise, batch, experiment, key, batch_size=options.batch_size)
     remains = f"{folder} has the metrics of the finished iterations"
     with interruptible(remains), Live(bar, console=console, transient=True) as live:
         for progress in steps:
@@ -285,12 +287,12 @@ def compare(
     lines = experiments.run(
         experiment,
         task,
-        model,
+        lambda precision: compute_in(model, precision or options.precision),
         folder,
         samples=options.samples,
         seed=options.seed,
         batch_size=options.batch_size,
-        settings=described | environment(),
+        settings=described | {"precision": options.precision} | environment(),
     )
     found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}
     bar = Progress(

@@ -31,10 +31,12 @@ class Arm:
         refinement: what to do.
         swapped: pairs of patches swapped in solved samples, which are then refined without a first
             pass; 0 = the task's own samples.
+        precision: of the network; None = as asked for.
     """
 
     refinement: Refinement
     swapped: int = 0
+    precision: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,21 @@ def samplers(task: Task, iterations: int) -> Experiment:
     )
 
 
+def precision(task: Task, iterations: int) -> Experiment:
+    """The same refinement with the network in float32 and in bfloat16."""
+    return Experiment(
+        title="Precision of the network",
+        source="not in the papers",
+        arms={
+            name: Arm(refinement=as_published(task, iterations), precision=name)
+            for name in ("float32", "bfloat16")
+        },
+        reference="float32",
+        scores=(task.headline,),
+        published={"valid": {"float32": PUBLISHED["valid"]}},
+    )
+
+
 class Definition(NamedTuple):
     """How to make an experiment, and the task it is run on unless another is asked for."""
 
@@ -204,6 +221,7 @@ EXPERIMENTS: dict[str, Definition] = {
     "ratio": Definition(ratio, "mini-sudoku"),
     "noise-and-regions": Definition(noise_and_regions, "mini-sudoku"),
     "samplers": Definition(samplers, "mini-sudoku"),
+    "precision": Definition(precision, "mini-sudoku"),
 }
 """Experiments by name: functions of the task and the number of iterations."""
 
@@ -227,7 +245,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 def run(
     experiment: Experiment,
     task: Task,
-    denoise: Denoiser,
+    denoise: Callable[[str | None], Denoiser],
     folder: Path,
     *,
     samples: int,
@@ -244,7 +262,7 @@ def run(
     Args:
         experiment: what to compare.
         task: whose test samples and scores.
-        denoise: the model.
+        denoise: the model in the precision of an arm.
         folder: a new one, or one that holds this experiment.
         samples: how many test samples, at least 1; the same in every arm.
         seed: of samples and noise.
@@ -282,8 +300,9 @@ def run(
                 continue
             batch = source(task, arm.swapped).test_batch(seed, np.arange(samples))
             key, lines, solved = jax.random.key(seed), [], np.empty(0)
+            model = denoise(arm.precision)
             for progress in evaluate(
-                task, denoise, batch, arm.refinement, key, batch_size=batch_size
+                task, model, batch, arm.refinement, key, batch_size=batch_size
             ):
                 lines.append(summarise(progress))
                 solved = progress.scores[task.headline]

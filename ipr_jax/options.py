@@ -13,6 +13,7 @@ from ipr_jax.evaluate import Refinement
 from ipr_jax.memory import Size
 from ipr_jax.networks import open_network
 from ipr_jax.order import ORDERS
+from ipr_jax.precision import get_precision
 from ipr_jax.regenerate import REFINEMENT
 from ipr_jax.selection import NOISES, REGIONS
 from ipr_jax.tasks import counting_polygons, get_task
@@ -32,6 +33,7 @@ class TaskOptions:
         difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one.
+        precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
         batch_size: samples per compiled call; "auto" = as many as fit on the device.
         seed: of samples and noise.
         out: the folder; by default one under results/.
@@ -41,6 +43,7 @@ class TaskOptions:
     difficulty: str | None = None
     data: Path | None = None
     classifier: Path | None = None
+    precision: str = "float32"
     batch_size: Size = 64
     seed: int = 0
     out: Path | None = None
@@ -51,6 +54,7 @@ class TaskOptions:
         Raises:
             ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
         """
+        get_precision(self.precision)
         classify, classifier = (
             _open_classifier(self.classifier, task) if self.classifier else (None, None)
         )

@@ -29,9 +29,13 @@ def timeless(lines):
     ]
 
 
-def collected(run):
+def run(experiment, denoise, folder, **changes):
+    return experiments.run(experiment, TASK, lambda precision: denoise, folder, **RUN | changes)
+
+
+def collected(lines):
     found = {}
-    for label, line in run:
+    for label, line in lines:
         found.setdefault(label, []).append(line)
     return found
 
@@ -89,8 +93,7 @@ def test_published_numbers_are_those_of_the_task():
 
 def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
     experiment = experiments.ratio(TASK, 2)
-    run = experiments.run(experiment, TASK, tiny_model, tmp_path / "run", **RUN)
-    found = collected(run)
+    found = collected(run(experiment, tiny_model, tmp_path / "run"))
     assert list(found) == ["0.10", "0.25", "0.50"]
     batch = TASK.test_batch(3, np.arange(5))
     for label, lines in found.items():
@@ -111,13 +114,13 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
 def test_differences_are_taken_sample_by_sample(tmp_path, tiny_model):
     """Of 5 samples, the reference solves 2, another arm the same 2 and one more, the last none."""
     experiment = experiments.ratio(TASK, 0)
-    list(experiments.run(experiment, TASK, tiny_model, tmp_path, **RUN))
+    list(run(experiment, tiny_model, tmp_path))
     (tmp_path / "results.json").unlink()
     solved = {"0.10": [1, 1, 1, 0, 0], "0.25": [1, 1, 0, 0, 0], "0.50": [0] * 5}
     for label, row in solved.items():
         path = tmp_path / "arms" / f"{label}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"solved": row}))
-    list(experiments.run(experiment, TASK, tiny_model, tmp_path, **RUN))
+    list(run(experiment, tiny_model, tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["differences"]
     assert found.keys() == {"0.10", "0.50"}
     error = 1.96 * np.sqrt(0.2 / 5)  # 0, 0, 1, 0, 0: the variance is 0.2
@@ -129,7 +132,7 @@ def test_differences_are_taken_sample_by_sample(tmp_path, tiny_model):
 def test_corrupted_boards_start_as_they_are(tmp_path, tiny_model):
     experiment = experiments.corrupted(TASK, 1)
     assert list(experiment.arms) == ["K = 1", "K = 3", "K = 5", "K = 7"]
-    found = collected(experiments.run(experiment, TASK, tiny_model, tmp_path / "run", **RUN))
+    found = collected(run(experiment, tiny_model, tmp_path / "run"))
     for lines in found.values():
         assert lines[0]["nfe"] == 0
         assert lines[0]["valid"] == 0
@@ -139,11 +142,11 @@ def test_corrupted_boards_start_as_they_are(tmp_path, tiny_model):
 
 def test_an_interrupted_experiment_goes_on_after_its_last_finished_arm(tmp_path, tiny_model):
     experiment = experiments.noise_and_regions(TASK, 1)
-    whole = collected(experiments.run(experiment, TASK, tiny_model, tmp_path / "whole", **RUN))
-    run = experiments.run(experiment, TASK, tiny_model, tmp_path / "cut", **RUN)
+    whole = collected(run(experiment, tiny_model, tmp_path / "whole"))
+    begun = run(experiment, tiny_model, tmp_path / "cut")
     for _ in range(3):  # the first arm, and the first pass of the second
-        next(run)
-    run.close()
+        next(begun)
+    begun.close()
     assert [path.name for path in (tmp_path / "cut" / "arms").iterdir()] == [
         "fresh noise and regions.json"
     ]
@@ -155,26 +158,39 @@ def test_an_interrupted_experiment_goes_on_after_its_last_finished_arm(tmp_path,
         calls += 1
         return tiny_model(z, t)
 
-    again = collected(experiments.run(experiment, TASK, counting, tmp_path / "cut", **RUN))
+    again = collected(run(experiment, counting, tmp_path / "cut"))
     assert {k: timeless(v) for k, v in again.items()} == {k: timeless(v) for k, v in whole.items()}
     assert calls == 3  # traced: one first pass, and each kind of iteration that was left
 
     def never(z, t):
         raise AssertionError("everything is finished")
 
-    finished = collected(experiments.run(experiment, TASK, never, tmp_path / "cut", **RUN))
+    finished = collected(run(experiment, never, tmp_path / "cut"))
     assert finished == again
+
+
+def test_every_arm_has_the_network_in_its_precision(tmp_path, tiny_model):
+    asked = []
+
+    def denoise(precision):
+        asked.append(precision)
+        return tiny_model
+
+    for name in ("precision", "ratio"):
+        experiment = experiments.get_experiment(name).make(TASK, 0)
+        list(experiments.run(experiment, TASK, denoise, tmp_path / name, **RUN))
+    assert asked == ["float32", "bfloat16", None, None, None]
 
 
 def test_another_experiment_in_the_folder_is_refused(tmp_path, tiny_model):
     experiment = experiments.ratio(TASK, 1)
-    experiments.run(experiment, TASK, tiny_model, tmp_path / "run", **RUN)
+    run(experiment, tiny_model, tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run of another configuration"):
-        experiments.run(experiment, TASK, tiny_model, tmp_path / "run", **RUN | {"seed": 4})
+        run(experiment, tiny_model, tmp_path / "run", seed=4)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and holds no run"):
-        experiments.run(experiment, TASK, tiny_model, tmp_path / "other", **RUN)
+        run(experiment, tiny_model, tmp_path / "other")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import PREFIXES, golden, golden_config, golden_model, nhwc
 from flax import nnx
 
-from ipr_jax import PRESETS, SRM, ModelConfig, flops, patches, unet
+from ipr_jax import PRESETS, SRM, ModelConfig, flops, patches, precision, unet
 
 TINY = ModelConfig(
     image_size=(20, 12),
@@ -154,6 +154,26 @@ def test_compute_dtype_changes_little_and_parameters_stay_float32(rng):
     assert a.velocity.dtype == jnp.float32
     difference = np.abs(a.velocity - b.velocity).max()
     assert 0 < difference < 0.05 * np.abs(b.velocity).max()
+
+
+def test_precisions_share_the_weights_and_change_the_products(rng):
+    model = randomised(TINY)
+    z = jnp.asarray(rng.normal(size=(2, *TINY.image_shape)), jnp.float32)
+    t = jnp.asarray(rng.random((2, *TINY.grid)), jnp.float32)
+    low = randomised(TINY, dtype=jnp.bfloat16)
+    for name, same, products in (
+        ("float32", model, (jax.lax.Precision.HIGHEST,) * 2),
+        ("tf32", model, (jax.lax.Precision.HIGH,) * 2),
+        ("bfloat16", low, None),
+    ):
+        denoise = precision.compute_in(model, name)
+        for got, wanted in zip(jax.jit(denoise)(z, t), evaluate(same, z, t), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        made = jax.make_jaxpr(denoise)(z, t).eqns
+        convolutions = [each for each in made if each.primitive.name == "conv_general_dilated"]
+        assert {each.params["precision"] for each in convolutions} == {products}
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; known: float32, tf32, bfloat16"):
+        precision.compute_in(model, "fp8")
 
 
 def test_dropout_needs_a_key(rng):

@@ -40,8 +40,8 @@ LAYERS = [
         "order",
         "schedule",
     ),
-    *("unet", "denoiser", "checkpoint", "step", "program", "memory"),
-    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead"),
+    *("unet", "denoiser", "precision", "checkpoint", "step", "program", "memory"),
+    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead", "sharding"),
     "flops",
     *(
         "tasks.base",
@@ -64,7 +64,7 @@ CONVERT = [
     "conversion",
 ]
 """The same for ``convert``, but for its command line."""
-TOOLS = {"conftest.py", "lightning.py", "torch_writer.py"}
+TOOLS = {"conftest.py", "eight_devices.py", "lightning.py", "torch_writer.py"}
 """Files of the tests without a test."""
 
 
