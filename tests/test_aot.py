@@ -131,25 +131,26 @@ def test_too_large_a_program_does_not_fit(tiny_case, monkeypatch):
         aot.compile_for(tiny_case._replace(target="v5e:2x2"))
 
 
-@pytest.mark.parametrize(("begin", "most", "tries"), [(8, 1000, 3), (8, 9, 2), (4000, 3, 12)])
+@pytest.mark.parametrize(("begin", "most", "tries"), [(8, 1000, 3), (8, 9, 2), (4000, 3, 13)])
 def test_the_largest_batch_is_found_to_a_sixteenth_in_few_tries(begin, most, tries):
-    """Of a memory that is affine in the samples per device but for what rounding adds."""
+    """Where memory is affine in the samples per device, but for a little."""
     tried = []
 
     def attempt(batch):
         tried.append(batch)
         assert batch % 4 == 0
         each = batch // 4
-        memory = {"argument": 50, "total": 50 + each + 7 * (each % 3 == 0)}
-        row = {"batch": batch, "devices": 4, "hbm_bytes": 50 + most + 10}
-        return row | ({"fits": True, "memory_bytes": memory} if each <= most else {"fits": False})
+        memory = {"argument": 50, "total": 50 + each + each % 2}
+        row = {"batch": batch, "devices": 4, "hbm_bytes": 50 + most}
+        fits = memory["total"] <= row["hbm_bytes"]
+        return row | {"fits": fits} | ({"memory_bytes": memory} if fits else {})
 
     row = aot.largest(attempt, attempt(4 * begin))
     assert row["fits"]
     assert row["batch"] < row["too_large"]
     assert row["too_large"] - row["batch"] <= 4 * max(1, row["batch"] // 64)
     assert row["too_large"] in tried
-    assert len(set(tried)) == len(tried) <= 1 + tries
+    assert len(set(tried)) == len(tried) <= tries
 
 
 def test_not_one_sample_per_device_fits():
