@@ -15,7 +15,7 @@ import pytest
 
 import ipr_jax
 from ipr_jax import checkpoint
-from ipr_jax.cli import EvaluateOptions, ExperimentOptions, RefineOptions
+from ipr_jax.cli import EvaluateOptions, ExperimentOptions, RefineOptions, StreamOptions
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
 from ipr_jax.experiments import Experiment
@@ -162,6 +162,7 @@ def test_everything_public_has_a_docstring(module):
             TrainConfig,
             RefineOptions,
             EvaluateOptions,
+            StreamOptions,
             ExperimentOptions,
         ),
         *(PolygonConfig, Variant, Task, Experiment),
