@@ -1,4 +1,4 @@
-"""The command line ``ipr-jax``: refine, evaluate, experiment, train, info and export."""
+"""The command line ``ipr-jax``: refine, evaluate, stream, experiment, train, info and export."""
 
 import dataclasses
 import datetime
@@ -28,7 +28,15 @@ from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, fil
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
-from ipr_jax.options import Opened, PassOptions, RefinementOptions, TaskOptions, plain
+from ipr_jax.options import (
+    BatchOptions,
+    Opened,
+    PassOptions,
+    RefinementOptions,
+    TaskOptions,
+    get_rule,
+    plain,
+)
 from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
@@ -41,7 +49,7 @@ SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineOptions(RefinementOptions):
+class RefineOptions(BatchOptions, RefinementOptions):
     """The options of ``ipr-jax refine``.
 
     Attributes:
@@ -59,7 +67,7 @@ class RefineOptions(RefinementOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions(RefinementOptions):
+class EvaluateOptions(BatchOptions, RefinementOptions):
     """The options of ``ipr-jax evaluate TASK``.
 
     Attributes:
@@ -72,7 +80,25 @@ class EvaluateOptions(RefinementOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentOptions(TaskOptions):
+class StreamOptions(RefinementOptions):
+    """The options of ``ipr-jax stream TASK``.
+
+    Attributes:
+        samples: how many test samples.
+        slots: samples that the network sees at once; larger suits a GPU or TPU.
+        stop: when a sample may leave early: none, unchanged (what the scores read in it has not
+            changed in an iteration) or verified (the score itself finds it solved, a verifier).
+        patience: how often in a row the rule must hold.
+    """
+
+    samples: int = 500
+    slots: int = 64
+    stop: str = "none"
+    patience: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentOptions(BatchOptions, TaskOptions):
     """The options of ``ipr-jax experiment NAME``.
 
     Attributes:
@@ -121,10 +147,10 @@ def _samples(task: Task, options: RefineOptions) -> Batch:
     return Batch(*(np.repeat(part, number, axis=0) for part in puzzle.batch))
 
 
-def _new_folder(options: RefineOptions) -> Path:
+def _new_folder(options: TaskOptions, name: str) -> Path:
     """Make the output folder, which must not exist."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = options.out or Path("results") / f"{options.task}-{now}"
+    folder = options.out or Path("results") / f"{name}-{now}"
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -173,7 +199,7 @@ def refine(options: RefineOptions) -> Path:
     if options.swapped:
         experiment = dataclasses.replace(experiment, first=None)
     batch = _samples(task, options)
-    folder = _new_folder(options)
+    folder = _new_folder(options, options.task)
     described = {
         "arguments": plain(options) | {"out": str(folder)},
         "model": opened["model"],
@@ -241,10 +267,8 @@ def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progres
     _draw_samples(folder, task, batch.editable, history)
 
 
-def _draw_samples(
-    folder: Path, task: Task, editable: np.ndarray, history: list[evaluate.Progress]
-) -> None:
-    """Draw the finite samples: many at the end, few over the iterations, one in motion."""
+def _look(task: Task, editable: np.ndarray) -> Callable[[evaluate.Progress, np.ndarray], Any]:
+    """What is drawn of some rows of a progress, as ``pictures.Samples``."""
     from ipr_jax import pictures
 
     violating = jax.jit(task.violating) if task.violating else None
@@ -260,7 +284,16 @@ def _draw_samples(
             task.describe(jax.device_get(score(image))) if task.describe else None,
         )
 
-    last = history[-1]
+    return look
+
+
+def _draw_samples(
+    folder: Path, task: Task, editable: np.ndarray, history: list[evaluate.Progress]
+) -> None:
+    """Draw the finite samples: many at the end, few over the iterations, one in motion."""
+    from ipr_jax import pictures
+
+    look, last = _look(task, editable), history[-1]
     finite = np.flatnonzero(last.finite)
     if len(finite):
         grid = look(last, finite[:SHOWN_IN_GRID])
@@ -274,6 +307,95 @@ def _draw_samples(
         solved = [progress.scores[task.headline][few] for progress in (history[0], last)]
         improved = int((~solved[0] & solved[1]).argmax())  # 0 if there is none
         pictures.animation(folder / "refinement.gif", moments, improved, task.headline)
+
+
+def stream(task: str, options: StreamOptions) -> Path:
+    """Run ``ipr-jax stream TASK``.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        ValueError, FileNotFoundError: bad options; nothing has been written.
+    """
+    from ipr_jax import pictures
+
+    for name in ("samples", "slots", "iterations", "patience"):
+        check.count(name, getattr(options, name))
+    check.seed(options.seed)
+    opened = options.open(task)
+    rule, refinement = get_rule(options.stop, opened.task), options.refinement(task)
+    batch = opened.task.test_batch(options.seed, np.arange(options.samples))
+    folder = _new_folder(options, f"stream-{task}")
+    with interruptible(f"{folder} is empty"), console.status("compiling and refining"):
+        progress, found = evaluate.evaluate_stream(
+            opened.task,
+            compute_in(opened.model, options.precision),
+            batch,
+            refinement,
+            jax.random.key(options.seed),
+            slots=options.slots,
+            stop=rule,
+            patience=options.patience,
+        )
+    line = evaluate.summarise_stream(progress, found)
+    described = {
+        "task": task,
+        "arguments": plain(options) | {"out": str(folder)},
+        "uses_verifier": options.stop == "verified",
+        "refinement": experiments.describe(refinement),
+        **opened.described,
+        **environment(),
+        "metrics": line,
+    }
+    with files.whole(folder / "samples.npz") as path:
+        np.savez_compressed(
+            path,
+            allow_pickle=False,
+            refined=progress.image,
+            editable=batch.editable,
+            **progress.scores,
+            iterations=found.iterations,
+            nfe=progress.nfe,
+            finite=progress.finite,
+        )
+    files.write_text(folder / "results.json", json.dumps(described, indent=1))
+    finite = np.flatnonzero(progress.finite)
+    if len(finite):
+        grid = _look(opened.task, batch.editable)(progress, finite[:SHOWN_IN_GRID])
+        pictures.samples(folder / "samples.png", grid, None, opened.task.headline)
+    asked = f"{options.iterations} iterations, stop: {options.stop}, patience: {options.patience}"
+    console.print(f"{task}, {options.samples} samples, {asked}", style="bold")
+    console.print(_stream_table(opened.task, line))
+    took, compiled = progress.seconds, progress.compile_seconds
+    console.print(f"{took:.0f} s, after {compiled:.0f} s of compilation")
+    if line["not_finite"]:
+        console.print(f"[red]not finite and not counted: {line['not_finite']} samples")
+    if described["uses_verifier"]:
+        console.print("[yellow]a verifier chose when to stop: not rates of refinement without one")
+    console.print(f"\nwritten: {folder}")
+    return folder
+
+
+def _stream_table(task: Task, line: dict[str, Any]) -> Table:
+    """What a stream found and what it took, with intervals where there are any."""
+    table = Table(box=None, header_style="bold")
+    for title in ("", "", "95% interval"):
+        table.add_column(title, justify="right")
+    rows = {
+        **{name: (f"{name}_rate", "{:.1%}") for name in task.rates},
+        **{name: (name, "{:.3g}") for name in task.means},
+        "iterations": ("iterations", "{:.1f}"),
+        "left early": ("left_early_rate", "{:.1%}"),
+        "evaluations per sample": ("nfe", "{:.1f}"),
+        "wasted evaluations": ("wasted", "{:.1%}"),
+        "samples/s": ("samples_per_second", "{:.2f}"),
+    }
+    for title, (name, shape) in rows.items():
+        value = shape.format(line[name]) if name in line else "-"
+        ends = (f"{name.removesuffix('_rate')}_{end}" for end in ("low", "high"))
+        table.add_row(title, value, " to ".join(shape.format(line[e]) for e in ends if e in line))
+    return table
 
 
 def compare(
@@ -491,6 +613,21 @@ def _evaluate_command(task: str) -> Callable[..., Path]:
     return command
 
 
+def _stream_command(task: str) -> Callable[..., Path]:
+    """The command ``ipr-jax stream TASK``."""
+
+    def command(
+        options: Annotated[StreamOptions, tyro.conf.arg(name="")] = StreamOptions(),
+    ) -> Path:
+        """Refine many samples with every slot of the batch busy; a rule may let them leave early.
+
+        Writes results.json, samples.npz and samples.png to a new folder.
+        """
+        return stream(task, options)
+
+    return command
+
+
 def _experiment_command(name: str) -> Callable[..., Path]:
     """The command ``ipr-jax experiment NAME``.
 
@@ -546,6 +683,15 @@ def _evaluate_help(task: tyro.conf.Positional[str]) -> None:
     _evaluate_command(task)
 
 
+def _stream_help(task: tyro.conf.Positional[str]) -> None:
+    """Refine until a rule lets samples leave; ``ipr-jax stream TASK --help`` lists the options.
+
+    Args:
+        task: the benchmark.
+    """
+    _stream_command(task)
+
+
 def _experiment_help(name: tyro.conf.Positional[str]) -> None:
     """Run an experiment of the papers; ``ipr-jax experiment NAME --help`` lists the options.
 
@@ -565,7 +711,12 @@ def _train_help(task: tyro.conf.Positional[str]) -> None:
     _train_command(task)
 
 
-NAMED = {"evaluate": _evaluate_command, "experiment": _experiment_command, "train": _train_command}
+NAMED = {
+    "evaluate": _evaluate_command,
+    "stream": _stream_command,
+    "experiment": _experiment_command,
+    "train": _train_command,
+}
 """Commands whose options depend on the word that follows."""
 
 
@@ -581,6 +732,7 @@ def main() -> None:
             commands = {
                 "refine": _refine_command,
                 "evaluate": _evaluate_help,
+                "stream": _stream_help,
                 "experiment": _experiment_help,
                 "train": _train_help,
                 "info": info,

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ipr_jax import check, memory, selection, sharding
+from ipr_jax import check, memory, selection, sharding, stopping
 from ipr_jax.keys import sample_keys
 from ipr_jax.program import Program
 from ipr_jax.refinement import iterate_of
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass_of
 from ipr_jax.selection import Noise, Selection
+from ipr_jax.stopping import Stop
+from ipr_jax.streaming import Streamed, stream
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.types import Denoiser
 
@@ -203,10 +205,7 @@ def _run(
         yield Progress(
             iteration=iteration,
             image=image,
-            scores={
-                name: values & finite if values.dtype == np.bool_ else values
-                for name, values in scores.items()
-            },
+            scores=_of_finite(scores, finite),
             finite=finite,
             nfe=nfe,
             compile_seconds=compiled - start,
@@ -225,6 +224,91 @@ def _batches(number: int, size: int) -> np.ndarray:
     """Which samples are in each batch; copies of sample 0, to be dropped, fill up the last one."""
     rows = np.arange(-(-number // size) * size)
     return np.where(rows < number, rows, 0).reshape(-1, size)
+
+
+def _of_finite(scores: dict[str, np.ndarray], finite: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores by name, each [N]; those that are bool are False where a sample is not finite."""
+    return {
+        name: values & finite if values.dtype == np.bool_ else values
+        for name, values in scores.items()
+    }
+
+
+def evaluate_stream(
+    task: Task,
+    denoise: Denoiser,
+    batch: Batch,
+    experiment: Refinement,
+    key: jax.Array,
+    *,
+    slots: int = 64,
+    stop: Stop = stopping.never,
+    patience: int = 1,
+) -> tuple[Progress, Streamed]:
+    """Complete a batch of puzzles and refine them by ``stream``, and score them at the end.
+
+    Args:
+        task: whose scores.
+        denoise: the model.
+        batch: N images with their clues.
+        experiment: what to do, with at least 1 iteration.
+        key: of the run; sample i uses the i-th of ``sample_keys(key, N)``.
+        slots: samples that the network sees at once, at least 1.
+        stop: which samples may leave early.
+        patience: how often in a row ``stop`` must hold, at least 1.
+
+    Returns:
+        The progress at the end, whose iteration is the most that a sample may have and whose times
+        are without scoring; and what ``stream`` gives.
+
+    Raises:
+        ValueError: as ``stream``.
+    """
+    number = len(batch.image)
+    keys = sample_keys(key, number)
+
+    def run(image: np.ndarray, editable: np.ndarray) -> Streamed:
+        found = stream(
+            denoise,
+            keys,
+            image,
+            editable,
+            iterations=experiment.iterations,
+            slots=slots,
+            ratio=experiment.ratio,
+            first=experiment.first,
+            later=experiment.later,
+            select=experiment.select,
+            noise=experiment.noise,
+            stop=stop,
+            patience=patience,
+        )
+        return jax.block_until_ready(found)
+
+    start = time.perf_counter()
+    # With nothing editable, the loop runs zero times: this compiles and does nothing else.
+    run(np.zeros_like(batch.image), np.zeros_like(batch.editable))
+    compiled = time.perf_counter()
+    found = run(batch.image, batch.editable)
+    seconds = time.perf_counter() - compiled
+    score, finite = jax.jit(task.score), np.asarray(found.finite)
+    parts = [score(found.image[rows]) for rows in _batches(number, min(slots, number))]
+    scores = {
+        name: np.concatenate([part[name] for part in parts])[:number]
+        for name in (*task.rates, *task.means)
+    }
+    progress = Progress(
+        iteration=experiment.iterations,
+        image=found.image,
+        scores=_of_finite(scores, finite),
+        finite=finite,
+        nfe=np.asarray(found.nfe, np.int64),
+        compile_seconds=compiled - start,
+        seconds=seconds,
+        iteration_seconds=seconds,
+        batch_size=min(slots, number),
+    )
+    return progress, found
 
 
 def summarise(progress: Progress) -> dict[str, float | int]:
@@ -253,6 +337,23 @@ def summarise(progress: Progress) -> dict[str, float | int]:
         "seconds": progress.seconds,
         "samples_per_second": len(finite) / progress.iteration_seconds,
     }
+
+
+def summarise_stream(progress: Progress, found: Streamed) -> dict[str, float | int]:
+    """``summarise`` of a stream, and what it saved, with 95% intervals.
+
+    Returns:
+        Also iterations (mean) with iterations_low and iterations_high; left_early (how many samples
+        had fewer than the most) with left_early_rate, left_early_low and left_early_high; wasted
+        (the share of the slot evaluations). samples_per_second is that of the whole.
+    """
+    iterations = np.asarray(found.iterations)
+    return (
+        summarise(progress)
+        | mean("iterations", iterations)
+        | _rate("left_early", iterations < progress.iteration)
+        | {"wasted": found.wasted}
+    )
 
 
 def _rate(name: str, values: np.ndarray) -> dict[str, float | int]:

@@ -237,8 +237,8 @@ def get_experiment(name: str) -> Definition:
     return EXPERIMENTS[name]
 
 
-def describe(experiment: Experiment) -> dict[str, Any]:
-    """An experiment as JSON data; functions by name."""
+def describe(experiment: Experiment | Refinement) -> dict[str, Any]:
+    """What is done, as JSON data; functions by name."""
     return json.loads(json.dumps(dataclasses.asdict(experiment), default=lambda f: f.__name__))
 
 

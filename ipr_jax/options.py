@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from ipr_jax import checkpoint, experiments
+from ipr_jax import checkpoint, experiments, stopping
 from ipr_jax.denoiser import SRM
 from ipr_jax.evaluate import Refinement
 from ipr_jax.memory import Size
@@ -16,6 +16,7 @@ from ipr_jax.order import ORDERS
 from ipr_jax.precision import get_precision
 from ipr_jax.regenerate import REFINEMENT
 from ipr_jax.selection import NOISES, REGIONS
+from ipr_jax.stopping import Stop
 from ipr_jax.tasks import counting_polygons, get_task
 from ipr_jax.tasks.base import Task
 from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
@@ -26,7 +27,7 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True)
 class TaskOptions:
-    """Whose samples, how many at once, and where to.
+    """Whose samples, and where to.
 
     Attributes:
         model: a shipped model or a model folder; by default the one that ships for the task.
@@ -34,7 +35,6 @@ class TaskOptions:
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one.
         precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
-        batch_size: samples per compiled call; "auto" = as many as fit on the device.
         seed: of samples and noise.
         out: the folder; by default one under results/.
     """
@@ -44,7 +44,6 @@ class TaskOptions:
     data: Path | None = None
     classifier: Path | None = None
     precision: str = "float32"
-    batch_size: Size = 64
     seed: int = 0
     out: Path | None = None
 
@@ -71,6 +70,17 @@ class TaskOptions:
             "classifier": classifier,
         }
         return Opened(made, model, described)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchOptions:
+    """How many samples at once.
+
+    Attributes:
+        batch_size: samples per compiled call; "auto" = as many as fit on the device.
+    """
+
+    batch_size: Size = 64
 
 
 class Opened(NamedTuple):
@@ -154,6 +164,28 @@ class PassOptions:
 @dataclasses.dataclass(frozen=True)
 class RefinementOptions(PassOptions, TaskOptions):
     """Whose samples, and how to refine them."""
+
+
+def get_rule(name: str, task: Task) -> Stop:
+    """The rule of a name by which samples of a task leave early; equal ones are compiled anew.
+
+    Args:
+        name: none; unchanged, where the task reads something in its images; or verified, where
+            those leave that the headline score finds solved.
+        task: whose samples.
+
+    Raises:
+        ValueError: the task has no such rule; lists those that it has.
+    """
+    rules: dict[str, Stop] = {"none": stopping.never}
+    if task.read is not None:
+        rules["unchanged"] = stopping.unchanged(task.read)
+    rules["verified"] = stopping.verified(lambda images: task.score(images)[task.headline])
+    if name not in rules:
+        raise ValueError(
+            f"stop must be one of {', '.join(rules)} for the task {task.name}, got {name!r}"
+        )
+    return rules[name]
 
 
 def plain(options: Any) -> dict[str, Any]:

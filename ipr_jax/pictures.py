@@ -94,7 +94,9 @@ def refinement(path: str | os.PathLike[str], moments: Mapping[int, Samples], hea
     _write(_draw_sheet(sheet), path)
 
 
-def samples(path: str | os.PathLike[str], shown: Samples, iteration: int, headline: str) -> None:
+def samples(
+    path: str | os.PathLike[str], shown: Samples, iteration: int | None, headline: str
+) -> None:
     """Draw samples in a grid, row by row, about as many rows as columns.
 
     The file appears whole or not at all.
@@ -102,7 +104,8 @@ def samples(path: str | os.PathLike[str], shown: Samples, iteration: int, headli
     Args:
         path: a PNG file that does not exist, in a folder that does.
         shown: B samples.
-        iteration: the one after which they are, at least 0; 0 = first pass.
+        iteration: the one after which they are, at least 0; 0 = first pass, None = not the same
+            one for all.
         headline: what solved samples are, such as "valid".
 
     Raises:
@@ -112,13 +115,15 @@ def samples(path: str | os.PathLike[str], shown: Samples, iteration: int, headli
             iteration is below 0.
     """
     path = refuse_existing(path)
-    _check_moments({iteration: shown})
+    _check_moments({iteration or 0: shown})
     number, boards = len(shown.solved), _boards(shown)
     columns = isqrt(number - 1) + 1
     empty = -number % columns
     boards = np.concatenate([boards, np.full_like(boards[:1], 255).repeat(empty, axis=0)])
     captions = _captions([shown])
-    said = f"{number} sample{'' if number == 1 else 's'} after {_moment(iteration)}"
+    said = f"{number} sample{'' if number == 1 else 's'}"
+    if iteration is not None:
+        said += f" after {_moment(iteration)}"
     sheet = _Sheet(
         boards=boards.reshape(-1, columns, *boards.shape[1:]),
         captions=captions

@@ -11,10 +11,12 @@ from ipr_jax.order import rank
 
 Selection = Callable[[jax.Array, jax.Array | int, tuple[int, ...]], jax.Array]
 """``select(keys [B], iteration, (h, w)) -> scores``, float32 [B, h, w], from the keys of the
-samples and the iteration, from 1; the editable patches with the lowest scores are regenerated."""
+samples and the iteration, from 1, a scalar or one per sample; the editable patches with the lowest
+scores are regenerated."""
 
 Noise = Callable[[jax.Array, jax.Array | int, tuple[int, ...]], jax.Array]
-"""``noise(keys [B], iteration, (H, W, C)) -> noise``, float32 [B, H, W, C], standard normal."""
+"""``noise(keys [B], iteration, (H, W, C)) -> noise``, float32 [B, H, W, C], standard normal; the
+iteration is a scalar or one per sample."""
 
 
 def fresh_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 Stop = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""A rule, evaluated after every step of every slot: it should cost little beside the network."""
+"""A rule, evaluated after every step on a quarter of the slots, or more if more passes are over: it
+should cost little beside the network. What it says of a sample follows from that sample alone."""
 
 
 def never(iteration: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:

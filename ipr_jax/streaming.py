@@ -8,14 +8,16 @@ its step, so its result is that of ``generate`` and ``refine``, up to the roundi
 Shapes: N samples of the queue, B slots.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ipr_jax import check, memory, selection, stopping
+from ipr_jax import check, memory, schedule, selection, sharding, stopping
 from ipr_jax import keys as random_keys
 from ipr_jax import step as steps
 from ipr_jax.order import Order
@@ -26,6 +28,10 @@ from ipr_jax.selection import Noise, Selection
 from ipr_jax.stopping import Stop
 from ipr_jax.types import Denoiser
 
+PARTS = (4, 2, 1)
+"""With a stopping rule, the network is compiled for a quarter, a half and all of the slots: the
+fewest sizes that waste less than 5% at 8 samples per slot. Without one, one size does."""
+
 
 class Streamed(NamedTuple):
     """Refined samples, in the order of the queue, and what they took.
@@ -35,14 +41,21 @@ class Streamed(NamedTuple):
         iterations: int32 [N], iterations done, without the first pass.
         nfe: int32 [N], network evaluations that each sample's schedules took.
         finite: bool [N], False for a sample that was not finite after some iteration.
-        evaluations: int32 scalar, evaluations of the network on all B slots.
+        slot_evaluations: int32 scalar, samples that the network saw, idle slots included, summed
+            over its evaluations.
     """
 
     image: jax.Array
     iterations: jax.Array
     nfe: jax.Array
     finite: jax.Array
-    evaluations: jax.Array
+    slot_evaluations: jax.Array
+
+    @property
+    def wasted(self) -> float:
+        """The share of the slot evaluations that no sample needed, in [0, 1)."""
+        spent = int(self.slot_evaluations)
+        return 1 - int(self.nfe.sum()) / spent if spent else 0.0
 
 
 class Queue(NamedTuple):
@@ -53,24 +66,6 @@ class Queue(NamedTuple):
     editable: jax.Array
 
 
-class Pass(NamedTuple):
-    """The passes that the slots are in, each at its own step.
-
-    Attributes:
-        plan: schedules; idle slots have an empty region.
-        state: of the denoising.
-        step: int32 [B], steps done.
-        uniform: float32 [B, h, w] in [0, 1), for random orders.
-        noise_keys: [B], of the noise of the steps.
-    """
-
-    plan: PassPlan
-    state: steps.PassState
-    step: jax.Array
-    uniform: jax.Array
-    noise_keys: jax.Array
-
-
 class Slots(NamedTuple):
     """What is in the slots.
 
@@ -78,7 +73,8 @@ class Slots(NamedTuple):
         sample: int32 [B], place in the queue; beyond the last = the slot is idle.
         iteration: int32 [B], 0 = the first pass.
         before: float32 [B, H, W, C], the images before this pass.
-        now: this pass.
+        state: of the pass; before its first step, the images are those of ``before``.
+        step: int32 [B], steps of the pass that are done.
         streak: int32 [B], how often in a row the stopping rule has held.
         nfe: int32 [B], network evaluations of the passes that are over.
         finite: bool [B], after the passes that are over.
@@ -87,7 +83,8 @@ class Slots(NamedTuple):
     sample: jax.Array
     iteration: jax.Array
     before: jax.Array
-    now: Pass
+    state: steps.PassState
+    step: jax.Array
     streak: jax.Array
     nfe: jax.Array
     finite: jax.Array
@@ -103,12 +100,19 @@ class Done(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What a turn changes; ``taken`` counts samples that have entered, ``turns`` evaluations."""
+    """What a turn changes.
+
+    Attributes:
+        slots: what is in them.
+        done: the samples that have left.
+        taken: int32 scalar, samples that have entered.
+        evaluated: int32 scalar, ``slot_evaluations`` so far.
+    """
 
     slots: Slots
     done: Done
     taken: jax.Array
-    turns: jax.Array
+    evaluated: jax.Array
 
 
 class Passes(NamedTuple):
@@ -143,14 +147,17 @@ def stream(
     noise: Noise = selection.fresh_noise,
     stop: Stop = stopping.never,
     patience: int = 1,
+    mesh: Mesh | None = None,
 ) -> Program[Streamed]:
     """Generate and refine samples; a slot whose sample is finished takes the next one.
 
     Samples with many editable patches go first, so that the slots run empty at about the same time.
-    One compiled program per number of samples and slots and choice of functions.
+    With a stopping rule nobody knows which samples are long: there, the network sees only a half of
+    the slots, then a quarter, once they hold all samples that are left. One compiled program per
+    number of samples and slots and choice of functions.
 
     Args:
-        denoise: the model.
+        denoise: the model, for any number of images, each on its own.
         keys: [N], from ``sample_keys``.
         image: float32 [N, H, W, C] in [-1, 1]; with a first pass only the clues are read.
         editable: bool [N, h, w]; False = a clue, returned bit for bit. A sample without editable
@@ -165,9 +172,10 @@ def stream(
         noise: from which noise.
         stop: which samples may leave early.
         patience: how often in a row ``stop`` must hold, at least 1.
+        mesh: as for ``generate``; each device has its share of the queue and of the slots.
 
     Returns:
-        The samples. ``1 - nfe.sum() / (evaluations * B)`` is the share of evaluations wasted.
+        The samples, and what they took.
 
     Raises:
         ValueError: keys, images and masks do not belong together, a pixel is out of range, or a
@@ -181,11 +189,12 @@ def stream(
     check.clues(image, editable)
     if first is None:
         check.samples(image, editable)
+    mesh, number = sharding.of_samples(mesh, keys, image, editable), len(keys)
     num_patches = editable.shape[1] * editable.shape[2]
     two = [(first or later).settings(num_patches), later.settings(num_patches)]
     arguments = (
         check.as_pytree(denoise),
-        Queue(keys, jnp.asarray(image), jnp.asarray(editable)),
+        Queue(*sharding.spread(mesh, keys, jnp.asarray(image), jnp.asarray(editable))),
         Passes(
             jax.tree.map(lambda *parts: jnp.stack([jnp.asarray(part) for part in parts]), *two),
             jnp.asarray(selection.region_sizes(num_patches, ratio)),
@@ -196,16 +205,40 @@ def stream(
     static = {
         "first_iteration": int(first is None),
         "functions": Functions(((first or later).order, later.order), select, noise, stop),
+        "mesh": mesh,
     }
 
+    def finish(found: Streamed) -> Streamed:
+        done = sharding.cut(Done(*found[:-1]), number, mesh, 0)
+        return Streamed(*done, found.slot_evaluations)
+
     def at(slots: int) -> Program[Streamed]:
-        return Program(_stream, arguments, {"slots": slots, **static})
+        return Program(_stream, arguments, {"slots": slots, **static}, finish)
 
-    return at(memory.choose(slots, len(keys), at))
+    devices = 1 if mesh is None else mesh.size  # sizes are those of one device
+    size = slots if slots == "auto" else -(-slots // devices)
+    return at(memory.choose(size, -(-number // devices), at))
 
 
-@partial(jax.jit, static_argnames=("slots", "first_iteration", "functions"))
+@partial(jax.jit, static_argnames=("slots", "first_iteration", "functions", "mesh"))
 def _stream(
+    denoise: Denoiser,
+    queue: Queue,
+    passes: Passes,
+    iterations: jax.Array,
+    patience: jax.Array,
+    *,
+    mesh: Mesh | None,
+    **static: Any,
+) -> Streamed:
+    each = sharding.each_device(
+        partial(_stream_one, **static), mesh, in_axes=(None, 0, None, None, None), out_axes=0
+    )
+    found = each(denoise, queue, passes, iterations, patience)
+    return found._replace(slot_evaluations=found.slot_evaluations.sum())
+
+
+def _stream_one(
     denoise: Denoiser,
     queue: Queue,
     passes: Passes,
@@ -220,66 +253,56 @@ def _stream(
     queue = jax.tree.map(lambda part: part[longest_first], queue)
     number, h, w = queue.editable.shape
     shape = queue.image.shape[1:]
+    parts = (1,) if functions.stop is stopping.never else PARTS
+    widths = tuple(sorted({-(-slots // part) for part in parts}))
     end = queue.editable.any(axis=(1, 2)).sum(dtype=jnp.int32)  # nothing is editable from there on
 
-    def start(sample: jax.Array, iteration: jax.Array, image: jax.Array) -> Pass:
-        """Begin a pass in every slot; an idle one has nothing to do."""
-        keys, editable = queue.keys[sample], queue.editable[sample]
-        own = random_keys.iteration_keys(keys, iteration)
+    def order(kind: jax.Array, sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
+        first, later = (each(sigma, uniform, t) for each in functions.orders)
+        return jnp.where((kind == 0)[:, None, None], first, later)
 
-        def each(function: Any, shape: tuple[int, ...]) -> jax.Array:
-            one = jax.vmap(lambda key, iteration: function(key[None], iteration, shape)[0])
-            return one(keys, iteration)
+    def advance(old: Slots, busy: jax.Array) -> tuple[steps.PassState, jax.Array]:
+        """One step in every busy slot; also how many its pass takes, 0 in an idle one."""
+        keys, editable = queue.keys[old.sample], queue.editable[old.sample]
+        own = random_keys.iteration_keys(keys, old.iteration)
 
-        region = selection.choose(each(functions.select, (h, w)), editable, passes.sizes)
-        noise = each(functions.noise, shape)
+        scores = functions.select(keys, old.iteration, (h, w))
+        region = selection.choose(scores, editable, passes.sizes)
+        noise = functions.noise(keys, old.iteration, shape)
+        kind = jnp.minimum(old.iteration, 1)
         if first_iteration == 0:
-            is_first = iteration == 0
-            region = jnp.where(is_first[:, None, None], editable, region)
+            region = jnp.where((kind == 0)[:, None, None], editable, region)
             fresh = random_keys.normal(own.noise, shape)
-            noise = jnp.where(is_first[:, None, None, None], fresh, noise)
-        region &= (sample < end)[:, None, None]
-        order_keys, noise_keys = random_keys.split(own.denoise, 2)
-        kind, size = jnp.minimum(iteration, 1), region.sum(axis=(1, 2))
+            noise = jnp.where((kind == 0)[:, None, None, None], fresh, noise)
+        region &= busy[:, None, None]
+        size = region.sum(axis=(1, 2))
         plan = PassPlan(region, *(table[kind, size] for table in passes.settings.plan))
-        return Pass(
-            plan=plan,
-            state=steps.init(renoise(image, region, noise), plan),
-            step=jnp.zeros(slots, jnp.int32),
-            uniform=random_keys.uniform(order_keys, (h, w)),
-            noise_keys=noise_keys,
-        )
-
-    def advance(now: Pass, iteration: jax.Array) -> Pass:
-        """One step in every slot."""
-        kind = jnp.minimum(iteration, 1)
-
-        def order(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
-            first, later = (each(sigma, uniform, t) for each in functions.orders)
-            return jnp.where((kind == 0)[:, None, None], first, later)
-
+        begins = (old.step == 0)[:, None, None, None]
+        z = jnp.where(begins, renoise(old.before, region, noise), old.state.z)
+        order_keys, noise_keys = random_keys.split(own.denoise, 2)
         state, _ = steps.step(
-            denoise,
-            now.plan,
-            now.state,
-            now.step,
-            random_keys.normal(random_keys.fold(now.noise_keys, now.step), shape),
-            now.uniform,
-            order=order,
+            partial(_on_rows, denoise, busy, widths),
+            plan,
+            old.state._replace(z=z),
+            old.step,
+            random_keys.normal(random_keys.fold(noise_keys, old.step), shape),
+            random_keys.uniform(order_keys, (h, w)),
+            order=partial(order, kind),
             stochasticity=passes.settings.stochasticity[kind],
             temperature=passes.settings.temperature[kind],
         )
-        return now._replace(state=state, step=now.step + 1)
+        return state, plan.num_steps
 
     def turn(carry: Carry) -> Carry:
         """A step, then what follows for the slots whose pass is over."""
         old, done = carry.slots, carry.done
-        now = advance(old.now, old.iteration)
-        over = (now.step >= now.plan.num_steps) & (old.sample < end)
-        image = now.state.z
-        nfe = jnp.where(over, old.nfe + now.plan.num_steps, old.nfe)
+        busy = old.sample < end
+        state, num_steps = advance(old, busy)
+        over = (old.step + 1 >= num_steps) & busy
+        image = state.z
+        nfe = jnp.where(over, old.nfe + num_steps, old.nfe)
         finite = old.finite & (jnp.isfinite(image).all(axis=(1, 2, 3)) | ~over)
-        holds = functions.stop(old.iteration, old.before, image)
+        holds = _on_rows(functions.stop, over, widths, old.iteration, old.before, image)
         streak = jnp.where(over, jnp.where(holds, old.streak + 1, 0), old.streak)
         leaves = over & ((old.iteration >= iterations) | (streak >= patience))
 
@@ -291,31 +314,38 @@ def _stream(
         )
         taken = carry.taken + jnp.cumsum(leaves, dtype=jnp.int32) - 1
         sample = jnp.where(leaves, jnp.minimum(taken, end), old.sample)
-        iteration = jnp.where(leaves, first_iteration, old.iteration + over.astype(jnp.int32))
         image = jnp.where(leaves[:, None, None, None], queue.image[sample], image)
-        begun = start(sample, iteration, image)
-
-        def where_over(new: jax.Array, kept: jax.Array) -> jax.Array:
-            return jnp.where(over.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
-
-        filled = Slots(
+        slots = Slots(
             sample=sample,
-            iteration=iteration,
-            before=where_over(image, old.before),
-            now=jax.tree.map(where_over, begun, now),
+            iteration=jnp.where(leaves, first_iteration, old.iteration + over.astype(jnp.int32)),
+            before=jnp.where(over[:, None, None, None], image, old.before),
+            state=steps.PassState(
+                image, jnp.where(over[:, None, None], schedule.WAITING, state.start)
+            ),
+            step=jnp.where(over, 0, old.step + 1),
             streak=jnp.where(leaves, 0, streak),
             nfe=jnp.where(leaves, 0, nfe),
             finite=finite | leaves,
         )
-        return Carry(filled, done, carry.taken + leaves.sum(dtype=jnp.int32), carry.turns + 1)
+        return Carry(
+            slots,
+            done,
+            carry.taken + leaves.sum(dtype=jnp.int32),
+            carry.evaluated + jnp.asarray(widths)[_narrowest(busy, widths)],
+        )
 
-    sample = jnp.minimum(jnp.arange(slots, dtype=jnp.int32), end)
-    iteration = jnp.full(slots, first_iteration, jnp.int32)
-    zeros, true = jnp.zeros(slots, jnp.int32), jnp.ones(slots, bool)
-    image = queue.image[:slots]
-    begun = start(sample, iteration, image)
+    zeros, image = jnp.zeros(slots, jnp.int32), queue.image[:slots]
     carry = Carry(
-        slots=Slots(sample, iteration, image, begun, zeros, zeros, true),
+        slots=Slots(
+            sample=jnp.minimum(jnp.arange(slots, dtype=jnp.int32), end),
+            iteration=jnp.full(slots, first_iteration, jnp.int32),
+            before=image,
+            state=steps.PassState(image, jnp.full((slots, h, w), schedule.WAITING, jnp.int32)),
+            step=zeros,
+            streak=zeros,
+            nfe=zeros,
+            finite=jnp.ones(slots, bool),
+        ),
         done=Done(
             image=queue.image,
             iterations=jnp.zeros(number, jnp.int32),
@@ -323,9 +353,48 @@ def _stream(
             finite=jnp.ones(number, bool),
         ),
         taken=jnp.int32(slots),
-        turns=jnp.int32(0),
+        evaluated=jnp.int32(0),
     )
     carry = jax.lax.while_loop(lambda carry: (carry.slots.sample < end).any(), turn, carry)
     place = jnp.argsort(longest_first)
     done = Done(*(part[place] for part in carry.done))
-    return Streamed(*done, carry.turns)
+    return Streamed(*done, carry.evaluated[None])
+
+
+def _narrowest(where: jax.Array, widths: tuple[int, ...]) -> jax.Array:
+    """Position of the smallest of the widths, increasing, that is not below the count of True."""
+    return (jnp.asarray(widths) < where.sum()).sum()
+
+
+def _on_rows(
+    function: Callable[..., Any], where: jax.Array, widths: tuple[int, ...], *arrays: jax.Array
+) -> Any:
+    """Evaluate a function on the rows that count, in the smallest batch that holds them.
+
+    Args:
+        function: of arrays [n, ...] for every n in ``widths``, a pytree of arrays [n, ...]; each of
+            its rows follows from the same rows of its arguments.
+        where: bool [B], the rows that count.
+        widths: sizes of a batch, increasing; the last is B.
+        arrays: the arguments, each [B, ...].
+
+    Returns:
+        What ``function`` gives, [B, ...]; without meaning in the rows that do not count.
+    """
+    first = jnp.argsort(~where)
+
+    def narrow(width: int) -> Callable[..., Any]:
+        def branch(*arrays: jax.Array) -> Any:
+            rows = first[:width]
+            found = function(*(each[rows] for each in arrays))
+            return jax.tree.map(
+                lambda part: (
+                    jnp.zeros((len(where), *part.shape[1:]), part.dtype).at[rows].set(part)
+                ),
+                found,
+            )
+
+        return branch
+
+    branches = [*map(narrow, widths[:-1]), function]
+    return jax.lax.switch(_narrowest(where, widths), branches, *arrays)

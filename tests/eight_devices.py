@@ -73,8 +73,18 @@ def test_every_sample_is_what_one_device_makes_of_it(number):
             np.testing.assert_array_equal(got, want)
 
 
-def test_devices_exchange_nothing():
-    program = ipr_jax.refine.program(fake, *queue(9), iterations=2, mesh=ALL)
+@pytest.mark.parametrize("number", [5, 64])
+def test_a_stream_too(number):
+    options = {"iterations": 3, "slots": 16, "first": FIRST, "later": LATER}
+    many, one = (ipr_jax.stream(fake, *queue(number), mesh=mesh, **options) for mesh in (ALL, ONE))
+    for name in ("image", "iterations", "nfe", "finite"):
+        np.testing.assert_array_equal(getattr(many, name), getattr(one, name))
+    assert many.slot_evaluations >= many.nfe.sum()
+
+
+@pytest.mark.parametrize("driver", [ipr_jax.refine, ipr_jax.stream])
+def test_devices_exchange_nothing(driver):
+    program = driver.program(fake, *queue(9), iterations=2, mesh=ALL)
     text = program.function.lower(*program.arguments, **program.static).compile().as_text()
     assert "while" in text
     exchanged = r"all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"

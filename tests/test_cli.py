@@ -18,10 +18,13 @@ from PIL import Image
 from rich.console import Console
 
 import ipr_jax
-from ipr_jax import checkpoint, cli, evaluate, pictures
+from ipr_jax import checkpoint, cli, evaluate, experiments, pictures
 from ipr_jax.config import PRESETS
 from ipr_jax.networks import build
+from ipr_jax.options import get_rule
+from ipr_jax.streaming import Streamed
 from ipr_jax.tasks import get_task
+from ipr_jax.tasks.mini_sudoku import BOARDS
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.terminal import one_line_errors
 from ipr_jax.training import trainer
@@ -410,6 +413,95 @@ def test_every_option_is_read():
     assert made[0] == evaluate.Refinement()
 
 
+# --- stream ---------------------------------------------------------------------------------------
+
+
+def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
+    words = ("stream", "mini-sudoku", "--model", tiny_folder, *SHORT, "--seed", 4, "--slots", 2)
+    code, out, err = call(*words, "--out", "run")
+    assert (code, err) == (0, "")
+    run = work / "run"
+    files = ["results.json", "samples.npz", "samples.png"]
+    assert sorted(path.name for path in run.iterdir()) == files
+    saved, refined = samples_of(run), samples_of(finished[0])
+    np.testing.assert_allclose(saved["refined"], refined["refined"], atol=2e-5)
+    for name in ("editable", "nfe", "finite"):
+        np.testing.assert_array_equal(saved[name], refined[name])
+    for name in ("valid", "violations"):
+        np.testing.assert_array_equal(saved[name], refined[name][-1])
+    np.testing.assert_array_equal(saved["iterations"], [2, 2, 2])
+    told = json.loads((run / "results.json").read_text())
+    assert told["arguments"].keys() == {
+        field.name for field in dataclasses.fields(cli.StreamOptions)
+    }
+    assert told["refinement"] == experiments.describe(evaluate.Refinement(iterations=2))
+    assert (told["provenance"], told["uses_verifier"]) == ({"made": "at random"}, False)
+    assert {"versions", "device", "commit"} <= told.keys()
+    line = told["metrics"]
+    assert line["nfe"] == pytest.approx(saved["nfe"].mean())
+    assert (line["samples"], line["iterations"], line["left_early"]) == (3, 2, 0)
+    assert 0 < line["wasted"] < 0.5
+    for row in ("valid", "iterations", "left early", "evaluations per sample", "samples/s"):
+        assert re.search(rf"^ *{row} +[\d.]", out, re.MULTILINE)
+    assert re.search(r"^\d+ s, after \d+ s of compilation$", out, re.MULTILINE)
+    assert "verifier" not in out
+    code, out, err = call(*words, "--out", "run")
+    assert (code, out) == (2, "")
+    assert err == "error: run exists and is not overwritten; choose another --out\n"
+
+
+def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
+    def still(task, model, batch, experiment, key, *, slots, stop, patience):
+        assert (experiment.ratio, slots, patience) == (0.5, 2, 3)
+        valid = np.asarray(task.score(batch.image)["valid"])
+        np.testing.assert_array_equal(stop(None, None, batch.image), valid)
+        finite, numbers = np.arange(3) != 1, np.array([4, 1, 2], np.int32)
+        scores = {"valid": valid & finite, "violations": np.zeros(3)}
+        progress = evaluate.Progress(20, batch.image, scores, finite, numbers, 1.0, 2.0, 2.0)
+        return progress, Streamed(batch.image, numbers, numbers, finite, np.int32(10))
+
+    monkeypatch.setattr(evaluate, "evaluate_stream", still)
+    words = ("--samples", 3, "--slots", 2, "--ratio", 0.5, "--stop", "verified", "--patience", 3)
+    code, out, _ = call("stream", "mini-sudoku", "--model", tiny_folder, *words, "--out", "run")
+    assert code == 0
+    assert "a verifier chose when to stop" in out
+    assert "not finite and not counted: 1 samples" in out
+    told = json.loads((work / "run" / "results.json").read_text())
+    assert told["uses_verifier"]
+    assert told["metrics"]["wasted"] == pytest.approx(0.3)
+    assert told["metrics"]["left_early"] == 3
+
+
+def test_the_rule_unchanged_reads_the_digits():
+    rule = get_rule("unchanged", TASK)
+    board = TASK.test_batch(0, np.arange(3)).label
+    draw = np.stack([BOARDS.render(board[0], seed)[0] for seed in (0, 1)])
+    other = BOARDS.render(board[1], 0)[0]
+    before, after = np.stack([draw[0]] * 3), np.stack([draw[1], draw[1], other])
+    np.testing.assert_array_equal(rule(np.array([1, 0, 1]), before, after), [True, False, False])
+    with pytest.raises(ValueError, match="stop must be one of none, verified for the task even-pi"):
+        get_rule("unchanged", get_task("even-pixels"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--slots", 0), "slots must be a whole number of at least 1, got 0"),
+        (("--patience", 0), "patience must be a whole number of at least 1, got 0"),
+        (("--samples", 0), "samples must be a whole number of at least 1, got 0"),
+        (("--iterations", 0), "iterations must be a whole number of at least 1, got 0"),
+        (
+            ("--stop", "x"),
+            "stop must be one of none, unchanged, verified for the task mini-sudoku, got 'x'",
+        ),
+    ],
+)
+def test_a_bad_stream_is_one_line_and_writes_nothing(tiny_folder, work, words, message):
+    found = call("stream", "mini-sudoku", "--model", tiny_folder, *words)
+    assert found == (2, "", f"error: {message}\n")
+    assert not list(work.iterdir())
+
+
 # --- train ----------------------------------------------------------------------------------------
 
 
@@ -510,6 +602,7 @@ def test_info_of_nothing_is_one_line():
     [
         (("refine",), dataclasses.fields(cli.RefineOptions)),
         (("evaluate", "even-pixels"), dataclasses.fields(cli.EvaluateOptions)),
+        (("stream", "even-pixels"), dataclasses.fields(cli.StreamOptions)),
         (("experiment", "samplers"), dataclasses.fields(cli.ExperimentOptions)),
         (("train", "mini-sudoku"), dataclasses.fields(TrainConfig)),
     ],
@@ -529,16 +622,17 @@ def test_help_explains_every_option(words, fields):
 def test_help_names_the_commands():
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("refine", "evaluate", "experiment", "train", "info"):
+    for command in ("refine", "evaluate", "stream", "experiment", "train", "info"):
         assert command in out
-    for words in ("train TASK", "evaluate TASK", "experiment NAME"):
+    for words in ("train TASK", "evaluate TASK", "stream TASK", "experiment NAME"):
         code, out, _ = call(words.split()[0], "--help")
         assert code == 0
         assert f"ipr-jax {words} --help" in " ".join(out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("nope",), ("train",), ("evaluate",), ("experiment",), ("refine", "--nope")]
+    "words",
+    [(), ("nope",), ("train",), ("evaluate",), ("stream",), ("experiment",), ("refine", "--nope")],
 )
 def test_what_is_not_understood_ends_with_2(work, words):
     code, out, err = call(*words)

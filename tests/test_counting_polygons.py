@@ -322,6 +322,10 @@ def test_scores_compare_the_numbers_in_either_order():
     assert scores["uniform"].tolist() == counts.is_uniform.tolist()
     for name in ("num_polygons", "num_vertices", "stated"):
         np.testing.assert_array_equal(scores[name], getattr(counts, name))
+    task = counting_polygons.make("polygons", classify=lambda images: counts)
+    seen = task.read(jnp.zeros((6, 128, 128, 3)))
+    np.testing.assert_array_equal(seen[1], [3, 5, 3, 5, 0])
+    np.testing.assert_array_equal(seen[5], [9, 3, 3, 8, 1])
     with pytest.raises(ValueError, match=r"\[B, 128, 128, 3\], got \(1, 128, 128\)"):
         score(jnp.zeros((1, 128, 128)))
 

@@ -33,14 +33,15 @@ def test_commands_exist(path):
     options = {
         "refine": cli.RefineOptions,
         "evaluate": cli.EvaluateOptions,
+        "stream": cli.StreamOptions,
         "experiment": cli.ExperimentOptions,
         "export": cli.ExportOptions,
     }
     for command, name, given in named:
-        assert command in ("refine", "evaluate", "experiment", "train", "info", "export")
+        assert command in (*options, "train", "info")
         if command == "experiment" and name:
             assert name in experiments.EXPERIMENTS
-        if command == "evaluate" and name:
+        if command in ("evaluate", "stream") and name:
             assert name in TASKS
         known = {field.name for field in dataclasses.fields(options[command])} if given else set()
         for option in re.findall(r"--([\w-]+)", given):

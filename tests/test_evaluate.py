@@ -13,7 +13,8 @@ import pytest
 import ipr_jax
 from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling, memory, patches, selection
 from ipr_jax import evaluate as loop
-from ipr_jax.evaluate import Progress, Refinement, evaluate, summarise
+from ipr_jax.evaluate import Progress, Refinement, evaluate, summarise, summarise_stream
+from ipr_jax.streaming import Streamed
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch
 
@@ -286,6 +287,19 @@ def test_a_line_counts_the_finite_samples_only():
         },
         rel=1e-4,
     )
+
+
+def test_a_stream_is_a_line_with_what_it_saved():
+    progress = progress_of([True, False, False], [0, 2, 4], [True] * 3)
+    zeros = np.zeros(3, np.int32)
+    iterations, nfe = np.array([2, 1, 0], np.int32), np.array([30, 20, 10], np.int32)
+    found = Streamed(progress.image, iterations, nfe, zeros == 0, np.int32(80))
+    line = summarise_stream(progress, found)
+    assert line == line | summarise(progress)
+    assert (line["iterations"], line["left_early"], line["wasted"]) == (1, 2, 0.25)
+    assert line["left_early_rate"] == pytest.approx(2 / 3)
+    assert line["iterations_high"] == pytest.approx(1 + Z / 3**0.5, rel=1e-4)
+    assert {"left_early_low", "left_early_high", "iterations_low"} <= line.keys()
 
 
 def test_nothing_finite_gives_no_rate_and_one_sample_no_interval():

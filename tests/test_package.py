@@ -15,7 +15,13 @@ import pytest
 
 import ipr_jax
 from ipr_jax import checkpoint
-from ipr_jax.cli import EvaluateOptions, ExperimentOptions, ExportOptions, RefineOptions
+from ipr_jax.cli import (
+    EvaluateOptions,
+    ExperimentOptions,
+    ExportOptions,
+    RefineOptions,
+    StreamOptions,
+)
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
 from ipr_jax.experiments import Experiment
@@ -154,6 +160,7 @@ def test_everything_public_has_a_docstring(module):
             TrainConfig,
             RefineOptions,
             EvaluateOptions,
+            StreamOptions,
             ExperimentOptions,
             ExportOptions,
         ),

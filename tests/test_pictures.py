@@ -305,10 +305,11 @@ def test_samples_fill_a_grid_row_by_row(
     [
         (4, 20, "4 samples after 20 iterations: 3 consistent"),
         (1, 0, "1 sample after the first pass: 0 consistent"),
+        (4, None, "4 samples: 3 consistent"),
     ],
 )
 def test_the_title_of_samples_says_it_all(
-    tmp_path: Path, drawn: list[Figure], number: int, iteration: int, title: str
+    tmp_path: Path, drawn: list[Figure], number: int, iteration: int | None, title: str
 ) -> None:
     arrays = boards(columns=1, rows=number) | {"captions": [list("abcd"[:number])]}
     arrays["solved"][0, 1:] = True

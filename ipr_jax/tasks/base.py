@@ -54,6 +54,8 @@ class Task:
         dependencies: bool or float [P, P] >= 0, how much each patch (column) depends on each, for
             ``order.graph_order``.
         means: names of the others that are reported, as means.
+        read: jittable, ``images -> int [B, ...]``, what the scores read in them, such as the digits
+            of the cells; None where they read nothing.
         violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule; None where
             no patch does by itself.
         parse_puzzle: ``(text, seed) -> Puzzle``; a malformed text is a ``ValueError``. None where
@@ -75,6 +77,7 @@ class Task:
     rates: tuple[str, ...]
     dependencies: np.ndarray
     means: tuple[str, ...] = ()
+    read: Callable[[jax.Array], jax.Array] | None = None
     violating: Callable[[jax.Array], jax.Array] | None = None
     parse_puzzle: Callable[[str, int], Puzzle] | None = None
     format_sample: Callable[[np.ndarray, np.ndarray], str] | None = None

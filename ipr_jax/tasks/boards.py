@@ -313,6 +313,7 @@ class DigitBoards:
             rates=("valid",),
             dependencies=sudoku.dependencies(self.n),
             means=("violations",),
+            read=self.read_board,
             violating=self.violating,
             parse_puzzle=self.parse_puzzle,
             format_sample=self.format_sample,

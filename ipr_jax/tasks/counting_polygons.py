@@ -359,6 +359,17 @@ def scores(images: jax.Array, classify: Callable[[jax.Array], Counts]) -> dict[s
     }
 
 
+def read(images: jax.Array, classify: Callable[[jax.Array], Counts]) -> jax.Array:
+    """What ``scores`` compares: the numbers counted and stated, and if all objects are alike.
+
+    Returns:
+        int32 [B, 5].
+    """
+    seen = classify(images)
+    alike = seen.is_uniform.astype(jnp.int32)
+    return jnp.column_stack([seen.num_polygons, seen.num_vertices, seen.stated, alike])
+
+
 def describe(found: Mapping[str, np.ndarray], corners: str) -> list[str]:
     """The numbers that images state and those counted: "says 3, 5: 3 x 5 corners".
 
@@ -401,6 +412,7 @@ def make(
         training_batch=functools.partial(of_variant, "train", backgrounds=backgrounds),
         test_batch=functools.partial(of_variant, "test", backgrounds=backgrounds),
         score=functools.partial(scores, classify=classify),
+        read=functools.partial(read, classify=classify),
         rates=("consistent", "uniform"),
         dependencies=gaussian_locality(SIDE // PATCH_SIZE, SIDE // PATCH_SIZE),
         describe=functools.partial(
