@@ -209,8 +209,8 @@ def stream(
     }
 
     def finish(found: Streamed) -> Streamed:
-        done = sharding.cut(Done(*found[:-1]), number, mesh, 0)
-        return Streamed(*done, found.slot_evaluations)
+        image, done, nfe, finite = sharding.cut(found[:4], number, mesh, 0)
+        return Streamed(image, done, nfe, finite, found.slot_evaluations.sum())
 
     def at(slots: int) -> Program[Streamed]:
         return Program(_stream, arguments, {"slots": slots, **static}, finish)
@@ -234,8 +234,7 @@ def _stream(
     each = sharding.each_device(
         partial(_stream_one, **static), mesh, in_axes=(None, 0, None, None, None), out_axes=0
     )
-    found = each(denoise, queue, passes, iterations, patience)
-    return found._replace(slot_evaluations=found.slot_evaluations.sum())
+    return each(denoise, queue, passes, iterations, patience)
 
 
 def _stream_one(
