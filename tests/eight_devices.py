@@ -60,7 +60,10 @@ def both(denoise, keys, image, editable, mesh, **options):
     return jax.tree.leaves((first, refined))
 
 
-@pytest.mark.parametrize("number", [1, 7, 8, 9, 64])
+HEAVY = [pytest.param(number, marks=pytest.mark.heavy) for number in (1, 7, 8, 64)]
+
+
+@pytest.mark.parametrize("number", [9, *HEAVY])
 def test_every_sample_is_what_one_device_makes_of_it(number):
     given = queue(number)
 
@@ -73,7 +76,7 @@ def test_every_sample_is_what_one_device_makes_of_it(number):
             np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("number", [5, 64])
+@pytest.mark.parametrize("number", [5, *HEAVY[3:]])
 def test_a_stream_too(number):
     options = {"iterations": 3, "slots": 16, "first": FIRST, "later": LATER}
     many, one = (ipr_jax.stream(fake, *queue(number), mesh=mesh, **options) for mesh in (ALL, ONE))
@@ -93,6 +96,7 @@ def test_devices_exchange_nothing(driver):
     assert re.findall(exchanged, reduced.compile().as_text())
 
 
+@pytest.mark.heavy
 def test_the_shipped_model_makes_the_same_boards():
     task, model = get_task("mini-sudoku"), ipr_jax.load("mini-sudoku")
     puzzles = task.test_batch(0, np.arange(9))
@@ -136,6 +140,7 @@ def train(folder, mesh, **options):
     return lines, jax.tree.leaves(nnx.state(model))
 
 
+@pytest.mark.heavy
 def test_training_does_not_depend_on_the_devices(tmp_path):
     assert len(jax.devices()) == 8
     lines, weights = train(tmp_path / "one", ONE)

@@ -131,7 +131,7 @@ def full(function, largest, begin=0):
 def test_a_full_memory_halves_the_batch_and_changes_nothing(
     whole, batch, monkeypatch, begin, sizes
 ):
-    monkeypatch.setattr(loop, "_advance", full(loop._advance, 4, begin))
+    monkeypatch.setattr(loop, "iterate_of", full(loop.iterate_of, 4, begin))
     with pytest.warns(UserWarning, match="out of memory with 7 samples at once, going on with 3"):
         got = list(evaluate(TASK, fake, batch, EXPERIMENT, KEY))
     same_results(got, whole)
@@ -139,7 +139,7 @@ def test_a_full_memory_halves_the_batch_and_changes_nothing(
 
 
 def test_a_memory_that_is_full_with_one_sample_is_an_error(batch, monkeypatch):
-    monkeypatch.setattr(loop, "_advance", full(loop._advance, 0))
+    monkeypatch.setattr(loop, "iterate_of", full(loop.iterate_of, 0))
     correction = Refinement(iterations=1, first=None)
     run = evaluate(TASK, fake, batch, correction, KEY)
     warned = pytest.warns(UserWarning, match="out of memory")
