@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from conftest import TINY, call
 from flax import nnx
 
-from ipr_jax import checkpoint, evaluate, experiments, options, selection
+from ipr_jax import checkpoint, evaluate, experiments, files, options, selection
 from ipr_jax.networks import build
 from ipr_jax.tasks import TASKS, counting_polygons, get_task
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
@@ -333,3 +334,14 @@ def test_scores_of_a_classifier_are_summarised():
 
 def never_called(z, t):
     raise AssertionError("nothing is refined")
+
+
+def test_a_folder_that_a_killed_run_has_only_begun_is_free(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pathlib.Path, "unlink", lambda path, **options: None)
+        with pytest.raises(ZeroDivisionError), files.whole(tmp_path / "config.json") as part:
+            part.write_text("{")
+            1 / 0  # noqa: B018
+    assert len(list(tmp_path.iterdir())) == 1
+    files.claim(tmp_path, {"seed": 2})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 2}
