@@ -51,6 +51,11 @@ def check_preset(preset: str) -> None:
         raise ValueError(f"unknown preset {preset!r}; known: {', '.join(EDITABLE)}")
 
 
+def new_model(preset: str) -> ipr_jax.SRM:
+    """The network of a preset, with the weights that training begins with."""
+    return ipr_jax.SRM(PRESETS[preset], rngs=nnx.Rngs(0))
+
+
 def make(preset: str, batch: int, precision: str, devices: int = 1) -> Workload:
     """A batch of ``batch`` samples, spread evenly over the first ``devices`` devices."""
     config = PRESETS[preset]
@@ -62,7 +67,7 @@ def make(preset: str, batch: int, precision: str, devices: int = 1) -> Workload:
         jnp.ones((batch, *config.grid), bool),
         jnp.full((batch, *config.grid), 0.5),
     )
-    model = compute_in(ipr_jax.SRM(config, rngs=nnx.Rngs(0)), precision)
+    model = compute_in(new_model(preset), precision)
     return Workload(
         jax.device_put(model, NamedSharding(mesh, PartitionSpec())),
         *jax.device_put(parts, NamedSharding(mesh, PartitionSpec("data"))),

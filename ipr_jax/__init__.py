@@ -16,6 +16,7 @@ from ipr_jax.program import Compiled, Memory
 from ipr_jax.refinement import Refined, refine
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
 from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
+from ipr_jax.sharding import data_mesh
 from ipr_jax.streaming import Streamed, stream
 from ipr_jax.types import Denoiser, Prediction
 
@@ -36,6 +37,7 @@ __all__ = [
     "certain_first",
     "compile",
     "condition_on",
+    "data_mesh",
     "fixed_regions",
     "fresh_noise",
     "fresh_regions",

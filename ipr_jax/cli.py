@@ -1,4 +1,4 @@
-"""The command line: ``ipr-jax refine``, ``evaluate``, ``experiment``, ``train`` and ``info``."""
+"""The command line ``ipr-jax``: refine, evaluate, experiment, train, info and export."""
 
 import dataclasses
 import datetime
@@ -24,12 +24,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ipr_jax import cache, check, evaluate, experiments, files, flops
+from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, files, flops
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
-from ipr_jax.options import Opened, RefinementOptions, TaskOptions, plain
-from ipr_jax.precision import compute_in
+from ipr_jax.options import Opened, PassOptions, RefinementOptions, TaskOptions, plain
+from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.terminal import console, interruptible, one_line_errors
@@ -85,6 +85,20 @@ class ExperimentOptions(TaskOptions):
     task: str | None = None
     samples: int = 500
     iterations: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions(PassOptions):
+    """The options of ``ipr-jax export MODEL OUT``.
+
+    Attributes:
+        task: the benchmark whose settings hold where nothing is given: mini-sudoku, digits-sudoku,
+            mnist-sudoku, even-pixels, counting-polygons or counting-stars.
+        precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
+    """
+
+    task: str = "mini-sudoku"
+    precision: str = "float32"
 
 
 def _samples(task: Task, options: RefineOptions) -> Batch:
@@ -353,7 +367,11 @@ def _draw(
 
 
 def train(
-    task: str, config: trainer.TrainConfig, out: Path | None = None, num_workers: int = 0
+    task: str,
+    config: trainer.TrainConfig,
+    out: Path | None = None,
+    num_workers: int = 0,
+    shard_params: bool = False,
 ) -> Path:
     """Run ``ipr-jax train TASK``.
 
@@ -362,6 +380,7 @@ def train(
         config: how to train.
         out: the folder of the run; by default runs/TASK.
         num_workers: processes that make the batches, 0 = a thread.
+        shard_params: whether the devices share one copy of the parameters, instead of one each.
 
     Returns:
         The folder of the trained model.
@@ -382,7 +401,10 @@ def train(
     model = RECIPES[task].model
     with interruptible(f"started again, it goes on from the last checkpoint in {folder}"), bar:
         running = bar.add_task("compiling", total=config.num_steps)
-        for line in trainer.train(get_task(task), model, config, folder, num_workers):
+        lines = trainer.train(
+            get_task(task), model, config, folder, num_workers, shard_params=shard_params
+        )
+        for line in lines:
             loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
             bar.update(running, completed=line["step"], description=loss)
     console.print(f"written: {folder / 'model'}")
@@ -417,6 +439,30 @@ def info(
     for name, value in rows.items():
         table.add_row(*(Text(files.printable(text)) for text in (name, value)))
     console.print(table)
+
+
+def export_program(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")] = ExportOptions(),
+) -> None:
+    """Write first pass and refinement as one file that runs without this library.
+
+    The file is a program of JAX for CPU, GPU and TPU, with the weights inside, for any batch size:
+    jax.export.deserialize(bytes).call(key_data, image, editable).
+
+    Args:
+        model: a shipped model or a model folder.
+        out: a new file.
+        options: how to refine.
+    """
+    refinement = options.refinement(options.task)
+    files.refuse_existing(out)
+    get_precision(options.precision)
+    program = export.serialize(checkpoint.load(model), refinement, options.precision)
+    with files.whole(out) as part:
+        part.write_bytes(program)
+    console.print(f"written: {out} ({len(program) / 2**20:,.1f} MiB)")
 
 
 def _refine_command(
@@ -478,13 +524,15 @@ def _train_command(task: str) -> Callable[..., Path]:
         config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task].training,
         out: Path | None = None,
         num_workers: int = 0,
+        shard_params: bool = False,
     ) -> Path:
-        return train(task, config, out, num_workers)
+        return train(task, config, out, num_workers, shard_params)
 
     command.__doc__ = (
         f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
         "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK.\n"
-        "    num_workers: processes that make the batches, 0 = a thread; results are the same."
+        "    num_workers: processes that make the batches, 0 = a thread; results are the same.\n"
+        "    shard_params: share one copy of the parameters among the devices, not one each."
     )
     return command
 
@@ -536,6 +584,7 @@ def main() -> None:
                 "experiment": _experiment_help,
                 "train": _train_help,
                 "info": info,
+                "export": export_program,
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
 

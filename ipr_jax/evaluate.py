@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ipr_jax import check, memory, selection
+from ipr_jax import check, memory, selection, sharding
 from ipr_jax.keys import sample_keys
 from ipr_jax.program import Program
-from ipr_jax.refinement import iterate
-from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass
+from ipr_jax.refinement import iterate_of
+from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass_of
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.types import Denoiser
@@ -74,10 +75,6 @@ class Progress(NamedTuple):
     batch_size: int
 
 
-_begin = jax.jit(first_pass, static_argnames="order")
-_advance = jax.jit(iterate, static_argnames=("order", "select", "noise"))
-
-
 def evaluate(
     task: Task,
     denoise: Denoiser,
@@ -86,6 +83,7 @@ def evaluate(
     key: jax.Array,
     *,
     batch_size: memory.Size = 64,
+    mesh: Mesh | None = None,
 ) -> Iterator[Progress]:
     """Complete a batch of puzzles, refine them, and score them after every iteration.
 
@@ -98,6 +96,8 @@ def evaluate(
         batch_size: samples per compiled call, at least 1, or "auto", as many as fit on the device;
             halved, with a warning, when its memory is full. Results are the same up to the rounding
             of the network.
+        mesh: the devices that share every batch, from ``sharding.data_mesh``; None = all of this
+            process. The batch size is rounded up to a multiple of them.
 
     Returns:
         An iterator over the progress after the first pass and after every iteration.
@@ -114,7 +114,8 @@ def evaluate(
     check.clues(batch.image, batch.editable)
     if experiment.first is None:
         check.samples(batch.image, batch.editable)
-    return _run(task, check.as_pytree(denoise), batch, experiment, keys, batch_size)
+    mesh = sharding.of_samples(mesh)
+    return _run(task, check.as_pytree(denoise), batch, experiment, keys, batch_size, mesh)
 
 
 def _run(
@@ -124,24 +125,27 @@ def _run(
     experiment: Refinement,
     keys: jax.Array,
     batch_size: memory.Size,
+    mesh: Mesh | None,
 ) -> Iterator[Progress]:
     number, num_patches = len(keys), batch.editable[0].size
     sizes = selection.region_sizes(num_patches, experiment.ratio)
     settings = experiment.later.settings(num_patches)
     score = jax.jit(task.score)
+    devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
 
     def program(iteration: int, keys: Any, image: Any, editable: Any) -> Program[Sampled]:
         if iteration == 0 and experiment.first is not None:
             first = experiment.first
             arguments = (denoise, keys, image, editable, first.settings(num_patches))
-            return Program(_begin, arguments, {"order": first.order})
+            return Program(first_pass_of, arguments, {"order": first.order, "mesh": mesh})
         return Program(
-            _advance,
+            iterate_of,
             (denoise, keys, image, editable, iteration, sizes, settings),
             {
                 "order": experiment.later.order,
                 "select": experiment.select,
                 "noise": experiment.noise,
+                "mesh": mesh,
             },
         )
 
@@ -149,22 +153,23 @@ def _run(
         if iteration == 0 and experiment.first is None:
             sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
         else:
-            sampled = program(iteration, keys, image, editable).run()
+            given = jax.device_put((keys, image, editable), placed)
+            sampled = program(iteration, *given).run()
         scores = score(sampled.image)
         return sampled, {name: scores[name] for name in (*task.rates, *task.means)}
 
-    def warm_up(size: int) -> None:
+    def warm_up(each: int) -> None:
         """Compile everything; with nothing editable, the loops run zero times."""
-        rows = _batches(number, size)[0]
+        rows = _batches(number, each * devices)[0]
         warm, nothing = image[rows], np.zeros_like(batch.editable[rows])
         for iteration in range(kinds):
             warm = jax.block_until_ready(perform(iteration, keys[rows], warm, nothing))[0].image
 
-    def advance(iteration: int, image: jax.Array, size: int) -> _Done:
-        """All samples, ``size`` at once; all but the images on the host."""
+    def advance(iteration: int, image: jax.Array, each: int) -> _Done:
+        """All samples, ``each`` at once on a device; all but the images on the host."""
         parts = [
             perform(iteration, keys[rows], image[rows], batch.editable[rows])
-            for rows in _batches(number, size)
+            for rows in _batches(number, each * devices)
         ]
         images = jnp.concatenate([sampled.image for sampled, _ in parts])[:number]
         cost, ok, scores = jax.tree.map(
@@ -176,13 +181,17 @@ def _run(
     start = time.perf_counter()
     image, kinds = jnp.asarray(batch.image), min(experiment.iterations, 1) + 1
 
-    def shapes(size: int) -> Program[Sampled]:
+    def shapes(each: int) -> Program[Sampled]:
         """What most of the time is spent in, to compile only."""
-        one = (keys, image, batch.editable)
-        given = (jax.ShapeDtypeStruct((size, *part.shape[1:]), part.dtype) for part in one)
+        given = (
+            jax.ShapeDtypeStruct((each * devices, *part.shape[1:]), part.dtype, sharding=placed)
+            for part in (keys, image, batch.editable)
+        )
         return program(kinds - 1, *given)
 
-    size = memory.choose(batch_size, number, shapes, besides=2 * image.nbytes)
+    # From here on, sizes are those of one device.
+    size = batch_size if batch_size == "auto" else -(-batch_size // devices)
+    size = memory.choose(size, -(-number // devices), shapes, besides=2 * image.nbytes)
     _, size = memory.halving(warm_up, size)
     compiled = time.perf_counter()
 
@@ -203,7 +212,7 @@ def _run(
             compile_seconds=compiled - start,
             seconds=now - compiled,
             iteration_seconds=now - before,
-            batch_size=size,
+            batch_size=size * devices,
         )
         before = time.perf_counter()
 

@@ -88,7 +88,7 @@ class Opened(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RefinementOptions(TaskOptions):
+class PassOptions:
     """How to refine; what is not given is as in the paper, for the task.
 
     Attributes:
@@ -128,7 +128,7 @@ class RefinementOptions(TaskOptions):
             "temperature": self.temperature,
             "order": _known("order", self.order, ORDERS),
         }
-        first, later = experiments.SETTINGS[task]
+        first, later = _known("task", task, experiments.SETTINGS)
         given = {
             "first": (first, self.first_steps_per_patch, self.first_overlap),
             "later": (later, self.steps_per_patch, self.overlap),
@@ -149,6 +149,11 @@ class RefinementOptions(TaskOptions):
             noise=_known("noise", self.noise, NOISES),
             **passes,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinementOptions(PassOptions, TaskOptions):
+    """Whose samples, and how to refine them."""
 
 
 def plain(options: Any) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Compiled:
     memory: Memory | None
 
 
+def _unchanged(found: Any) -> Any:
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Program(Generic[Result]):
     """A function under ``jax.jit`` and what it is called with.
@@ -53,15 +57,17 @@ class Program(Generic[Result]):
         function: the jitted function.
         arguments: arrays, or to compile only, ``jax.ShapeDtypeStruct`` (or pytrees of them).
         static: its static arguments by name.
+        finish: makes the result of what the function returns.
     """
 
     function: Any
     arguments: tuple[Any, ...]
     static: Mapping[str, Any]
+    finish: Callable[[Any], Result] = _unchanged
 
     def run(self) -> Result:
         """Call it."""
-        return self.function(*self.arguments, **self.static)
+        return self.finish(self.function(*self.arguments, **self.static))
 
     def compile(self) -> Compiled:
         """Compile it and do nothing else."""

@@ -187,7 +187,7 @@ def stream(
         check.as_pytree(denoise),
         Queue(keys, jnp.asarray(image), jnp.asarray(editable)),
         Passes(
-            jax.tree.map(lambda *parts: np.stack(parts), *two),
+            jax.tree.map(lambda *parts: jnp.stack([jnp.asarray(part) for part in parts]), *two),
             jnp.asarray(selection.region_sizes(num_patches, ratio)),
         ),
         jnp.int32(iterations),

@@ -1,14 +1,18 @@
 """What eight devices do; test_sharding.py runs this file in a process that has as many."""
 
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
 from flax import nnx
 
-from ipr_jax import checkpoint, sharding
+import ipr_jax
+from ipr_jax import Prediction, Sampling, checkpoint, evaluate, sharding
+from ipr_jax.order import random_order
 from ipr_jax.tasks import get_task
 from ipr_jax.training import trainer
 
@@ -25,6 +29,89 @@ RUN = trainer.TrainConfig(
     log_every=1,
     save_every=2,
 )
+
+
+# --- refinement -----------------------------------------------------------------------------------
+
+FIRST = Sampling(steps_per_patch=2, overlap=0.25)
+LATER = Sampling(steps_per_patch=3, overlap=0.5, order=random_order, stochasticity=0.9)
+
+
+def fake(z, t):
+    """A denoiser in which every patch hears of all others of its image."""
+    everything = z.mean(axis=(1, 2), keepdims=True)
+    sigma = jnp.abs(z.reshape(z.shape[0], 3, 2, 3, 2, 1)).mean(axis=(2, 4, 5)) + t
+    return Prediction(jnp.tanh(z + everything), 0.5 * jnp.tanh(z), sigma)
+
+
+def queue(number):
+    """Samples of 3x3 patches of 2x2 pixels with any number of clues."""
+    rng = np.random.default_rng(number)
+    image = rng.uniform(-1, 1, (number, 6, 6, 1)).astype(np.float32)
+    editable = rng.random((number, 3, 3)) < rng.random((number, 1, 1))
+    return ipr_jax.sample_keys(jax.random.key(0), number), image, editable
+
+
+def both(denoise, keys, image, editable, mesh, **options):
+    first = ipr_jax.generate(denoise, keys, image, editable, FIRST, mesh=mesh)
+    refined = ipr_jax.refine(
+        denoise, keys, first.image, editable, iterations=2, sampling=LATER, mesh=mesh, **options
+    )
+    return jax.tree.leaves((first, refined))
+
+
+@pytest.mark.parametrize("number", [1, 7, 8, 9, 64])
+def test_every_sample_is_what_one_device_makes_of_it(number):
+    given = queue(number)
+
+    def record(image):
+        return {"mean": image.mean(axis=(1, 2, 3)), "image": image}
+
+    one = both(fake, *given, ONE, record=record)
+    for found in (both(fake, *given, ALL, record=record), both(fake, *given, None, record=record)):
+        for got, want in zip(found, one, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_devices_exchange_nothing():
+    program = ipr_jax.refine.program(fake, *queue(9), iterations=2, mesh=ALL)
+    text = program.function.lower(*program.arguments, **program.static).compile().as_text()
+    assert "while" in text
+    exchanged = r"all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+    assert not re.findall(exchanged, text)
+    reduced = jax.jit(jnp.sum).lower(jax.device_put(jnp.ones(8), sharding.rows(ALL)))
+    assert re.findall(exchanged, reduced.compile().as_text())
+
+
+def test_the_shipped_model_makes_the_same_boards():
+    task, model = get_task("mini-sudoku"), ipr_jax.load("mini-sudoku")
+    puzzles = task.test_batch(0, np.arange(9))
+    experiment = evaluate.Refinement(iterations=1, first=FIRST, later=FIRST)
+
+    def boards(mesh):
+        run = evaluate.evaluate(
+            task, model, puzzles, experiment, jax.random.key(0), batch_size=16, mesh=mesh
+        )
+        return list(run)
+
+    for got, want in zip(boards(ALL), boards(ONE), strict=True):
+        np.testing.assert_allclose(got.image, want.image, atol=1e-4)
+        np.testing.assert_array_equal(got.nfe, want.nfe)
+        np.testing.assert_array_equal(got.scores["valid"], want.scores["valid"])
+    assert (got.batch_size, want.batch_size) == (16, 9)
+
+
+def test_meshes_and_records_that_do_not_fit_are_refused():
+    given, options = queue(8), {"iterations": 1, "record": jnp.mean}
+    ipr_jax.refine(fake, *given, mesh=ONE, **options)
+    with pytest.raises(ValueError, match=r"must be by sample, \[8, \.\.\.\], got \[\]"):
+        ipr_jax.refine(fake, *given, mesh=ALL, **options)
+    square = jax.make_mesh((2, 4), ("data", "model"))
+    with pytest.raises(ValueError, match="one axis, 'data', got \\('data', 'model'\\)"):
+        ipr_jax.generate(fake, *given, mesh=square)
+
+
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)

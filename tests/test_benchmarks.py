@@ -194,6 +194,7 @@ def test_operations_are_found_in_the_traces_of_every_device():
         assert list(profile.events(SimpleNamespace(planes=planes))) == expected
 
 
+@pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")  # Python 3.13
 def test_a_pass_is_profiled(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(PRESETS, "mini-sudoku", TINY)
     args = profile.Args(preset="mini-sudoku", batch=2, evaluations=3, out=tmp_path / "out.json")
@@ -347,8 +348,7 @@ def test_a_device_is_measured(tmp_path):
     assert found.keys() == {"agreement", "boards", "speed", "kernels", "summary"}
     assert found["agreement"]["largest_difference"].keys() == set(Prediction._fields)
     assert found["boards"].keys() == {"float32", "bfloat16"}
-    order = [("float32", 1), ("bfloat16", 1), ("float32", 4), ("bfloat16", 4)]
-    assert [(row["precision"], row["batch"]) for row in found["speed"]] == order
+    assert [row["batch"] for row in found["speed"]] == [1, 4]
     assert found["kernels"]["share_by_class"]["convolution"] > 0
     assert found["summary"]["left_out"] == {
         "published": "--ipr names no clone",

@@ -10,7 +10,9 @@ import pytest
 from ipr_jax import cli, experiments, selection
 from ipr_jax.tasks import TASKS, get_task
 
-DOCS = [Path(__file__).parents[1] / name for name in ("README.md", "docs/reproduce.md")]
+DOCS = [
+    Path(__file__).parents[1] / name for name in ("README.md", "docs/reproduce.md", "docs/tpu.md")
+]
 REPRODUCE = DOCS[1].read_text()
 
 
@@ -32,9 +34,10 @@ def test_commands_exist(path):
         "refine": cli.RefineOptions,
         "evaluate": cli.EvaluateOptions,
         "experiment": cli.ExperimentOptions,
+        "export": cli.ExportOptions,
     }
     for command, name, given in named:
-        assert command in ("refine", "evaluate", "experiment", "train", "info")
+        assert command in ("refine", "evaluate", "experiment", "train", "info", "export")
         if command == "experiment" and name:
             assert name in experiments.EXPERIMENTS
         if command == "evaluate" and name:

@@ -15,7 +15,7 @@ import pytest
 
 import ipr_jax
 from ipr_jax import checkpoint
-from ipr_jax.cli import EvaluateOptions, ExperimentOptions, RefineOptions
+from ipr_jax.cli import EvaluateOptions, ExperimentOptions, ExportOptions, RefineOptions
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
 from ipr_jax.experiments import Experiment
@@ -37,11 +37,12 @@ LAYERS = [
         "config",
         "flow",
         "keys",
+        "sharding",
         "order",
         "schedule",
     ),
     *("unet", "denoiser", "precision", "checkpoint", "step", "program", "memory"),
-    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead", "sharding"),
+    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead"),
     "flops",
     *(
         "tasks.base",
@@ -56,7 +57,7 @@ LAYERS = [
     *("tasks", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.loader"),
     *("training.trainer", "training.recipes", "training.digit_reader"),
-    *("evaluate", "experiments", "pictures", "options", "cache", "cli"),
+    *("evaluate", "export", "experiments", "pictures", "options", "cache", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [
@@ -154,6 +155,7 @@ def test_everything_public_has_a_docstring(module):
             RefineOptions,
             EvaluateOptions,
             ExperimentOptions,
+            ExportOptions,
         ),
         *(PolygonConfig, Variant, Task, Experiment),
     ],
