@@ -182,6 +182,28 @@ def test_every_arm_has_the_network_in_its_precision(tmp_path, tiny_model):
     assert asked == ["float32", "bfloat16", None, None, None]
 
 
+def test_auto_goes_on_with_another_number_and_the_metrics_tell(tmp_path, monkeypatch, tiny_model):
+    fitting = [5, 5, 2, 2]
+
+    def still(task, denoise, batch, refinement, key, *, batch_size):
+        assert batch_size == "auto"
+        zeros = np.zeros(5, np.int64)
+        scores = {"valid": zeros > 0, "violations": zeros}
+        size = fitting.pop(0)
+        yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, size)
+
+    monkeypatch.setattr(experiments, "evaluate", still)
+    experiment = experiments.ratio(TASK, 0)
+    begun = run(experiment, tiny_model, tmp_path, batch_size="auto")
+    next(begun)
+    next(begun)
+    begun.close()  # after the first arm
+    found = collected(run(experiment, tiny_model, tmp_path, batch_size="auto"))
+    assert [line["batch_size"] for (line,) in found.values()] == [5, 2, 2]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["batch_size"], results["metrics"]) == ("auto", found)
+
+
 def test_another_experiment_in_the_folder_is_refused(tmp_path, tiny_model):
     experiment = experiments.ratio(TASK, 1)
     run(experiment, tiny_model, tmp_path / "run")

@@ -1,6 +1,7 @@
 """How many samples fit: the search, the halving, the free memory of a device."""
 
 import math
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ipr_jax
 from ipr_jax import memory
 from ipr_jax.program import Program
 
@@ -148,6 +150,30 @@ def test_a_cpu_has_what_the_machine_and_the_container_leave(monkeypatch, tmp_pat
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(memory, "_groups", lambda: [tmp_path])
     assert memory.usable_bytes() == 503
+
+
+@pytest.mark.heavy
+def test_a_cpu_takes_no_more_beside_the_plan_than_is_left_for_it():
+    """The shipped model, 256 samples at once."""
+    model, sampling = ipr_jax.load("mini-sudoku"), ipr_jax.Sampling(max_steps=3)
+    shape, grid = (256, 32, 32, 1), (4, 4)
+    planned = ipr_jax.compile(ipr_jax.generate, model, shape, grid, sampling=sampling).memory
+    keys = ipr_jax.sample_keys(jax.random.key(0), 256)
+    given = keys, np.zeros(shape, np.float32), np.ones((256, *grid), bool)
+    process, seen, over = psutil.Process(), [], threading.Event()
+
+    def watch():
+        while not over.wait(0.002):
+            seen.append(process.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    before = process.memory_info().rss
+    watching.start()
+    jax.block_until_ready(ipr_jax.generate(model, *given, sampling))
+    over.set()
+    watching.join()
+    grown, plan = max(seen) - before, planned.outputs + planned.temporaries
+    assert plan < grown < plan / memory.CPU_SHARE
 
 
 def test_limits_of_containers_of_both_versions(tmp_path):
