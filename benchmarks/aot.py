@@ -12,7 +12,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import itertools
-import json
 import os
 import re
 import time
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ipr_jax
+from benchmarks.report import save
 from benchmarks.throughput import ITERATIONS
 from benchmarks.workload import check_preset, new_model
 from ipr_jax import check, experiments, files, flops
@@ -367,9 +367,7 @@ def main(args: Args) -> None:
         described["versions"]["libtpu"] = importlib.metadata.version("libtpu")
     Console(width=180).print(table(rows))
     print(f"compiled on {described['device']}, jax {described['versions']['jax']}")
-    if args.out is not None:
-        text = {"arguments": dataclasses.asdict(args) | {"out": None}, **described, "rows": rows}
-        files.write_text(args.out, json.dumps(text, indent=1))
+    save(args, described, rows=rows)
 
 
 if __name__ == "__main__":

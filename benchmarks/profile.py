@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import workload
+from benchmarks.report import save
 from benchmarks.timing import seconds
 from ipr_jax import check, files
 from ipr_jax.environment import environment
@@ -279,9 +279,7 @@ def main(args: Args) -> None:
         files.refuse_existing(args.out)
     result = measure(args.preset, args.batch, args.precision, args.evaluations)
     show(result)
-    if args.out is not None:
-        text = {"arguments": dataclasses.asdict(args) | {"out": None}, **environment(), **result}
-        files.write_text(args.out, json.dumps(text, indent=1))
+    save(args, environment(), **result)
 
 
 if __name__ == "__main__":

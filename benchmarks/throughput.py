@@ -7,7 +7,6 @@ so is a large matrix product, once per precision. Weights and images are random.
 """
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import workload
+from benchmarks.report import save
 from benchmarks.timing import seconds, spread
 from ipr_jax import check, experiments, files, flops, selection
 from ipr_jax.environment import environment
@@ -194,9 +194,7 @@ def main(args: Args) -> None:
     described = environment()
     Console(width=140).print(table(rows))
     print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
-    if args.out is not None:
-        text = {"arguments": dataclasses.asdict(args) | {"out": None}, **described, "rows": rows}
-        files.write_text(args.out, json.dumps(text, indent=1))
+    save(args, described, rows=rows)
 
 
 if __name__ == "__main__":
