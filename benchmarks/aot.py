@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from jax import export
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +33,7 @@ import ipr_jax
 from benchmarks.report import save
 from benchmarks.throughput import ITERATIONS
 from benchmarks.workload import check_preset, new_model
-from ipr_jax import check, experiments, files, flops
+from ipr_jax import check, experiments, files, flops, sharding
 from ipr_jax.config import PRESETS
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs
@@ -193,7 +192,7 @@ class Case(NamedTuple):
     batch: int
 
 
-def program(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def program(case: Case, mesh: Mesh | None = None) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Refinement by the paper's settings, and its arguments: the model, then a batch.
 
     Returns:
@@ -202,7 +201,7 @@ def program(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """
     config = PRESETS[case.preset]
     _, sampling = experiments.SETTINGS[case.preset]
-    refine = partial(ipr_jax.refine, iterations=ITERATIONS, sampling=sampling)
+    refine = partial(ipr_jax.refine, iterations=ITERATIONS, sampling=sampling, mesh=mesh)
     model = jax.eval_shape(lambda: compute_in(new_model(case.preset), case.precision))
     keys = jax.eval_shape(lambda: ipr_jax.sample_keys(jax.random.key(0), case.batch))
     image = jax.ShapeDtypeStruct((case.batch, *config.image_shape), jnp.float32)
@@ -232,15 +231,15 @@ def compile_for(case: Case) -> dict[str, Any]:
     if case.batch % len(devices):
         chips = f"the {len(devices)} chips of {case.target}"
         raise ValueError(f"batch must be a multiple of {chips}, got {case.batch}")
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-    refine, (model, *batched) = program(case)
+    mesh = ipr_jax.data_mesh(devices)
+    refine, (model, *batched) = program(case, mesh)
 
-    def place(leaf: Any, *axes: str) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, PartitionSpec(*axes))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     lowered = jax.jit(refine).lower(
-        jax.tree.map(place, model), *(place(leaf, "data") for leaf in batched)
+        jax.tree.map(lambda leaf: place(leaf, sharding.whole(mesh)), model),
+        *(place(leaf, sharding.rows(mesh)) for leaf in batched),
     )
     row = case._asdict() | {
         "devices": len(devices),

@@ -420,9 +420,10 @@ def sampler_of(model: ipr_jax.SRM, args: Args, batch: int) -> Callable[[], tuple
     keys = ipr_jax.sample_keys(jax.random.key(0), batch)
     image = jnp.zeros((batch, *config.image_shape))
     editable = np.ones((batch, *config.grid), bool)
+    one = ipr_jax.data_mesh(jax.devices()[:1])
 
     def run() -> tuple[Any, int]:
-        first = ipr_jax.generate(model, keys, image, editable, sampling)
+        first = ipr_jax.generate(model, keys, image, editable, sampling, mesh=one)
         refined = ipr_jax.refine(
             model,
             keys,
@@ -431,6 +432,7 @@ def sampler_of(model: ipr_jax.SRM, args: Args, batch: int) -> Callable[[], tuple
             iterations=args.iterations,
             ratio=args.ratio,
             sampling=sampling,
+            mesh=one,
         )
         return refined.image.block_until_ready(), int(first.nfe[0] + refined.nfe[:, 0].sum())
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ipr_jax
+from ipr_jax import sharding
 from ipr_jax.config import PRESETS
 from ipr_jax.precision import compute_in
 from ipr_jax.types import Denoiser, Prediction
@@ -59,7 +59,7 @@ def new_model(preset: str) -> ipr_jax.SRM:
 def make(preset: str, batch: int, precision: str, devices: int = 1) -> Workload:
     """A batch of ``batch`` samples, spread evenly over the first ``devices`` devices."""
     config = PRESETS[preset]
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = ipr_jax.data_mesh(jax.devices()[:devices])
     draw = np.random.default_rng(0).uniform(-1, 1, (batch, *config.image_shape))
     parts = (
         ipr_jax.sample_keys(jax.random.key(0), batch),
@@ -69,16 +69,23 @@ def make(preset: str, batch: int, precision: str, devices: int = 1) -> Workload:
     )
     model = compute_in(new_model(preset), precision)
     return Workload(
-        jax.device_put(model, NamedSharding(mesh, PartitionSpec())),
-        *jax.device_put(parts, NamedSharding(mesh, PartitionSpec("data"))),
+        jax.device_put(model, sharding.whole(mesh)), *jax.device_put(parts, sharding.rows(mesh))
     )
 
 
 def refinement(work: Workload, evaluations: int) -> ipr_jax.Refined:
-    """One iteration of refinement, of so many network evaluations."""
+    """One iteration of refinement, of so many network evaluations, on the devices of the batch."""
     sampling = ipr_jax.Sampling(max_steps=evaluations)
     keys, image, editable = work.keys, work.image, work.editable
-    return ipr_jax.refine(work.denoise, keys, image, editable, iterations=1, sampling=sampling)
+    return ipr_jax.refine(
+        work.denoise,
+        keys,
+        image,
+        editable,
+        iterations=1,
+        sampling=sampling,
+        mesh=ipr_jax.data_mesh(sorted(image.devices(), key=lambda device: device.id)),
+    )
 
 
 def network(work: Workload) -> Prediction:

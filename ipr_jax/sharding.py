@@ -38,7 +38,7 @@ def check_mesh(mesh: Mesh) -> None:
     """
     if mesh.axis_names != (AXIS,):
         raise ValueError(f"the mesh must have one axis, {AXIS!r}, got {mesh.axis_names}")
-    if not set(mesh.devices.flat) <= set(jax.local_devices()):
+    if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
         raise ValueError("the mesh must be of devices of this process; every process has its own")
 
 
@@ -68,11 +68,12 @@ def spread(mesh: Mesh | None, keys: jax.Array, image: Any, editable: Any) -> tup
     """
     if mesh is None:
         return keys, image, editable
-    rows_of = np.arange(-(-len(keys) // mesh.size) * mesh.size)
-    own = rows_of < len(keys)
-    taken = np.where(own, rows_of, 0)
-    filled = keys[taken], image[taken], editable[taken] & own[:, None, None]
-    return jax.device_put(filled, rows(mesh))
+    if len(keys) % mesh.size:
+        places = np.arange(-(-len(keys) // mesh.size) * mesh.size)
+        own = places < len(keys)
+        taken = np.where(own, places, 0)
+        keys, image, editable = keys[taken], image[taken], editable[taken] & own[:, None, None]
+    return jax.device_put((keys, image, editable), rows(mesh))
 
 
 def each_device(
