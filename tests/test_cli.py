@@ -224,6 +224,7 @@ EXAMPLE = "1..4 .... .3.. ...."
         (("--ratio", "0"), "ratio must be in (0, 1], got 0.0"),
         (("--ratio", "1.5"), "ratio must be in (0, 1], got 1.5"),
         (("--overlap", "1.1"), "overlap must be in [0, 1], got 1.1"),
+        (("--precision", "fp8"), "unknown precision 'fp8'; known: float32, tf32, bfloat16"),
         (("--first-overlap", "-0.5"), "overlap must be in [0, 1], got -0.5"),
         (("--steps-per-patch", "0"), "steps_per_patch must be a whole number of at least 1, got 0"),
         (
@@ -384,7 +385,7 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
 
 def test_every_option_is_read():
     """Each option that belongs to the experiment changes it; the others are tested by what they do:
-    the task with its data, model, puzzle, samples and seed above, the folder; the
+    the task with its data, model, puzzle, samples and seed above, the folder, the precision; the
     batch size in test_evaluate.
     """
     changes = {
@@ -401,7 +402,7 @@ def test_every_option_is_read():
         "noise": "initial",
     }
     elsewhere = {"task", "model", "puzzle", "swapped", "samples", "batch_size", "seed", "out"}
-    elsewhere |= {"difficulty", "data", "classifier"}
+    elsewhere |= {"difficulty", "data", "classifier", "precision"}
     assert {field.name for field in dataclasses.fields(cli.RefineOptions)} == elsewhere | set(
         changes
     )
@@ -527,8 +528,11 @@ def test_training_writes_a_model(work, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nope",), "no recipe to train the task 'nope'; known: mini-sudoku"),
-        (("even-pixels",), "no recipe to train the task 'even-pixels'; known: mini-sudoku"),
+        (("nope",), "no recipe to train the task 'nope'; known: mini-sudoku, even-pixels"),
+        (
+            ("counting-stars",),
+            "no recipe to train the task 'counting-stars'; known: mini-sudoku, even-pixels",
+        ),
         (
             ("mini-sudoku", "--num-steps", 0),
             "num_steps must be a whole number of at least 1, got 0",
