@@ -34,12 +34,8 @@ from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.options import plain
 from ipr_jax.terminal import console, interruptible, one_line_errors
 
-TASKS = {
-    "even-pixels": "even_pixels",
-    "counting-polygons": "counting_objects",
-    "mnist-sudoku": "mnist_sudoku",
-}
-"""What the published sampler calls the task of a preset."""
+RELEASED = ("even-pixels", "counting-polygons", "mnist-sudoku")
+"""The presets that the published classes can build."""
 
 NEEDED = {
     "ipr": (
@@ -52,8 +48,8 @@ NEEDED = {
 
 PATHS = ("ipr", "srm", "torch_python", "out")
 """Arguments that say nothing of the results; the commits of the clones do."""
-CALLS = 10
-"""Evaluations in one timing of a bare network."""
+SMOKE: dict[str, Any] = {"batch": 2, "iterations": 1, "steps_per_patch": 1, "repeats": 2}
+"""Settings to see it work."""
 MAX_LOAD = 0.5
 """Load average per core above which timings mean little."""
 TOLERANCE = 1e-4
@@ -69,8 +65,7 @@ class Args:
         srm: a clone of the SRM repository, whose network is compared with IPR's file by file.
         torch_python: the Python that has PyTorch and the packages of the clone, with a torchvision
             that has ``write_video`` (0.21 does, 0.28 does not).
-        preset: even-pixels; or counting-polygons or mnist-sudoku, for which the published sampler
-            also needs the classifiers that it scores with.
+        preset: even-pixels, counting-polygons or mnist-sudoku.
         batch: samples at once on our side; the published sampler takes them one by one.
         iterations: of refinement, after the first pass.
         steps_per_patch: of both passes; the paper's are 30, 10 and (first pass) 3.
@@ -78,6 +73,7 @@ class Args:
         ratio: share of the patches that an iteration regenerates, in (0, 1].
         stochasticity: in [0, 1].
         dtype: float32, or on a GPU bfloat16 (autocast in PyTorch).
+        calls: evaluations in one timing of a bare network.
         repeats: timed rounds, after one warm-up of each.
         smoke: only see it work: 2 samples, 1 iteration, 1 step per patch, 2 rounds.
         busy: time even though the machine is busy.
@@ -95,6 +91,7 @@ class Args:
     ratio: float = 0.25
     stochasticity: float = 0.5
     dtype: str = "float32"
+    calls: int = 10
     repeats: int = 5
     smoke: bool = False
     busy: bool = False
@@ -105,12 +102,11 @@ class Round(NamedTuple):
     """Seconds per network evaluation of one sample, measured in turn.
 
     Attributes:
-        theirs: the published sampler, a sample at a time, without its scoring.
+        theirs: the published sampler, a sample at a time; it does not score them.
         their_network: its network alone.
         ours: ``generate`` and ``refine`` at batch B.
         ours_alone: the same at batch 1.
         our_network: our network alone, at batch 1.
-        scoring: what the published sampler takes to score, on top of ``theirs``.
     """
 
     theirs: float
@@ -118,7 +114,6 @@ class Round(NamedTuple):
     ours: float
     ours_alone: float
     our_network: float
-    scoring: float
 
 
 def factors(times: Round, their_flops: int, our_flops: int) -> dict[str, float]:
@@ -206,11 +201,10 @@ def check_args(args: Args) -> str:
     check_clone(args.ipr, "ipr")
     if args.srm is not None:
         check_clone(args.srm, "srm")
-    if args.preset not in TASKS:
-        raise ValueError(f"unknown preset {args.preset!r}; known: {', '.join(TASKS)}")
-    check.count("batch", args.batch)
-    check.count("iterations", args.iterations)
-    check.count("repeats", args.repeats)
+    if args.preset not in RELEASED:
+        raise ValueError(f"unknown preset {args.preset!r}; known: {', '.join(RELEASED)}")
+    for name in ("batch", "iterations", "calls", "repeats"):
+        check.count(name, getattr(args, name))
     selection.region_sizes(1, args.ratio)
     if args.out is not None:
         files.refuse_existing(args.out)
@@ -338,13 +332,16 @@ class Started(NamedTuple):
 
 
 @contextlib.contextmanager
-def faster_peer(python: Path, job: Mapping[str, Any], folder: Path) -> Iterator[Started]:
+def faster_peer(
+    python: Path, job: Mapping[str, Any], folder: Path, calls: int
+) -> Iterator[Started]:
     """The published sampler with that wait policy of its threads that suits it better.
 
     Args:
         python: what runs it.
         job: what it is to build.
         folder: for what it prints.
+        calls: evaluations of its network to tell by.
 
     Raises:
         OSError: it does not run; with its last words.
@@ -355,8 +352,8 @@ def faster_peer(python: Path, job: Mapping[str, Any], folder: Path) -> Iterator[
             log, passive = folder / f"{policy}.log", policy == "passive"
             peer = stack.enter_context(Peer(python, log, passive=passive))
             started = Started(peer, policy, peer.start(job))
-            peer.ask("network", calls=2)
-            found.append((peer.ask("network", calls=CALLS)["seconds"], started))
+            peer.ask("network", calls=1)
+            found.append((peer.ask("network", calls=calls)["seconds"], started))
         yield min(found, key=lambda each: each[0])[1]
 
 
@@ -423,9 +420,10 @@ def sampler_of(model: ipr_jax.SRM, args: Args, batch: int) -> Callable[[], tuple
     keys = ipr_jax.sample_keys(jax.random.key(0), batch)
     image = jnp.zeros((batch, *config.image_shape))
     editable = np.ones((batch, *config.grid), bool)
+    one = ipr_jax.data_mesh(jax.devices()[:1])
 
     def run() -> tuple[Any, int]:
-        first = ipr_jax.generate(model, keys, image, editable, sampling)
+        first = ipr_jax.generate(model, keys, image, editable, sampling, mesh=one)
         refined = ipr_jax.refine(
             model,
             keys,
@@ -434,6 +432,7 @@ def sampler_of(model: ipr_jax.SRM, args: Args, batch: int) -> Callable[[], tuple
             iterations=args.iterations,
             ratio=args.ratio,
             sampling=sampling,
+            mesh=one,
         )
         return refined.image.block_until_ready(), int(first.nfe[0] + refined.nfe[:, 0].sum())
 
@@ -467,7 +466,7 @@ def measure(args: Args, device: str) -> dict[str, Any]:
             "device": device,
             "dtype": args.dtype,
             "sampler": {
-                "task_name": TASKS[args.preset],
+                "task_name": "unscored",
                 "max_ipr_budget": args.iterations,
                 "resampling_ratio": args.ratio,
                 "ipr_overlap": args.overlap,
@@ -478,7 +477,9 @@ def measure(args: Args, device: str) -> dict[str, Any]:
             },
         }
         console.print("starting PyTorch")
-        peer, policy, started = stack.enter_context(faster_peer(args.torch_python, job, folder))
+        peer, policy, started = stack.enter_context(
+            faster_peer(args.torch_python, job, folder, args.calls)
+        )
         differences = check_agreement(exact, peer, folder)
         described, counted = peer.ask("describe"), peer.ask("count")
         console.print("compiling")
@@ -493,16 +494,14 @@ def measure(args: Args, device: str) -> dict[str, Any]:
         rounds = []
         for number in range(args.repeats):
             console.print(f"round {number + 1} of {args.repeats}")
-            sampled = peer.ask("sample")
             rounds.append(
                 Round(
                     ours=seconds(ours) / evaluations / args.batch,
-                    theirs=(sampled["seconds"] - sampled["scoring"]) / evaluations,
+                    theirs=peer.ask("sample")["seconds"] / evaluations,
                     ours_alone=seconds(alone) / evaluations,
-                    their_network=peer.ask("network", calls=CALLS)["seconds"],
-                    our_network=seconds(lambda: [predict(model, z, t) for _ in range(CALLS)])
-                    / CALLS,
-                    scoring=sampled["scoring"] / evaluations,
+                    their_network=peer.ask("network", calls=args.calls)["seconds"],
+                    our_network=seconds(lambda: [predict(model, z, t) for _ in range(args.calls)])
+                    / args.calls,
                 )
             )
     their_flops = described.pop("flops")
@@ -557,7 +556,6 @@ def show(result: Mapping[str, Any]) -> None:
         "ours_alone": "ipr_jax, batch 1",
         "their_network": "published network alone, batch 1",
         "our_network": "our network alone, batch 1",
-        "scoring": "published scoring (not counted)",
     }
     per = result["seconds_per_evaluation"]
     table(
@@ -608,7 +606,7 @@ def main(args: Args) -> None:
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if args.smoke:
-        args = dataclasses.replace(args, batch=2, iterations=1, steps_per_patch=1, repeats=2)
+        args = dataclasses.replace(args, **SMOKE)
     result = measure(args, check_args(args))
     show(result)
     if args.out is not None:

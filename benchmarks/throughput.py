@@ -7,48 +7,30 @@ so is a large matrix product, once per precision. Weights and images are random.
 """
 
 import dataclasses
-import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-import ipr_jax
+from benchmarks import workload
+from benchmarks.report import save
 from benchmarks.timing import seconds, spread
 from ipr_jax import check, experiments, files, flops, selection
-from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.environment import environment
+from ipr_jax.precision import get_precision
 from ipr_jax.terminal import one_line_errors
-
-Precision = Literal["float32", "tf32", "bfloat16"]
-
-COMPUTE: dict[str, tuple[Any, str | None]] = {
-    "float32": (jnp.float32, "highest"),
-    "tf32": (jnp.float32, "tensorfloat32"),
-    "bfloat16": (jnp.bfloat16, None),
-}
-"""Compute dtype of the network, and precision of its products."""
 
 KINDS = ("argument", "output", "temp")
 """Of memory on a device."""
 
-EDITABLE: dict[str, Sequence[int]] = {
-    "mini-sudoku": range(11, 17),
-    "even-pixels": [64],
-    "counting-polygons": [256],
-    "mnist-sudoku": range(55, 82),
-}
-"""Presets, and how many patches are editable in the test samples of their tasks."""
 ITERATIONS = 50
 """Of the paper's refinement."""
 
@@ -71,7 +53,7 @@ class Args:
 
     preset: tuple[str, ...] = ("mini-sudoku", "even-pixels")
     batch: tuple[int, ...] = (1, 8, 64)
-    precision: tuple[Precision, ...] = ("float32",)
+    precision: tuple[str, ...] = ("float32",)
     devices: int = 1
     evaluations: int = 10
     repeats: int = 7
@@ -86,8 +68,9 @@ class Args:
             if batch % self.devices:
                 raise ValueError(f"batch must be a multiple of devices={self.devices}, got {batch}")
         for preset in self.preset:
-            if preset not in EDITABLE:
-                raise ValueError(f"unknown preset {preset!r}; known: {', '.join(EDITABLE)}")
+            workload.check_preset(preset)
+        for precision in self.precision:
+            get_precision(precision)
         if self.devices > jax.device_count():
             raise ValueError(f"devices must be at most {jax.device_count()}, got {self.devices}")
 
@@ -95,13 +78,13 @@ class Args:
 def product_rate(precision: str, repeats: int) -> float:
     """FLOP/s of a large square matrix product on one device, the best of ``repeats``."""
     size, chained = (2048, 1) if jax.default_backend() == "cpu" else (8192, 8)
-    dtype, how = COMPUTE[precision]
-    x = jnp.ones((size, size), dtype) / size
+    dtype, products = get_precision(precision)
+    x = (jax.random.normal(jax.random.key(0), (size, size)) / size**0.5).astype(dtype)
 
     @jax.jit
     def multiply(x: jax.Array) -> jax.Array:
         for _ in range(chained):
-            x = jnp.matmul(x, x, precision=how)
+            x = jnp.matmul(x, x, precision=products)
         return x
 
     seconds(lambda: multiply(x))
@@ -110,54 +93,43 @@ def product_rate(precision: str, repeats: int) -> float:
 
 def paper_evaluations(preset: str) -> float:
     """Network evaluations per sample at the paper's settings, the mean over its puzzles."""
-    editable = np.array(EDITABLE[preset])
+    editable = np.array(workload.EDITABLE[preset])
     made, most = experiments.SETTINGS[preset], max(editable)
     first, later = (sampling.settings(most).plan.num_steps for sampling in made)
     regions = selection.region_sizes(most, 0.25)[editable]
     return float(np.mean(first[editable] + ITERATIONS * later[regions]))
 
 
-def new_model(config: ModelConfig, dtype: Any) -> ipr_jax.SRM:
-    """A network with the weights that training begins with."""
-    return ipr_jax.SRM(config, dtype=dtype, rngs=nnx.Rngs(0))
+def measure(preset: str, batch: int, precision: str, rate: float, args: Args) -> dict[str, Any]:
+    """Time a pass against as many calls of the bare network.
 
+    Args:
+        preset: the architecture.
+        batch: samples at once.
+        precision: of the network.
+        rate: FLOP/s of a matrix product on all devices.
+        args: how many devices, evaluations and repeats.
 
-def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, Any]:
-    """Time a pass of ``args.evaluations`` against as many calls of the bare network."""
-    config = PRESETS[preset]
-    dtype, how = COMPUTE[precision]
-    model = new_model(config, dtype)
-    mesh = jax.make_mesh((args.devices,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
-    model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
-    draw = np.random.default_rng(0).uniform(-1, 1, (batch, *config.image_shape))
-    keys, image, editable, t = jax.device_put(
-        (
-            ipr_jax.sample_keys(jax.random.key(0), batch),
-            jnp.asarray(draw, jnp.float32),
-            jnp.ones((batch, *config.grid), bool),
-            jnp.full((batch, *config.grid), 0.5),
-        ),
-        sharded,
-    )
-    sampling = ipr_jax.Sampling(max_steps=args.evaluations)
-    with jax.default_matmul_precision(how):
-        began = time.perf_counter()
-        bare = jax.jit(lambda model, z, t: model(z, t)).lower(model, image, t).compile()
-        compiled = time.perf_counter() - began
+    Returns:
+        A row: JSON data.
+    """
+    work = workload.make(preset, batch, precision, args.devices)
+    began = time.perf_counter()
+    bare = jax.jit(workload.network).lower(work).compile()
+    compiled = time.perf_counter() - began
 
-        def loop() -> Any:
-            return ipr_jax.refine(model, keys, image, editable, iterations=1, sampling=sampling)
+    def loop() -> Any:
+        return workload.refinement(work, args.evaluations)
 
-        def outside() -> Any:
-            return [bare(model, image, t) for _ in range(args.evaluations)]
+    def outside() -> Any:
+        return [bare(work) for _ in range(args.evaluations)]
 
-        jax.block_until_ready((loop(), outside()))
-        pairs = [(seconds(loop), seconds(outside)) for _ in range(args.repeats)]
+    jax.block_until_ready((loop(), outside()))
+    pairs = [(seconds(loop), seconds(outside)) for _ in range(args.repeats)]
     each, alone = (
         statistics.median(times) / args.evaluations for times in zip(*pairs, strict=True)
     )
-    number = flops.count(lambda model, z, t: model(z, t), model, image, t)
+    number = flops.count(workload.network, work)
     memory = bare.memory_analysis()
     return {
         "preset": preset,
@@ -171,6 +143,8 @@ def measure(preset: str, batch: int, precision: str, args: Args) -> dict[str, An
         "refined_samples_per_second": batch / each / paper_evaluations(preset),
         "gflop_per_sample": number / batch / 1e9,
         "flop_per_second": number / each,
+        "product_flop_per_second": rate,
+        "share_of_product": number / each / rate,
         "memory_bytes": memory and sum(getattr(memory, f"{kind}_size_in_bytes") for kind in KINDS),
     }
 
@@ -181,11 +155,7 @@ def run(args: Args) -> Iterator[dict[str, Any]]:
         rate = args.devices * product_rate(precision, args.repeats)
         for preset in args.preset:
             for batch in args.batch:
-                found = measure(preset, batch, precision, args)
-                yield found | {
-                    "product_flop_per_second": rate,
-                    "share_of_product": found["flop_per_second"] / rate,
-                }
+                yield measure(preset, batch, precision, rate, args)
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -224,9 +194,7 @@ def main(args: Args) -> None:
     described = environment()
     Console(width=140).print(table(rows))
     print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
-    if args.out is not None:
-        text = {"arguments": dataclasses.asdict(args) | {"out": None}, **described, "rows": rows}
-        files.write_text(args.out, json.dumps(text, indent=1))
+    save(args, described, rows=rows)
 
 
 if __name__ == "__main__":

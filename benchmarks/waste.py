@@ -6,7 +6,6 @@ it does nothing, on cells of one pixel. Samples leave by chance, each after any 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ipr_jax
+from benchmarks.report import save
 from ipr_jax import check, files, stopping
 from ipr_jax.environment import environment
 from ipr_jax.stopping import Stop
@@ -133,9 +133,7 @@ def main(args: Args) -> None:
     described = environment()
     Console(width=100).print(table(rows))
     print(f"jax {described['versions']['jax']}, {described['commit']}")
-    if args.out is not None:
-        text = {"arguments": dataclasses.asdict(args) | {"out": None}, **described, "rows": rows}
-        files.write_text(args.out, json.dumps(text, indent=1))
+    save(args, described, rows=rows)
 
 
 if __name__ == "__main__":

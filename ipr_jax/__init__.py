@@ -1,5 +1,6 @@
 """Iterative Partial Refinement of sequential diffusion models, batched in one compiled program."""
 
+from ipr_jax.ahead import compile
 from ipr_jax.checkpoint import load
 from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.denoiser import SRM, condition_on, repaint
@@ -11,9 +12,11 @@ from ipr_jax.order import (
     raster_order,
     uncertain_first,
 )
+from ipr_jax.program import Compiled, Memory
 from ipr_jax.refinement import Refined, refine
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
 from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
+from ipr_jax.sharding import data_mesh
 from ipr_jax.streaming import Streamed, stream
 from ipr_jax.types import Denoiser, Prediction
 
@@ -22,7 +25,9 @@ __all__ = [
     "PRESETS",
     "REFINEMENT",
     "SRM",
+    "Compiled",
     "Denoiser",
+    "Memory",
     "ModelConfig",
     "Prediction",
     "Refined",
@@ -30,7 +35,9 @@ __all__ = [
     "Sampling",
     "Streamed",
     "certain_first",
+    "compile",
     "condition_on",
+    "data_mesh",
     "fixed_regions",
     "fresh_noise",
     "fresh_regions",

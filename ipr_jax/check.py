@@ -19,18 +19,21 @@ SAMPLE_RANGE = 4.0
 ArrayLike = jax.Array | np.ndarray
 
 
-def count(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is not a whole number of at least ``least``.
+def count(name: str, value: Any, least: int = 1, *, auto: bool = False) -> None:
+    """Refuse what is not a whole number of at least ``least``, nor "auto" where that may be.
 
     Raises:
         ValueError: names the value and the range.
     """
+    if auto and value == "auto":
+        return
+    or_auto = ' or "auto"' if auto else ""
     try:
         valid = operator.index(value) >= least and not isinstance(value, bool)
     except TypeError:
         valid = False
     if not valid:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+        raise ValueError(f"{name} must be a whole number of at least {least}{or_auto}, got {value}")
 
 
 def seed(value: Any) -> None:
@@ -90,7 +93,7 @@ def clues(image: ArrayLike, editable: ArrayLike) -> None:
     Raises:
         ValueError: gives the worst value and its sample.
     """
-    _within(image, ~editable, IMAGE_RANGE, "clue pixels must be in [-1, 1]")
+    _within(image, editable, False, IMAGE_RANGE, "clue pixels must be in [-1, 1]")
 
 
 def samples(image: ArrayLike, editable: ArrayLike) -> None:
@@ -100,20 +103,21 @@ def samples(image: ArrayLike, editable: ArrayLike) -> None:
         ValueError: gives the worst value and its sample.
     """
     rule = f"pixels must be in [-1, 1] (generated ones may overshoot to {SAMPLE_RANGE:g})"
-    _within(image, editable, SAMPLE_RANGE, rule)
+    _within(image, editable, True, SAMPLE_RANGE, rule)
 
 
 @jax.jit
-def _worst(image: jax.Array, where: jax.Array) -> jax.Array:
-    """The largest magnitude of each sample where it counts, nan if there is one: [B]."""
-    pixels = patches.expand(where, image.shape[1] // where.shape[1])
+def _worst(image: jax.Array, editable: jax.Array, where: jax.Array) -> jax.Array:
+    """The largest magnitude of each sample where its mask is so, nan if there is one: [B]."""
+    pixels = patches.expand(editable == where, image.shape[1] // editable.shape[1])
     return jnp.max(jnp.where(pixels, jnp.abs(image), 0), axis=(1, 2, 3))
 
 
-def _within(image: ArrayLike, where: ArrayLike, limit: float, rule: str) -> None:
-    if isinstance(image, Tracer) or isinstance(where, Tracer):
+def _within(image: ArrayLike, editable: ArrayLike, where: bool, limit: float, rule: str) -> None:
+    """Refuse pixels beyond a limit in the patches whose mask is ``where``."""
+    if isinstance(image, Tracer) or isinstance(editable, Tracer):
         return
-    worst = np.asarray(_worst(image, where))
+    worst = np.asarray(_worst(image, editable, where))
     bad = np.flatnonzero(~(worst <= limit))
     if len(bad):
         raise ValueError(f"{rule}, got a magnitude of {worst[bad[0]]} in sample {bad[0]}")

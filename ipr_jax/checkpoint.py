@@ -150,7 +150,7 @@ def open_as(
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise ValueError(f"{path} is not a model of ipr_jax: {error}") from error
     # Through the host: arrays that are bound to no device follow where the caller computes.
-    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored["params"])
+    params = jax.device_put(jax.tree.map(np.asarray, restored["params"]))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state), provenance
 

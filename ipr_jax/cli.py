@@ -1,4 +1,4 @@
-"""The command line ``ipr-jax``: refine, evaluate, stream, experiment, train and info."""
+"""The command line ``ipr-jax``: refine, evaluate, stream, experiment, train, info and export."""
 
 import dataclasses
 import datetime
@@ -24,19 +24,20 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ipr_jax import check, evaluate, experiments, files, flops
+from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, files, flops
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.networks import inputs, open_network
 from ipr_jax.options import (
     BatchOptions,
     Opened,
+    PassOptions,
     RefinementOptions,
     TaskOptions,
     get_rule,
     plain,
 )
-from ipr_jax.precision import compute_in
+from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.terminal import console, interruptible, one_line_errors
@@ -112,12 +113,26 @@ class ExperimentOptions(BatchOptions, TaskOptions):
     iterations: int = 50
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportOptions(PassOptions):
+    """The options of ``ipr-jax export MODEL OUT``.
+
+    Attributes:
+        task: the benchmark whose settings hold where nothing is given: mini-sudoku, digits-sudoku,
+            mnist-sudoku, even-pixels, counting-polygons or counting-stars.
+        precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
+    """
+
+    task: str = "mini-sudoku"
+    precision: str = "float32"
+
+
 def _samples(task: Task, options: RefineOptions) -> Batch:
     number = options.samples
     if number is None:
         number = 64 if options.puzzle is None else 1
     check.count("samples", number)
-    check.count("chunk", options.chunk)
+    check.count("batch_size", options.batch_size, auto=True)
     check.count("swapped", options.swapped, least=0)
     check.seed(options.seed)
     if options.puzzle is None:
@@ -201,7 +216,7 @@ def refine(options: RefineOptions) -> Path:
     lines: list[dict[str, Any]] = []
     key = jax.random.key(options.seed)
     denoise = compute_in(model, options.precision)
-    steps = evaluate.evaluate(task, denoise, batch, experiment, key, chunk=options.chunk)
+    steps = evaluate.evaluate(task, denoise, batch, experiment, key, batch_size=options.batch_size)
     remains = f"{folder} has the metrics of the finished iterations"
     with interruptible(remains), Live(bar, console=console, transient=True) as live:
         for progress in steps:
@@ -395,7 +410,7 @@ def compare(
         name: of the figure, and of the folder unless one is given.
         experiment: what to compare.
         opened: the task and the model.
-        options: samples, chunk, seed and folder.
+        options: samples, batch size, seed and folder.
 
     Returns:
         The folder.
@@ -412,7 +427,7 @@ def compare(
         folder,
         samples=options.samples,
         seed=options.seed,
-        chunk=options.chunk,
+        batch_size=options.batch_size,
         settings=described | {"precision": options.precision} | environment(),
     )
     found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}
@@ -474,7 +489,11 @@ def _draw(
 
 
 def train(
-    task: str, config: trainer.TrainConfig, out: Path | None = None, num_workers: int = 0
+    task: str,
+    config: trainer.TrainConfig,
+    out: Path | None = None,
+    num_workers: int = 0,
+    shard_params: bool = False,
 ) -> Path:
     """Run ``ipr-jax train TASK``.
 
@@ -483,6 +502,7 @@ def train(
         config: how to train.
         out: the folder of the run; by default runs/TASK.
         num_workers: processes that make the batches, 0 = a thread.
+        shard_params: whether the devices share one copy of the parameters, instead of one each.
 
     Returns:
         The folder of the trained model.
@@ -503,7 +523,10 @@ def train(
     model = RECIPES[task].model
     with interruptible(f"started again, it goes on from the last checkpoint in {folder}"), bar:
         running = bar.add_task("compiling", total=config.num_steps)
-        for line in trainer.train(get_task(task), model, config, folder, num_workers):
+        lines = trainer.train(
+            get_task(task), model, config, folder, num_workers, shard_params=shard_params
+        )
+        for line in lines:
             loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
             bar.update(running, completed=line["step"], description=loss)
     console.print(f"written: {folder / 'model'}")
@@ -538,6 +561,30 @@ def info(
     for name, value in rows.items():
         table.add_row(*(Text(files.printable(text)) for text in (name, value)))
     console.print(table)
+
+
+def export_program(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")] = ExportOptions(),
+) -> None:
+    """Write first pass and refinement as one file that runs without this library.
+
+    The file is a program of JAX for CPU, GPU and TPU, with the weights inside, for any batch size:
+    jax.export.deserialize(bytes).call(key_data, image, editable).
+
+    Args:
+        model: a shipped model or a model folder.
+        out: a new file.
+        options: how to refine.
+    """
+    refinement = options.refinement(options.task)
+    files.refuse_existing(out)
+    get_precision(options.precision)
+    program = export.serialize(checkpoint.load(model), refinement, options.precision)
+    with files.whole(out) as part:
+        part.write_bytes(program)
+    console.print(f"written: {out} ({len(program) / 2**20:,.1f} MiB)")
 
 
 def _refine_command(
@@ -614,13 +661,15 @@ def _train_command(task: str) -> Callable[..., Path]:
         config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task].training,
         out: Path | None = None,
         num_workers: int = 0,
+        shard_params: bool = False,
     ) -> Path:
-        return train(task, config, out, num_workers)
+        return train(task, config, out, num_workers, shard_params)
 
     command.__doc__ = (
         f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
         "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK.\n"
-        "    num_workers: processes that make the batches, 0 = a thread; results are the same."
+        "    num_workers: processes that make the batches, 0 = a thread; results are the same.\n"
+        "    shard_params: share one copy of the parameters among the devices, not one each."
     )
     return command
 
@@ -674,6 +723,7 @@ NAMED = {
 def main() -> None:
     """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
     words = sys.argv[1:]
+    cache.enable()
     with one_line_errors():
         if len(words) > 1 and words[0] in NAMED and not words[1].startswith("-"):
             command = NAMED[words[0]](words[1])
@@ -686,6 +736,7 @@ def main() -> None:
                 "experiment": _experiment_help,
                 "train": _train_help,
                 "info": info,
+                "export": export_program,
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
 

@@ -3,17 +3,19 @@
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from jax.sharding import Mesh
 
-from ipr_jax import check, selection, stopping
+from ipr_jax import check, memory, selection, sharding, stopping
 from ipr_jax.keys import sample_keys
-from ipr_jax.refinement import iterate
-from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass
+from ipr_jax.program import Program
+from ipr_jax.refinement import iterate_of
+from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass_of
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.stopping import Stop
 from ipr_jax.streaming import Streamed, stream
@@ -61,6 +63,7 @@ class Progress(NamedTuple):
         compile_seconds: before the first pass.
         seconds: since then.
         iteration_seconds: of this iteration.
+        batch_size: samples per compiled call, in this iteration.
     """
 
     iteration: int
@@ -71,10 +74,7 @@ class Progress(NamedTuple):
     compile_seconds: float
     seconds: float
     iteration_seconds: float
-
-
-_begin = jax.jit(first_pass, static_argnames="order")
-_advance = jax.jit(iterate, static_argnames=("order", "select", "noise"))
+    batch_size: int
 
 
 def evaluate(
@@ -84,7 +84,8 @@ def evaluate(
     experiment: Refinement,
     key: jax.Array,
     *,
-    chunk: int = 64,
+    batch_size: memory.Size = 64,
+    mesh: Mesh | None = None,
 ) -> Iterator[Progress]:
     """Complete a batch of puzzles, refine them, and score them after every iteration.
 
@@ -94,22 +95,29 @@ def evaluate(
         batch: N images with their clues.
         experiment: what to do.
         key: of the run; sample i uses the i-th of ``sample_keys(key, N)``.
-        chunk: samples per compiled call, at least 1; results are the same up to the rounding of
-            the network.
+        batch_size: samples per compiled call, at least 1, or "auto", as many as fit on the device;
+            halved, with a warning, when its memory is full. Results are the same up to the rounding
+            of the network.
+        mesh: the devices that share every batch, from ``sharding.data_mesh``; None = all of this
+            process. The batch size is rounded up to a multiple of them.
 
     Returns:
         An iterator over the progress after the first pass and after every iteration.
 
     Raises:
-        ValueError: the batch is not one of images and masks, a clue or ``chunk`` is out of range.
+        ValueError: the batch is not one of images and masks, a clue or ``batch_size`` is out of
+            range.
+        MemoryError: with "auto", if a single sample does not fit.
+        jax.errors.JaxRuntimeError: from the device, whose memory is full even at one sample.
     """
-    check.count("chunk", chunk)
+    check.count("batch_size", batch_size, auto=True)
     keys = sample_keys(key, len(batch.image))
     check.batch(keys, batch.image, batch.editable)
     check.clues(batch.image, batch.editable)
     if experiment.first is None:
         check.samples(batch.image, batch.editable)
-    return _run(task, check.as_pytree(denoise), batch, experiment, keys, chunk)
+    mesh = sharding.of_samples(mesh)
+    return _run(task, check.as_pytree(denoise), batch, experiment, keys, batch_size, mesh)
 
 
 def _run(
@@ -118,77 +126,102 @@ def _run(
     batch: Batch,
     experiment: Refinement,
     keys: jax.Array,
-    chunk: int,
+    batch_size: memory.Size,
+    mesh: Mesh | None,
 ) -> Iterator[Progress]:
     number, num_patches = len(keys), batch.editable[0].size
     sizes = selection.region_sizes(num_patches, experiment.ratio)
     settings = experiment.later.settings(num_patches)
     score = jax.jit(task.score)
+    devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
 
-    def perform(
-        iteration: int, keys: jax.Array, image: jax.Array, editable: np.ndarray
-    ) -> tuple[Sampled, dict[str, jax.Array]]:
-        if iteration > 0:
-            sampled = _advance(
-                denoise,
-                keys,
-                image,
-                editable,
-                iteration,
-                sizes,
-                settings,
-                order=experiment.later.order,
-                select=experiment.select,
-                noise=experiment.noise,
-            )
-        elif experiment.first is not None:
+    def program(iteration: int, keys: Any, image: Any, editable: Any) -> Program[Sampled]:
+        if iteration == 0 and experiment.first is not None:
             first = experiment.first
-            sampled = _begin(
-                denoise, keys, image, editable, first.settings(num_patches), order=first.order
-            )
-        else:
+            arguments = (denoise, keys, image, editable, first.settings(num_patches))
+            return Program(first_pass_of, arguments, {"order": first.order, "mesh": mesh})
+        return Program(
+            iterate_of,
+            (denoise, keys, image, editable, iteration, sizes, settings),
+            {
+                "order": experiment.later.order,
+                "select": experiment.select,
+                "noise": experiment.noise,
+                "mesh": mesh,
+            },
+        )
+
+    def perform(iteration: int, keys: jax.Array, image: jax.Array, editable: np.ndarray) -> _Done:
+        if iteration == 0 and experiment.first is None:
             sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
+        else:
+            given = jax.device_put((keys, image, editable), placed)
+            sampled = program(iteration, *given).run()
         scores = score(sampled.image)
         return sampled, {name: scores[name] for name in (*task.rates, *task.means)}
 
-    chunk = min(chunk, number)
-    chunks = _batches(number, chunk)
-    images = [jnp.asarray(batch.image[rows]) for rows in chunks]
-    start = time.perf_counter()
-    warm, nothing = images[0], np.zeros_like(batch.editable[chunks[0]])
-    for iteration in range(min(experiment.iterations, 1) + 1):
-        # With nothing editable, the loop runs zero times: this compiles and does nothing else.
-        warmed = perform(iteration, keys[chunks[0]], warm, nothing)
-        warm = jax.block_until_ready(warmed)[0].image
-    compiled = time.perf_counter()
+    def warm_up(each: int) -> None:
+        """Compile everything; with nothing editable, the loops run zero times."""
+        rows = _batches(number, each * devices)[0]
+        warm, nothing = image[rows], np.zeros_like(batch.editable[rows])
+        for iteration in range(kinds):
+            warm = jax.block_until_ready(perform(iteration, keys[rows], warm, nothing))[0].image
 
-    nfe, finite, before = np.zeros(number, np.int64), np.ones(number, bool), compiled
-    for iteration in range(experiment.iterations + 1):
+    def advance(iteration: int, image: jax.Array, each: int) -> _Done:
+        """All samples, ``each`` at once on a device; all but the images on the host."""
         parts = [
-            perform(iteration, keys[rows], image, batch.editable[rows])
-            for rows, image in zip(chunks, images, strict=True)
+            perform(iteration, keys[rows], image[rows], batch.editable[rows])
+            for rows in _batches(number, each * devices)
         ]
-        images = [sampled.image for sampled, _ in parts]
+        images = jnp.concatenate([sampled.image for sampled, _ in parts])[:number]
         cost, ok, scores = jax.tree.map(
             lambda *pieces: np.concatenate(pieces)[:number],
             *jax.device_get([(sampled.nfe, sampled.finite, scores) for sampled, scores in parts]),
         )
-        nfe, finite, now = nfe + cost, finite & ok, time.perf_counter()
+        return Sampled(images, cost, ok), scores
+
+    start = time.perf_counter()
+    image, kinds = jnp.asarray(batch.image), min(experiment.iterations, 1) + 1
+
+    def shapes(each: int) -> Program[Sampled]:
+        """What most of the time is spent in, to compile only."""
+        given = (
+            jax.ShapeDtypeStruct((each * devices, *part.shape[1:]), part.dtype, sharding=placed)
+            for part in (keys, image, batch.editable)
+        )
+        return program(kinds - 1, *given)
+
+    # From here on, sizes are those of one device.
+    size = batch_size if batch_size == "auto" else -(-batch_size // devices)
+    size = memory.choose(size, -(-number // devices), shapes, besides=2 * image.nbytes)
+    _, size = memory.halving(warm_up, size)
+    compiled = time.perf_counter()
+
+    nfe, finite, before = np.zeros(number, np.int64), np.ones(number, bool), compiled
+    for iteration in range(experiment.iterations + 1):
+        (sampled, scores), size = memory.halving(partial(advance, iteration, image), size)
+        image, now = sampled.image, time.perf_counter()
+        nfe, finite = nfe + sampled.nfe, finite & sampled.finite
         yield Progress(
             iteration=iteration,
-            image=jnp.concatenate(images)[:number],
+            image=image,
             scores=_of_finite(scores, finite),
             finite=finite,
             nfe=nfe,
             compile_seconds=compiled - start,
             seconds=now - compiled,
             iteration_seconds=now - before,
+            batch_size=size * devices,
         )
         before = time.perf_counter()
 
 
+_Done = tuple[Sampled, dict[str, Any]]
+"""The samples and their scores, by name."""
+
+
 def _batches(number: int, size: int) -> np.ndarray:
-    """Rows of 0 to number - 1 in batches, int [batches, size]; the last is filled up with row 0."""
+    """Which samples are in each batch; copies of sample 0, to be dropped, fill up the last one."""
     rows = np.arange(-(-number // size) * size)
     return np.where(rows < number, rows, 0).reshape(-1, size)
 
@@ -273,6 +306,7 @@ def evaluate_stream(
         compile_seconds=compiled - start,
         seconds=seconds,
         iteration_seconds=seconds,
+        batch_size=min(slots, number),
     )
     return progress, found
 
@@ -281,17 +315,19 @@ def summarise(progress: Progress) -> dict[str, float | int]:
     """One line of metrics: rates and means over the finite samples, with 95% intervals.
 
     Returns:
-        iteration, samples, not_finite; for a bool score such as valid: valid (how many), valid_rate
-        with valid_low and valid_high (Wilson); for another such as violations: violations (the
-        mean) with violations_low and violations_high (normal); nfe (mean per sample, so far),
-        seconds (without compilation), samples_per_second (of this iteration). Without a finite
-        sample there are no rate and no mean, with a single one the means have no interval.
+        iteration, samples, batch_size, not_finite; for a bool score such as valid: valid (how
+        many), valid_rate with valid_low and valid_high (Wilson); for another such as violations:
+        violations (the mean) with violations_low and violations_high (normal); nfe (mean per
+        sample, so far), seconds (without compilation), samples_per_second (of this iteration).
+        Without a finite sample there are no rate and no mean, with a single one the means have no
+        interval.
     """
     finite = progress.finite
     counted = int(finite.sum())
     line: dict[str, float | int] = {
         "iteration": progress.iteration,
         "samples": len(finite),
+        "batch_size": progress.batch_size,
         "not_finite": len(finite) - counted,
     }
     for name, values in progress.scores.items():
@@ -322,6 +358,8 @@ def summarise_stream(progress: Progress, found: Streamed) -> dict[str, float | i
 
 def _rate(name: str, values: np.ndarray) -> dict[str, float | int]:
     """How many are True, their rate, and its Wilson interval."""
+    from scipy import stats
+
     found, counted = int(values.sum()), len(values)
     if not counted:
         return {name: found}

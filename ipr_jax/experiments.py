@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ipr_jax import check, files, selection
+from ipr_jax import check, files, memory, selection
 from ipr_jax.evaluate import Refinement, evaluate, mean, summarise
 from ipr_jax.order import ORDERS, graph_order, random_order
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
@@ -202,7 +202,7 @@ def precision(task: Task, iterations: int) -> Experiment:
         },
         reference="float32",
         scores=(task.headline,),
-        published={"valid": {"float32": PUBLISHED["valid"]}},
+        published={},
     )
 
 
@@ -237,8 +237,8 @@ def get_experiment(name: str) -> Definition:
     return EXPERIMENTS[name]
 
 
-def describe(experiment: Experiment) -> dict[str, Any]:
-    """An experiment as JSON data; functions by name."""
+def describe(experiment: Experiment | Refinement) -> dict[str, Any]:
+    """What is done, as JSON data; functions by name."""
     return json.loads(json.dumps(dataclasses.asdict(experiment), default=lambda f: f.__name__))
 
 
@@ -250,7 +250,7 @@ def run(
     *,
     samples: int,
     seed: int,
-    chunk: int,
+    batch_size: memory.Size,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Line]]:
     """Refine and score every arm in ``folder``, from where it stopped if it holds this experiment.
@@ -266,7 +266,7 @@ def run(
         folder: a new one, or one that holds this experiment.
         samples: how many test samples, at least 1; the same in every arm.
         seed: of samples and noise.
-        chunk: samples per compiled call, at least 1.
+        batch_size: samples per compiled call, at least 1, or "auto"; the metrics tell the number.
         settings: JSON data that tells how the numbers come about: model, versions, device.
 
     Returns:
@@ -277,7 +277,7 @@ def run(
             or the folder holds something else.
     """
     check.count("samples", samples)
-    check.count("chunk", chunk)
+    check.count("batch_size", batch_size, auto=True)
     check.seed(seed)
     for arm in experiment.arms.values():
         source(task, arm.swapped).test_batch(seed, np.arange(1))
@@ -285,7 +285,7 @@ def run(
         "task": task.name,
         "samples": samples,
         "seed": seed,
-        "chunk": chunk,
+        "batch_size": batch_size,
         **describe(experiment),
         **settings,
     }
@@ -301,7 +301,9 @@ def run(
             batch = source(task, arm.swapped).test_batch(seed, np.arange(samples))
             key, lines, solved = jax.random.key(seed), [], np.empty(0)
             model = denoise(arm.precision)
-            for progress in evaluate(task, model, batch, arm.refinement, key, chunk=chunk):
+            for progress in evaluate(
+                task, model, batch, arm.refinement, key, batch_size=batch_size
+            ):
                 lines.append(summarise(progress))
                 solved = progress.scores[task.headline]
                 yield label, lines[-1]

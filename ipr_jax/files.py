@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ def refuse_existing(path: str | os.PathLike[str]) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder, create it first")
     return path
+
+
+_PART = re.compile(r"\.[0-9a-f]{32}\.")
+"""How the name of a file begins that is not yet whole; a killed process leaves it behind."""
 
 
 @contextlib.contextmanager
@@ -65,7 +70,7 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
                 f"settings in {path}"
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not all(_PART.match(found.name) for found in folder.iterdir()):
         raise ValueError(f"{folder} exists and holds no run; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

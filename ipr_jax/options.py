@@ -10,6 +10,7 @@ import jax
 from ipr_jax import checkpoint, experiments, stopping
 from ipr_jax.denoiser import SRM
 from ipr_jax.evaluate import Refinement
+from ipr_jax.memory import Size
 from ipr_jax.networks import open_network
 from ipr_jax.order import ORDERS
 from ipr_jax.precision import get_precision
@@ -76,10 +77,10 @@ class BatchOptions:
     """How many samples at once.
 
     Attributes:
-        chunk: samples per compiled call; larger suits a GPU or TPU.
+        batch_size: samples per compiled call; "auto" = as many as fit on the device.
     """
 
-    chunk: int = 64
+    batch_size: Size = 64
 
 
 class Opened(NamedTuple):
@@ -97,7 +98,7 @@ class Opened(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RefinementOptions(TaskOptions):
+class PassOptions:
     """How to refine; what is not given is as in the paper, for the task.
 
     Attributes:
@@ -137,7 +138,7 @@ class RefinementOptions(TaskOptions):
             "temperature": self.temperature,
             "order": _known("order", self.order, ORDERS),
         }
-        first, later = experiments.SETTINGS[task]
+        first, later = _known("task", task, experiments.SETTINGS)
         given = {
             "first": (first, self.first_steps_per_patch, self.first_overlap),
             "later": (later, self.steps_per_patch, self.overlap),
@@ -158,6 +159,11 @@ class RefinementOptions(TaskOptions):
             noise=_known("noise", self.noise, NOISES),
             **passes,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinementOptions(PassOptions, TaskOptions):
+    """Whose samples, and how to refine them."""
 
 
 def get_rule(name: str, task: Task) -> Stop:

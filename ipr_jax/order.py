@@ -81,7 +81,7 @@ def graph_order(dependencies: np.ndarray, *, max_order: int = 1, decay: float = 
         if t[0].size != len(weights):
             h, w = t.shape[1:]
             raise ValueError(f"the graph is of {len(weights)} patches, the grid {h} x {w}")
-        known = (1 - t).reshape(len(t), -1)
+        known = (1 - t).reshape(t.shape[0], -1)
         certainty = jnp.dot(known, weights, precision="highest").reshape(t.shape)
         return uniform - jnp.round(TIES * certainty)
 
@@ -107,6 +107,7 @@ def rank(scores: jax.Array, candidates: jax.Array) -> jax.Array:
     Returns:
         Int32 [B, h, w], a permutation of 0 to P - 1 per sample; ties in raster order.
     """
-    flat = (scores.reshape(len(scores), -1), ~candidates.reshape(len(scores), -1))
+    batch = scores.shape[0]
+    flat = (scores.reshape(batch, -1), ~candidates.reshape(batch, -1))
     place = jnp.argsort(jnp.lexsort(flat, axis=-1), axis=-1)
     return place.astype(jnp.int32).reshape(scores.shape)

@@ -60,10 +60,10 @@ def compute_in(model: SRM, precision: str) -> Denoiser:
         ValueError: an unknown precision; lists the known ones.
     """
     dtype = get_precision(precision).dtype
-    built = nnx.eval_shape(lambda: SRM(model.config, dtype=dtype, rngs=nnx.Rngs(0)))
-    return jax.tree_util.Partial(
-        _CALLS[precision], nnx.merge(nnx.graphdef(built), nnx.state(model))
-    )
+    if model.unet.dtype != dtype:
+        built = nnx.eval_shape(lambda: SRM(model.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        model = nnx.merge(nnx.graphdef(built), nnx.state(model))
+    return jax.tree_util.Partial(_CALLS[precision], model)
 
 
 def _call(precision: str) -> Any:

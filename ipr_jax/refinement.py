@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ipr_jax import check, selection
+from ipr_jax import check, selection, sharding
 from ipr_jax import keys as random_keys
 from ipr_jax.order import Order
+from ipr_jax.program import Program, driver
 from ipr_jax.regenerate import REFINEMENT, Sampled, Sampling, Settings, regenerate, renoise
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.types import Denoiser
@@ -76,7 +78,32 @@ def iterate(
     )
 
 
-@partial(jax.jit, static_argnames=("iterations", "order", "select", "noise", "record"))
+@partial(jax.jit, static_argnames=("order", "select", "noise", "mesh"))
+def iterate_of(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array,
+    editable: jax.Array,
+    iteration: jax.Array | int,
+    sizes: jax.Array,
+    settings: Settings,
+    *,
+    order: Order,
+    select: Selection,
+    noise: Noise,
+    mesh: Mesh | None,
+) -> Sampled:
+    """``iterate``, compiled, with the samples spread over a mesh."""
+    one = partial(iterate, order=order, select=select, noise=noise)
+    each = sharding.each_device(one, mesh, (None, 0, 0, 0, None, None, None), out_axes=0)
+    return each(denoise, keys, image, editable, iteration, sizes, settings)
+
+
+_AXES = Refined(0, 1, 1, 1)  # pyright: ignore[reportArgumentType]
+"""Of the samples in a result."""
+
+
+@partial(jax.jit, static_argnames=("iterations", "order", "select", "noise", "record", "mesh"))
 def _refine(
     denoise: Denoiser,
     keys: jax.Array,
@@ -85,32 +112,38 @@ def _refine(
     start: jax.Array,
     sizes: jax.Array,
     settings: Settings,
+    *,
     iterations: int,
     order: Order,
     select: Selection,
     noise: Noise,
     record: Record | None,
+    mesh: Mesh | None,
 ) -> Refined:
-    def body(image: jax.Array, iteration: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
-        sampled = iterate(
-            denoise,
-            keys,
-            image,
-            editable,
-            iteration,
-            sizes,
-            settings,
-            order=order,
-            select=select,
-            noise=noise,
-        )
-        recorded = None if record is None else record(sampled.image)
-        return sampled.image, (sampled.nfe, sampled.finite, recorded)
+    one = partial(iterate, order=order, select=select, noise=noise)
 
-    image, info = jax.lax.scan(body, image, start + jnp.arange(1, iterations + 1, dtype=jnp.int32))
-    return Refined(image, *info)
+    def every(
+        denoise: Denoiser,
+        keys: jax.Array,
+        image: jax.Array,
+        editable: jax.Array,
+        start: jax.Array,
+        *numbers: Any,
+    ) -> Refined:
+        def body(image: jax.Array, iteration: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
+            sampled = one(denoise, keys, image, editable, iteration, *numbers)
+            recorded = None if record is None else record(sampled.image)
+            return sampled.image, (sampled.nfe, sampled.finite, recorded)
+
+        which = start + jnp.arange(1, iterations + 1, dtype=jnp.int32)
+        image, info = jax.lax.scan(body, image, which)
+        return Refined(image, *info)
+
+    each = sharding.each_device(every, mesh, (None, 0, 0, 0, None, None, None), _AXES)
+    return each(denoise, keys, image, editable, start, sizes, settings)
 
 
+@driver
 def refine(
     denoise: Denoiser,
     keys: jax.Array,
@@ -124,7 +157,8 @@ def refine(
     noise: Noise = selection.fresh_noise,
     record: Record | None = None,
     start: int = 0,
-) -> Refined:
+    mesh: Mesh | None = None,
+) -> Program[Refined]:
     """Refine samples: re-noise and regenerate a random region of each, over and over.
 
     No verifier and no training. The images may come from ``generate`` or be given, for example
@@ -146,6 +180,7 @@ def refine(
         record: what to keep of the images of every iteration; by default nothing.
         start: iterations already done; ``refine(20)`` equals ``refine(10)``, then ``refine(10,
             start=10)`` with the same keys.
+        mesh: as for ``generate``; on several devices, what ``record`` gives must be by sample.
 
     Returns:
         The refined samples, their costs, and what was recorded.
@@ -160,17 +195,38 @@ def refine(
     check.clues(image, editable)
     check.samples(image, editable)
     num_patches = editable.shape[1] * editable.shape[2]
-    return _refine(
+    mesh = sharding.of_samples(mesh, keys, image, editable)
+    if mesh is not None and record is not None:
+        _check_record(record, image)
+    arguments = (
         check.as_pytree(denoise),
-        keys,
-        jnp.asarray(image),
-        jnp.asarray(editable),
+        *sharding.spread(mesh, keys, jnp.asarray(image), jnp.asarray(editable)),
         jnp.int32(start),
         selection.region_sizes(num_patches, ratio),
         sampling.settings(num_patches),
-        iterations,
-        sampling.order,
-        select,
-        noise,
-        record,
     )
+    static = {
+        "iterations": iterations,
+        "order": sampling.order,
+        "select": select,
+        "noise": noise,
+        "record": record,
+        "mesh": mesh,
+    }
+    return Program(
+        _refine, arguments, static, lambda found: sharding.cut(found, len(keys), mesh, _AXES)
+    )
+
+
+def _check_record(record: Record, image: jax.Array | np.ndarray) -> None:
+    """Refuse what cannot be put together from the devices.
+
+    Raises:
+        ValueError: something recorded is not by sample.
+    """
+    for leaf in jax.tree.leaves(jax.eval_shape(record, image)):
+        if leaf.shape[:1] != image.shape[:1]:
+            raise ValueError(
+                f"with several devices, what is recorded must be by sample, "
+                f"[{image.shape[0]}, ...], got {list(leaf.shape)}"
+            )

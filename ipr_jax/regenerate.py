@@ -5,16 +5,19 @@ ratio and mask; a sample that finishes early is left bit-identical.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ipr_jax import check, patches, schedule
+from ipr_jax import check, patches, schedule, sharding
 from ipr_jax import keys as random_keys
 from ipr_jax import step as steps
 from ipr_jax.order import Order, certain_first
+from ipr_jax.program import Program, driver
 from ipr_jax.schedule import Plan
 from ipr_jax.types import Denoiser
 
@@ -163,16 +166,34 @@ def first_pass(
     return regenerate(denoise, own.denoise, z, editable, settings, order)
 
 
-_generate = jax.jit(first_pass, static_argnames="order")
+@partial(jax.jit, static_argnames=("order", "mesh"))
+def first_pass_of(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array,
+    editable: jax.Array,
+    settings: Settings,
+    *,
+    order: Order,
+    mesh: Mesh | None,
+) -> Sampled:
+    """``first_pass``, compiled, with the samples spread over a mesh."""
+    each = sharding.each_device(
+        partial(first_pass, order=order), mesh, in_axes=(None, 0, 0, 0, None), out_axes=0
+    )
+    return each(denoise, keys, image, editable, settings)
 
 
+@driver
 def generate(
     denoise: Denoiser,
     keys: jax.Array,
     image: jax.Array | np.ndarray,
     editable: jax.Array | np.ndarray,
     sampling: Sampling = FIRST_PASS,
-) -> Sampled:
+    *,
+    mesh: Mesh | None = None,
+) -> Program[Sampled]:
     """Generate every editable patch from noise, given the others.
 
     One compiled program per batch size; keys, masks and all of ``sampling`` but the order are its
@@ -184,6 +205,8 @@ def generate(
         image: float32 [B, H, W, C] in [-1, 1]; only its clues are read.
         editable: bool [B, h, w]; False = a clue, returned bit for bit.
         sampling: how.
+        mesh: the devices that share the samples, from ``sharding.data_mesh``; None = all of this
+            process. A denoiser that is bound to a batch needs a mesh of one device.
 
     Returns:
         The samples; a batch without editable patches comes back as it is, at 0 evaluations.
@@ -193,11 +216,12 @@ def generate(
     """
     check.batch(keys, image, editable)
     check.clues(image, editable)
-    return _generate(
-        check.as_pytree(denoise),
-        keys,
-        jnp.asarray(image),
-        jnp.asarray(editable),
-        sampling.settings(editable.shape[1] * editable.shape[2]),
-        sampling.order,
+    mesh = sharding.of_samples(mesh, keys, image, editable)
+    settings = sampling.settings(editable.shape[1] * editable.shape[2])
+    samples = sharding.spread(mesh, keys, jnp.asarray(image), jnp.asarray(editable))
+    return Program(
+        first_pass_of,
+        (check.as_pytree(denoise), *samples, settings),
+        {"order": sampling.order, "mesh": mesh},
+        lambda found: sharding.cut(found, len(keys), mesh, 0),
     )

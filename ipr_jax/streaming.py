@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ipr_jax import check, schedule, selection, stopping
+from ipr_jax import check, memory, schedule, selection, sharding, stopping
 from ipr_jax import keys as random_keys
 from ipr_jax import step as steps
 from ipr_jax.order import Order
+from ipr_jax.program import Program, driver
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling, Settings, renoise
 from ipr_jax.schedule import PassPlan
 from ipr_jax.selection import Noise, Selection
@@ -129,6 +131,7 @@ class Functions(NamedTuple):
     stop: Stop
 
 
+@driver
 def stream(
     denoise: Denoiser,
     keys: jax.Array,
@@ -136,7 +139,7 @@ def stream(
     editable: jax.Array | np.ndarray,
     *,
     iterations: int,
-    slots: int = 64,
+    slots: memory.Size = 64,
     ratio: float = 0.25,
     first: Sampling | None = FIRST_PASS,
     later: Sampling = REFINEMENT,
@@ -144,7 +147,8 @@ def stream(
     noise: Noise = selection.fresh_noise,
     stop: Stop = stopping.never,
     patience: int = 1,
-) -> Streamed:
+    mesh: Mesh | None = None,
+) -> Program[Streamed]:
     """Generate and refine samples; a slot whose sample is finished takes the next one.
 
     Samples with many editable patches go first, so that the slots run empty at about the same time.
@@ -159,7 +163,8 @@ def stream(
         editable: bool [N, h, w]; False = a clue, returned bit for bit. A sample without editable
             patches comes back as it is, at 0 evaluations.
         iterations: after the first pass, at least 1; with a stopping rule, the most.
-        slots: B, samples that the network sees at once, at least 1.
+        slots: B, samples that the network sees at once, at least 1; "auto" = as many as fit on the
+            device, which costs up to two more compilations.
         ratio: the share of the editable patches that an iteration regenerates, in (0, 1].
         first: how the first pass samples; None starts from the given images.
         later: how the iterations sample.
@@ -167,6 +172,7 @@ def stream(
         noise: from which noise.
         stop: which samples may leave early.
         patience: how often in a row ``stop`` must hold, at least 1.
+        mesh: as for ``generate``; each device has its share of the queue and of the slots.
 
     Returns:
         The samples, and what they took.
@@ -174,38 +180,64 @@ def stream(
     Raises:
         ValueError: keys, images and masks do not belong together, a pixel is out of range, or a
             number is out of its range.
+        MemoryError: with ``slots="auto"``, if a single one does not fit.
     """
     check.count("iterations", iterations)
-    check.count("slots", slots)
+    check.count("slots", slots, auto=True)
     check.count("patience", patience)
     check.batch(keys, image, editable)
     check.clues(image, editable)
     if first is None:
         check.samples(image, editable)
+    mesh, number = sharding.of_samples(mesh, keys, image, editable), len(keys)
     num_patches = editable.shape[1] * editable.shape[2]
     two = [(first or later).settings(num_patches), later.settings(num_patches)]
-    passes = Passes(
-        jax.tree.map(lambda *parts: jnp.stack([jnp.asarray(part) for part in parts]), *two),
-        jnp.asarray(selection.region_sizes(num_patches, ratio)),
-    )
-    longest_first = np.argsort(-np.asarray(editable).sum(axis=(1, 2)), kind="stable")
-    queue = Queue(*(jnp.asarray(part)[longest_first] for part in (keys, image, editable)))
-    found = _stream(
+    arguments = (
         check.as_pytree(denoise),
-        queue,
-        passes,
+        Queue(*sharding.spread(mesh, keys, jnp.asarray(image), jnp.asarray(editable))),
+        Passes(
+            jax.tree.map(lambda *parts: jnp.stack([jnp.asarray(part) for part in parts]), *two),
+            jnp.asarray(selection.region_sizes(num_patches, ratio)),
+        ),
         jnp.int32(iterations),
         jnp.int32(patience),
-        slots=min(slots, len(keys)),
-        first_iteration=int(first is None),
-        functions=Functions(((first or later).order, later.order), select, noise, stop),
     )
-    place = np.argsort(longest_first)
-    return jax.tree.map(lambda part: part[place] if part.ndim else part, found)
+    static = {
+        "first_iteration": int(first is None),
+        "functions": Functions(((first or later).order, later.order), select, noise, stop),
+        "mesh": mesh,
+    }
+
+    def finish(found: Streamed) -> Streamed:
+        image, done, nfe, finite = sharding.cut(found[:4], number, mesh, 0)
+        return Streamed(image, done, nfe, finite, found.slot_evaluations.sum())
+
+    def at(slots: int) -> Program[Streamed]:
+        return Program(_stream, arguments, {"slots": slots, **static}, finish)
+
+    devices = 1 if mesh is None else mesh.size  # sizes are those of one device
+    size = slots if slots == "auto" else -(-slots // devices)
+    return at(memory.choose(size, -(-number // devices), at))
 
 
-@partial(jax.jit, static_argnames=("slots", "first_iteration", "functions"))
+@partial(jax.jit, static_argnames=("slots", "first_iteration", "functions", "mesh"))
 def _stream(
+    denoise: Denoiser,
+    queue: Queue,
+    passes: Passes,
+    iterations: jax.Array,
+    patience: jax.Array,
+    *,
+    mesh: Mesh | None,
+    **static: Any,
+) -> Streamed:
+    each = sharding.each_device(
+        partial(_stream_one, **static), mesh, in_axes=(None, 0, None, None, None), out_axes=0
+    )
+    return each(denoise, queue, passes, iterations, patience)
+
+
+def _stream_one(
     denoise: Denoiser,
     queue: Queue,
     passes: Passes,
@@ -216,6 +248,8 @@ def _stream(
     first_iteration: int,
     functions: Functions,
 ) -> Streamed:
+    longest_first = jnp.argsort(-queue.editable.sum(axis=(1, 2)))
+    queue = jax.tree.map(lambda part: part[longest_first], queue)
     number, h, w = queue.editable.shape
     shape = queue.image.shape[1:]
     parts = (1,) if functions.stop is stopping.never else PARTS
@@ -321,7 +355,9 @@ def _stream(
         evaluated=jnp.int32(0),
     )
     carry = jax.lax.while_loop(lambda carry: (carry.slots.sample < end).any(), turn, carry)
-    return Streamed(*carry.done, carry.evaluated)
+    place = jnp.argsort(longest_first)
+    done = Done(*(part[place] for part in carry.done))
+    return Streamed(*done, carry.evaluated[None])
 
 
 def _narrowest(where: jax.Array, widths: tuple[int, ...]) -> jax.Array:

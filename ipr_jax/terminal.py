@@ -2,8 +2,11 @@
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 from rich.console import Console
 from rich.markup import escape
 
@@ -15,11 +18,19 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a command with one clear line and exit code 2 when it is refused, 130 on an interrupt."""
+    """End a command with one clear line and exit code 2 when it is refused, 130 on an interrupt.
+
+    Warnings are one line each as well.
+    """
     try:
-        yield
-    except MemoryError:
-        errors.print("[red]error:[/] out of memory")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = ": ".join(filter(None, ["out of memory", escape(printable(str(error), 200))]))
+        errors.print(f"[red]error:[/] {said}")
         sys.exit(2)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         errors.print(f"[red]error:[/] {escape(printable(str(error)))}")
@@ -27,6 +38,11 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(130)
+
+
+def _show(message: Warning | str, *_: Any) -> None:
+    """Print a warning, without the line of code that it is from."""
+    errors.print(f"[yellow]warning:[/] {escape(printable(str(message)))}")
 
 
 @contextlib.contextmanager

@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # commands keep programs in the user's home
 
 import jax
 import jax.numpy as jnp

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from ipr_jax.streaming import Streamed
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.mini_sudoku import BOARDS
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
+from ipr_jax.terminal import one_line_errors
 from ipr_jax.training import trainer
 from ipr_jax.training.trainer import TrainConfig
 
@@ -171,10 +173,10 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
 
 
 def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
-    def still(task, model, batch, experiment, key, chunk):
+    def still(task, model, batch, experiment, key, batch_size):
         zeros = np.zeros(len(batch.image), np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
-        yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0)
+        yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, 1)
 
     monkeypatch.setattr(evaluate, "evaluate", still)
     code, out, _ = call("refine", "--model", tiny_folder, "--puzzle", "." * 16, "--out", "run")
@@ -382,8 +384,8 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
 
 def test_every_option_is_read():
     """Each option that belongs to the experiment changes it; the others are tested by what they do:
-    the task with its data, model, puzzle, samples and seed above, the folder; the chunk in
-    test_evaluate.
+    the task with its data, model, puzzle, samples and seed above, the folder; the
+    batch size in test_evaluate.
     """
     changes = {
         "iterations": 7,
@@ -398,7 +400,7 @@ def test_every_option_is_read():
         "regions": "fixed",
         "noise": "initial",
     }
-    elsewhere = {"task", "model", "puzzle", "swapped", "samples", "chunk", "seed", "out"}
+    elsewhere = {"task", "model", "puzzle", "swapped", "samples", "batch_size", "seed", "out"}
     elsewhere |= {"difficulty", "data", "classifier"}
     assert {field.name for field in dataclasses.fields(cli.RefineOptions)} == elsewhere | set(
         changes
@@ -637,6 +639,35 @@ def test_what_is_not_understood_ends_with_2(work, words):
     assert code == 2
     assert "Traceback" not in out + err
     assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED:\nfull"),
+            ": RESOURCE_EXHAUSTED: full",
+        ),
+        (MemoryError(), ""),
+    ],
+)
+def test_warnings_and_a_full_memory_are_one_line(capsys, error, said):
+    @one_line_errors()
+    def command():
+        warnings.simplefilter("always")
+        warnings.warn("so it\nis", stacklevel=1)
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"warning: so it is\nerror: out of memory{said}\n"
+
+
+def test_other_errors_of_the_device_are_shown_whole():
+    error = jax.errors.JaxRuntimeError("INTERNAL: broken")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"), one_line_errors():
+        raise error
 
 
 def test_the_installed_command_is_this_one(work):

@@ -10,7 +10,9 @@ import pytest
 from ipr_jax import cli, experiments, selection
 from ipr_jax.tasks import TASKS, get_task
 
-DOCS = [Path(__file__).parents[1] / name for name in ("README.md", "docs/reproduce.md")]
+DOCS = [
+    Path(__file__).parents[1] / name for name in ("README.md", "docs/reproduce.md", "docs/tpu.md")
+]
 REPRODUCE = DOCS[1].read_text()
 
 
@@ -33,9 +35,10 @@ def test_commands_exist(path):
         "evaluate": cli.EvaluateOptions,
         "stream": cli.StreamOptions,
         "experiment": cli.ExperimentOptions,
+        "export": cli.ExportOptions,
     }
     for command, name, given in named:
-        assert command in ("refine", "evaluate", "stream", "experiment", "train", "info")
+        assert command in (*options, "train", "info")
         if command == "experiment" and name:
             assert name in experiments.EXPERIMENTS
         if command in ("evaluate", "stream") and name:

@@ -1,4 +1,4 @@
-"""Evaluation: progress, chunks, costs, broken samples, the summary."""
+"""Evaluation: progress, batch sizes, costs, broken samples, the summary."""
 
 import dataclasses
 import json
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import ipr_jax
-from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling, patches, selection
+from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling, memory, patches, selection
+from ipr_jax import evaluate as loop
 from ipr_jax.evaluate import Progress, Refinement, evaluate, summarise, summarise_stream
 from ipr_jax.streaming import Streamed
 from ipr_jax.tasks import get_task
@@ -39,7 +40,7 @@ def batch():
 @pytest.fixture(scope="module")
 def whole(batch):
     """The progress with the fake, all seven samples at once."""
-    return list(evaluate(TASK, fake, batch, EXPERIMENT, KEY, chunk=7))
+    return list(evaluate(TASK, fake, batch, EXPERIMENT, KEY, batch_size=7))
 
 
 def keep(image):
@@ -66,7 +67,7 @@ def test_progress_is_yielded_after_the_first_pass_and_every_iteration(whole, bat
     assert (np.cumsum(own) <= since).all()
 
 
-def test_the_chunk_changes_nothing_and_is_compiled_once(whole, batch):
+def test_the_batch_size_changes_nothing_and_is_compiled_once(whole, batch):
     calls = 0
 
     def counting(z, t):
@@ -74,8 +75,8 @@ def test_the_chunk_changes_nothing_and_is_compiled_once(whole, batch):
         calls += 1
         return fake(z, t)
 
-    for denoise, chunk in ((counting, 3), (fake, 64)):
-        run = evaluate(TASK, denoise, batch, EXPERIMENT, KEY, chunk=chunk)
+    for denoise, batch_size in ((counting, 3), (fake, 64)):
+        run = evaluate(TASK, denoise, batch, EXPERIMENT, KEY, batch_size=batch_size)
         for got, want in zip(run, whole, strict=True):
             for name in RESULTS:
                 chex.assert_trees_all_equal(getattr(got, name), getattr(want, name))
@@ -85,12 +86,65 @@ def test_the_chunk_changes_nothing_and_is_compiled_once(whole, batch):
 def test_nor_does_it_with_a_real_model(tiny_model, batch):
     experiment = Refinement(iterations=2)
     whole, parts = (
-        list(evaluate(TASK, tiny_model, batch, experiment, KEY, chunk=chunk)) for chunk in (7, 3)
+        list(evaluate(TASK, tiny_model, batch, experiment, KEY, batch_size=batch_size))
+        for batch_size in (7, 3)
     )
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one.image, other.image, atol=1e-4)
         for name in RESULTS[1:]:
             chex.assert_trees_all_equal(getattr(one, name), getattr(other, name))
+
+
+def same_results(got, want):
+    for one, other in zip(got, want, strict=True):
+        for name in RESULTS:
+            chex.assert_trees_all_equal(getattr(one, name), getattr(other, name))
+
+
+def test_auto_is_as_many_as_fit_and_is_reported(whole, batch, monkeypatch):
+    def three(needed, available, most):
+        assert most == 7
+        assert available == 10**9 - 2 * batch.image.nbytes
+        assert needed(7) > 7 * 3 * 32 * 32 * 4
+        return 3
+
+    monkeypatch.setattr(memory, "usable_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "largest", three)
+    got = list(evaluate(TASK, fake, batch, EXPERIMENT, KEY, batch_size="auto"))
+    same_results(got, whole)
+    assert [summarise(progress)["batch_size"] for progress in got] == [3] * 4
+    assert [summarise(progress)["batch_size"] for progress in whole] == [7] * 4
+
+
+def full(function, largest, begin=0):
+    """A compiled function that runs out of memory beyond some images, from an iteration on."""
+
+    def run(denoise, keys, image, editable, iteration, *rest, **static):
+        if len(image) > largest and iteration >= begin:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return function(denoise, keys, image, editable, iteration, *rest, **static)
+
+    return run
+
+
+@pytest.mark.parametrize(("begin", "sizes"), [(0, [3, 3, 3, 3]), (2, [7, 7, 3, 3])])
+def test_a_full_memory_halves_the_batch_and_changes_nothing(
+    whole, batch, monkeypatch, begin, sizes
+):
+    monkeypatch.setattr(loop, "iterate_of", full(loop.iterate_of, 4, begin))
+    with pytest.warns(UserWarning, match="out of memory with 7 samples at once, going on with 3"):
+        got = list(evaluate(TASK, fake, batch, EXPERIMENT, KEY))
+    same_results(got, whole)
+    assert [progress.batch_size for progress in got] == sizes
+
+
+def test_a_memory_that_is_full_with_one_sample_is_an_error(batch, monkeypatch):
+    monkeypatch.setattr(loop, "iterate_of", full(loop.iterate_of, 0))
+    correction = Refinement(iterations=1, first=None)
+    run = evaluate(TASK, fake, batch, correction, KEY)
+    warned = pytest.warns(UserWarning, match="out of memory")
+    with warned, pytest.raises(jax.errors.JaxRuntimeError, match="EXHAUSTED"):
+        next(run)
 
 
 def test_costs_add_up_as_planned(whole, batch):
@@ -149,15 +203,15 @@ def always_valid(images):
 
 @pytest.mark.parametrize("broken", [0, 4])
 def test_a_sample_that_breaks_is_reported_alone(batch, broken):
-    """In chunks of three, where sample 0 also fills up the last one."""
+    """In batches of three, where sample 0 also fills up the last one."""
     image, editable = batch.image.copy(), batch.editable.copy()
     editable[:, 0, 0] = False
     image[:, 0, 0] = 0.0
     image[broken, 0, 0] = 1.0
     marked = Batch(image, editable, batch.label)
     task = dataclasses.replace(TASK, score=always_valid)
-    got = list(evaluate(task, breaking, marked, EXPERIMENT, KEY, chunk=3))
-    want = list(evaluate(task, fake, marked, EXPERIMENT, KEY, chunk=7))
+    got = list(evaluate(task, breaking, marked, EXPERIMENT, KEY, batch_size=3))
+    want = list(evaluate(task, fake, marked, EXPERIMENT, KEY, batch_size=7))
     others = np.arange(7) != broken
     for one, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(one.finite, others)
@@ -184,6 +238,7 @@ def progress_of(valid, violations, finite):
         compile_seconds=5.0,
         seconds=9.0,
         iteration_seconds=4.0,
+        batch_size=3,
     )
 
 
@@ -217,6 +272,7 @@ def test_a_line_counts_the_finite_samples_only():
         {
             "iteration": 2,
             "samples": 5,
+            "batch_size": 3,
             "not_finite": 1,
             "valid": 2,
             "valid_rate": 0.5,
@@ -280,7 +336,7 @@ def test_bad_batches_are_refused_before_anything_is_compiled(batch):
 
     loud = batch.image.copy()
     loud[6][~np.kron(batch.editable[6], np.ones((PATCH, PATCH), bool))] = 1.5
-    for change, chunk, message in [
+    for change, batch_size, message in [
         ({"image": batch.image[:0], "editable": batch.editable[:0]}, 7, "num_samples .* got 0"),
         ({"image": batch.image.astype(np.float64)}, 7, "float32"),
         ({"editable": batch.editable[:5]}, 7, r"editable must be \[7, h, w\]"),
@@ -290,10 +346,14 @@ def test_bad_batches_are_refused_before_anything_is_compiled(batch):
             3,
             r"clue pixels must be in \[-1, 1\], got a magnitude of 1.5 in sample 6",
         ),
-        ({}, 0, "chunk must be a whole number of at least 1, got 0"),
+        ({}, 0, 'batch_size must be a whole number of at least 1 or "auto", got 0'),
     ]:
         with pytest.raises(ValueError, match=message):
-            next(evaluate(TASK, never, batch._replace(**change), EXPERIMENT, KEY, chunk=chunk))
+            next(
+                evaluate(
+                    TASK, never, batch._replace(**change), EXPERIMENT, KEY, batch_size=batch_size
+                )
+            )
 
 
 def test_correction_starts_from_the_given_images():

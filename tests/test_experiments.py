@@ -11,14 +11,14 @@ import pytest
 from conftest import TINY, call
 from flax import nnx
 
-from ipr_jax import checkpoint, evaluate, experiments, options, selection
+from ipr_jax import checkpoint, evaluate, experiments, files, options, selection
 from ipr_jax.networks import build
 from ipr_jax.tasks import TASKS, counting_polygons, get_task
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.tasks.polygon_classifier import Counts
 
 TASK = get_task("mini-sudoku")
-RUN = {"samples": 5, "seed": 3, "chunk": 4, "settings": {"versions": {}}}
+RUN = {"samples": 5, "seed": 3, "batch_size": 4, "settings": {"versions": {}}}
 
 
 def timeless(lines):
@@ -98,9 +98,9 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
     batch = TASK.test_batch(3, np.arange(5))
     for label, lines in found.items():
         arm = experiment.arms[label].refinement
-        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), chunk=4)
+        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
         assert timeless(lines) == timeless(map(evaluate.summarise, alone))
-        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), chunk=4)
+        alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
         *_, last = alone
         written = json.loads((tmp_path / "run" / "arms" / f"{label}.json").read_text())
         assert written == {"metrics": lines, "solved": last.scores["valid"].tolist()}
@@ -180,6 +180,28 @@ def test_every_arm_has_the_network_in_its_precision(tmp_path, tiny_model):
         experiment = experiments.get_experiment(name).make(TASK, 0)
         list(experiments.run(experiment, TASK, denoise, tmp_path / name, **RUN))
     assert asked == ["float32", "bfloat16", None, None, None]
+
+
+def test_auto_goes_on_with_another_number_and_the_metrics_tell(tmp_path, monkeypatch, tiny_model):
+    fitting = [5, 5, 2, 2]
+
+    def still(task, denoise, batch, refinement, key, *, batch_size):
+        assert batch_size == "auto"
+        zeros = np.zeros(5, np.int64)
+        scores = {"valid": zeros > 0, "violations": zeros}
+        size = fitting.pop(0)
+        yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, size)
+
+    monkeypatch.setattr(experiments, "evaluate", still)
+    experiment = experiments.ratio(TASK, 0)
+    begun = run(experiment, tiny_model, tmp_path, batch_size="auto")
+    next(begun)
+    next(begun)
+    begun.close()  # after the first arm
+    found = collected(run(experiment, tiny_model, tmp_path, batch_size="auto"))
+    assert [line["batch_size"] for (line,) in found.values()] == [5, 2, 2]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["batch_size"], results["metrics"]) == ("auto", found)
 
 
 def test_another_experiment_in_the_folder_is_refused(tmp_path, tiny_model):
@@ -333,3 +355,13 @@ def test_scores_of_a_classifier_are_summarised():
 
 def never_called(z, t):
     raise AssertionError("nothing is refined")
+
+
+def test_a_folder_that_a_killed_run_has_only_begun_is_free(tmp_path):
+    with files.whole(tmp_path / "config.json") as part:
+        part.write_text("{")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / part.name).write_text("{")
+    files.claim(begun, {"seed": 2})
+    assert json.loads((begun / "config.json").read_text()) == {"seed": 2}

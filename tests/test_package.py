@@ -15,7 +15,13 @@ import pytest
 
 import ipr_jax
 from ipr_jax import checkpoint
-from ipr_jax.cli import EvaluateOptions, ExperimentOptions, RefineOptions, StreamOptions
+from ipr_jax.cli import (
+    EvaluateOptions,
+    ExperimentOptions,
+    ExportOptions,
+    RefineOptions,
+    StreamOptions,
+)
 from ipr_jax.config import ModelConfig
 from ipr_jax.evaluate import Refinement
 from ipr_jax.experiments import Experiment
@@ -37,20 +43,12 @@ LAYERS = [
         "config",
         "flow",
         "keys",
+        "sharding",
         "order",
         "schedule",
     ),
-    *(
-        "unet",
-        "denoiser",
-        "precision",
-        "checkpoint",
-        "step",
-        "regenerate",
-        "selection",
-        "refinement",
-    ),
-    *("stopping", "streaming"),
+    *("unet", "denoiser", "precision", "checkpoint", "step", "program", "memory"),
+    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead"),
     "flops",
     *(
         "tasks.base",
@@ -65,7 +63,7 @@ LAYERS = [
     *("tasks", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.loader"),
     *("training.trainer", "training.recipes", "training.digit_reader"),
-    *("evaluate", "experiments", "pictures", "options", "cli"),
+    *("evaluate", "export", "experiments", "pictures", "options", "cache", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [
@@ -73,7 +71,7 @@ CONVERT = [
     "conversion",
 ]
 """The same for ``convert``, but for its command line."""
-TOOLS = {"conftest.py", "lightning.py", "torch_writer.py"}
+TOOLS = {"conftest.py", "eight_devices.py", "lightning.py", "torch_writer.py"}
 """Files of the tests without a test."""
 
 
@@ -164,6 +162,7 @@ def test_everything_public_has_a_docstring(module):
             EvaluateOptions,
             StreamOptions,
             ExperimentOptions,
+            ExportOptions,
         ),
         *(PolygonConfig, Variant, Task, Experiment),
     ],
@@ -217,7 +216,7 @@ def test_the_readme_lists_every_file_in_that_order():
 @pytest.mark.parametrize("module", ALL)
 def test_neither_torch_nor_anything_undeclared_is_imported(module):
     declared = {"chex", "flax", "jax", "matplotlib", "ml_dtypes", "numpy", "optax", "orbax"}
-    declared |= {"PIL", "rich", "safetensors", "scipy", "sklearn", "tyro"}
+    declared |= {"PIL", "psutil", "rich", "safetensors", "scipy", "sklearn", "tyro"}
     declared |= {"ipr_jax", "convert", "benchmarks"}
     tops = {name.partition(".")[0] for name in imported(ALL[module])}
     assert tops <= declared | set(sys.stdlib_module_names)

@@ -19,9 +19,7 @@ from benchmarks.peers import Args, Round
 from ipr_jax.schedule import make_plan
 
 ROOT = Path(__file__).parents[1]
-ROUND = Round(
-    theirs=0.9, their_network=0.6, ours=0.1, ours_alone=0.25, our_network=0.2, scoring=0.01
-)
+ROUND = Round(theirs=0.9, their_network=0.6, ours=0.1, ours_alone=0.25, our_network=0.2)
 
 
 @pytest.fixture

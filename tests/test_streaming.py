@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ipr_jax
 from benchmarks import waste
-from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling, selection, stopping
+from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling, memory, selection, stopping
 from ipr_jax.order import random_order, raster_order
 from ipr_jax.streaming import stream
 
@@ -219,11 +219,26 @@ def test_few_evaluations_are_wasted_in_50_iterations(chance, most):
     assert waste.count(512, 64, chance, waste.Args())["wasted"] < most
 
 
+def test_auto_takes_as_many_slots_as_fit(monkeypatch):
+    slots = []
+
+    def all_of(needed, available, most):
+        slots.append(most)
+        assert needed(most) > 3 * 6 * 6 * 4
+        return most
+
+    monkeypatch.setattr(memory, "largest", all_of)
+    options = {"iterations": 3, "first": FIRST, "later": LATER}
+    found = stream(fake, *queue(3), slots="auto", **options)
+    np.testing.assert_array_equal(found.image, stream(fake, *queue(3), **options).image)
+    assert slots == [3]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
-        ({"slots": 0}, "slots must be a whole number of at least 1, got 0"),
+        ({"slots": 0}, 'slots must be a whole number of at least 1 or "auto", got 0'),
         ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
         ({"ratio": 0.0}, r"ratio must be in \(0, 1\], got 0.0"),
     ],

@@ -15,7 +15,7 @@ from flax import nnx
 from scipy import stats
 
 import ipr_jax
-from ipr_jax import SRM, ModelConfig, Prediction, checkpoint, flow, patches
+from ipr_jax import SRM, ModelConfig, Prediction, checkpoint, flow, patches, sharding
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import noise_levels, objective, trainer
 from ipr_jax.training.recipes import RECIPES
@@ -474,22 +474,17 @@ make_train_step = trainer.make_train_step
 
 
 def placed(state):
-    """Placed as a restored state is; a step is compiled once more for one that is not."""
-    return jax.device_put(state, jax.local_devices()[0])
+    """Placed as in a run; a step is compiled once more for a state that is not."""
+    return jax.device_put(state, sharding.whole(sharding.data_mesh()))
 
 
 @pytest.fixture
 def compiled_once(monkeypatch):
     """Runs that differ only in when they log and save share one compiled step."""
-    init = trainer.init
 
-    def placed_init(model, config):
-        return placed(init(model, config))
-
-    def shared_step(model, config):
+    def shared_step(model, config, placed=None):
         return compiled_step(model, dataclasses.replace(config, log_every=1, save_every=1))
 
-    monkeypatch.setattr(trainer, "init", placed_init)
     monkeypatch.setattr(trainer, "make_train_step", shared_step)
     return shared_step
 
@@ -777,7 +772,7 @@ def test_an_error_of_the_data_ends_the_run_at_its_step(tmp_path, compiled_once):
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-    def broken(model, config):
+    def broken(model, config, placed):
         def train_step(state, key, batch, inverse):
             params = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
             return state._replace(params=params), objective.Losses(*jnp.ones(4))

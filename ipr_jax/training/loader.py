@@ -22,7 +22,12 @@ MakeBatch = Callable[[int, np.ndarray], Batch]
 
 
 def load(
-    make_batch: MakeBatch, seed: int, batch_size: int, steps: range, num_workers: int = 0
+    make_batch: MakeBatch,
+    seed: int,
+    batch_size: int,
+    steps: range,
+    num_workers: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Generator[Batch]:
     """Make the batches of some steps while earlier ones are used; close it to stop early.
 
@@ -37,17 +42,22 @@ def load(
         num_workers: processes that make them; 0 = a thread of this one. They see no accelerator,
             end with this process, and import its main module: a script that starts them runs under
             ``if __name__ == "__main__":``.
+        part: (i, n), the i-th of n equal parts of every batch, for one of n hosts.
 
     Returns:
         A generator of batches, one per step.
 
     Raises:
-        ValueError: ``batch_size`` or ``num_workers`` is out of range, or ``make_batch`` cannot be
-            pickled.
+        ValueError: ``batch_size`` or ``num_workers`` is out of range, the batch has no such part,
+            or ``make_batch`` cannot be pickled.
     """
     check.count("batch_size", batch_size)
+    index, number = part
+    if batch_size % number:
+        raise ValueError(f"batch_size must be a multiple of {number} hosts, got {batch_size}")
     check_workers(make_batch, num_workers)
-    make = functools.partial(_make_step, make_batch, seed, batch_size)
+    own = np.arange(batch_size).reshape(number, -1)[index]
+    make = functools.partial(_make_step, make_batch, seed, batch_size, own)
     return _ahead(num_workers, make, steps)
 
 
@@ -69,8 +79,10 @@ def check_workers(make_batch: MakeBatch, num_workers: int) -> None:
             ) from error
 
 
-def _make_step(make_batch: MakeBatch, seed: int, batch_size: int, step: int) -> Batch:
-    return make_batch(seed, np.arange(step * batch_size, (step + 1) * batch_size))
+def _make_step(
+    make_batch: MakeBatch, seed: int, batch_size: int, own: np.ndarray, step: int
+) -> Batch:
+    return make_batch(seed, step * batch_size + own)
 
 
 def _ahead(num_workers: int, make: Callable[[int], Batch], steps: range) -> Generator[Batch]:

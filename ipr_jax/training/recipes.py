@@ -1,4 +1,4 @@
-"""How the shipped models were trained."""
+"""How models of this project were trained, the shipped ones among them."""
 
 from typing import NamedTuple
 

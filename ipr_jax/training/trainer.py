@@ -18,8 +18,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Mesh
 
-from ipr_jax import check, checkpoint, files
+from ipr_jax import check, checkpoint, files, sharding
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
 from ipr_jax.tasks.base import Batch, Task
@@ -151,12 +152,13 @@ def init(model: ModelConfig, config: TrainConfig) -> TrainState:
 TrainStep = Callable[[TrainState, jax.Array, Batch, jax.Array], tuple[TrainState, objective.Losses]]
 
 
-def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
+def make_train_step(model: ModelConfig, config: TrainConfig, placed: Any = None) -> TrainStep:
     """The compiled ``train_step(state, key, batch, inverse) -> (state, losses)``.
 
     The state is donated; ``key`` is ``RunKeys.step``, into which every step folds its number;
     ``inverse`` is ``noise_levels.inverse_density``, float32 [1000], or ones. Clues (not editable)
-    have level 0 and weight 0.
+    have level 0 and weight 0. ``placed`` is the sharding of the state, by default that of the one
+    it is given.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: SRM(model, rngs=nnx.Rngs(0))))
     transform = optimizer(config)
@@ -191,7 +193,8 @@ def make_train_step(model: ModelConfig, config: TrainConfig) -> TrainStep:
         ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.ema, params)
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), losses
 
-    return jax.jit(train_step, donate_argnums=0)
+    out_shardings = None if placed is None else (placed, None)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def _trim_log(path: Path, last_step: int) -> None:
@@ -204,7 +207,14 @@ def _trim_log(path: Path, last_step: int) -> None:
 
 
 def train(
-    task: Task, model: ModelConfig, config: TrainConfig, folder: Path, num_workers: int = 0
+    task: Task,
+    model: ModelConfig,
+    config: TrainConfig,
+    folder: Path,
+    num_workers: int = 0,
+    *,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> Iterator[dict[str, float]]:
     """Train in ``folder``, from where it stopped if it holds a run of the same configuration.
 
@@ -218,32 +228,50 @@ def train(
         folder: of the run; made if it does not exist.
         num_workers: processes that make the batches, as for ``loader.load``; 0 = a thread. The
             results are the same.
+        mesh: the devices that share every batch, from ``sharding.data_mesh``; None = all. Results
+            are the same up to rounding.
+        shard_params: whether the devices also share one copy of parameters, averages and moments,
+            instead of one each.
 
     Yields:
         A log line every ``config.log_every`` steps and at every checkpoint: step, mean losses since
         the last line, seconds per step.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or something else; or
-            ``num_workers`` is not for this task. Nothing has been written.
+        ValueError: the folder holds a run of another configuration, or something else;
+            ``num_workers`` is not for this task; or the batch cannot be shared equally. Nothing
+            has been written.
         FloatingPointError: a loss or a parameter is not finite; names the step, counted from 1 as
             in the log. It is found in time for the next log line, before anything is saved.
     """
     folder = checkpoint.check_path(folder)
     loader.check_workers(task.training_batch, num_workers)
+    mesh = mesh or sharding.data_mesh()
+    if config.batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size must be a multiple of the {mesh.size} devices, got {config.batch_size}"
+        )
     configuration = {
         "task": task.name,
         "model": dataclasses.asdict(model),
         "training": dataclasses.asdict(config),
     }
-    files.claim(folder, configuration)
+    leads = jax.process_index() == 0
+    if leads:
+        files.claim(folder, configuration)
 
     keys = run_keys(config.seed)
     inverse = jnp.ones(noise_levels.NUM_BINS)
     if config.noise_levels == "mean-beta":  # the others are uniform
         sample = noise_levels.SAMPLERS[config.noise_levels](config.sharpness)
         inverse = jnp.asarray(noise_levels.inverse_density(sample, keys.density, model.grid))
-    train_step = make_train_step(model, config)
+    abstract = jax.eval_shape(lambda: init(model, config))
+    placed = (
+        sharding.parts(mesh, abstract)
+        if shard_params
+        else jax.tree.map(lambda _: sharding.whole(mesh), abstract)
+    )
+    train_step = make_train_step(model, config, placed)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     with (
         ocp.CheckpointManager(folder / "checkpoints", options=options) as manager,
@@ -254,20 +282,29 @@ def train(
                 config.batch_size,
                 range(manager.latest_step() or 0, config.num_steps),
                 num_workers,
+                (jax.process_index(), jax.process_count()),
             )
         ) as batches,
     ):
-        state = init(model, config)
-        if manager.latest_step() is not None:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(abstract))
+        if manager.latest_step() is None:
+            state = jax.device_put(init(model, config), placed)
+        else:
+            wanted = jax.tree.map(
+                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                abstract,
+                placed,
+            )
+            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(wanted))
         start = int(state.step)
         log = folder / "log.jsonl"
-        _trim_log(log, start)
+        if leads:
+            _trim_log(log, start)
+        step_key, inverse = jax.device_put((keys.step, inverse), sharding.whole(mesh))
         recent: list[objective.Losses] = []
         began = time.perf_counter()
         for done, batch in enumerate(batches, start + 1):
-            state, losses = train_step(state, keys.step, batch, inverse)
+            shared = jax.make_array_from_process_local_data(sharding.rows(mesh), batch)
+            state, losses = train_step(state, step_key, shared, inverse)
             recent.append(losses)
             save = done % config.save_every == 0 or done == config.num_steps
             if not save and done % config.log_every:
@@ -283,8 +320,9 @@ def train(
             means = objective.Losses(*values.mean(axis=0).tolist())
             seconds = (time.perf_counter() - began) / len(recent)
             line = {"step": done, **means._asdict(), "seconds_per_step": seconds}
-            with log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            if leads:
+                with log.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
             if save:
                 if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
                     raise FloatingPointError(f"a parameter is not finite after step {done}")

@@ -1,0 +1,93 @@
+"""What is timed and profiled: a refinement pass of a preset, with random weights and images."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import ipr_jax
+from ipr_jax import sharding
+from ipr_jax.config import PRESETS
+from ipr_jax.precision import compute_in
+from ipr_jax.types import Denoiser, Prediction
+
+EDITABLE: dict[str, Sequence[int]] = {
+    "mini-sudoku": range(11, 17),
+    "even-pixels": [64],
+    "counting-polygons": [256],
+    "mnist-sudoku": range(55, 82),
+}
+"""Presets, and how many patches are editable in the test samples of their tasks."""
+
+
+class Workload(NamedTuple):
+    """A batch of a preset on its devices.
+
+    Attributes:
+        denoise: the network, with the weights that training begins with.
+        keys: [B], of the samples.
+        image: float32 [B, H, W, C], uniform in [-1, 1].
+        editable: bool [B, h, w], True.
+        t: float32 [B, h, w], 0.5.
+    """
+
+    denoise: Denoiser
+    keys: jax.Array
+    image: jax.Array
+    editable: jax.Array
+    t: jax.Array
+
+
+def check_preset(preset: str) -> None:
+    """Refuse what is no preset.
+
+    Raises:
+        ValueError: lists the known ones.
+    """
+    if preset not in EDITABLE:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(EDITABLE)}")
+
+
+def new_model(preset: str) -> ipr_jax.SRM:
+    """The network of a preset, with the weights that training begins with."""
+    return ipr_jax.SRM(PRESETS[preset], rngs=nnx.Rngs(0))
+
+
+def make(preset: str, batch: int, precision: str, devices: int = 1) -> Workload:
+    """A batch of ``batch`` samples, spread evenly over the first ``devices`` devices."""
+    config = PRESETS[preset]
+    mesh = ipr_jax.data_mesh(jax.devices()[:devices])
+    draw = np.random.default_rng(0).uniform(-1, 1, (batch, *config.image_shape))
+    parts = (
+        ipr_jax.sample_keys(jax.random.key(0), batch),
+        jnp.asarray(draw, jnp.float32),
+        jnp.ones((batch, *config.grid), bool),
+        jnp.full((batch, *config.grid), 0.5),
+    )
+    model = compute_in(new_model(preset), precision)
+    return Workload(
+        jax.device_put(model, sharding.whole(mesh)), *jax.device_put(parts, sharding.rows(mesh))
+    )
+
+
+def refinement(work: Workload, evaluations: int) -> ipr_jax.Refined:
+    """One iteration of refinement, of so many network evaluations, on the devices of the batch."""
+    sampling = ipr_jax.Sampling(max_steps=evaluations)
+    keys, image, editable = work.keys, work.image, work.editable
+    return ipr_jax.refine(
+        work.denoise,
+        keys,
+        image,
+        editable,
+        iterations=1,
+        sampling=sampling,
+        mesh=ipr_jax.data_mesh(sorted(image.devices(), key=lambda device: device.id)),
+    )
+
+
+def network(work: Workload) -> Prediction:
+    """One network evaluation on its own."""
+    return work.denoise(work.image, work.t)

@@ -1,0 +1,93 @@
+"""Compiled programs and what they are called with: run now, or compiled ahead of time.
+
+Compiling ahead fills the caches that a call looks in, so the call neither traces nor compiles.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+class Memory(NamedTuple):
+    """Bytes on every device while a program runs, as its compiler plans them.
+
+    Attributes:
+        arguments: model, images, keys and masks.
+        outputs: what it returns.
+        temporaries: everything in between.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What is known of a program before it runs.
+
+    Attributes:
+        seconds: that tracing and compiling took; next to nothing if it was compiled before.
+        memory: what it needs; None where the compiler does not tell.
+    """
+
+    seconds: float
+    memory: Memory | None
+
+
+def _unchanged(found: Any) -> Any:
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Program(Generic[Result]):
+    """A function under ``jax.jit`` and what it is called with.
+
+    Attributes:
+        function: the jitted function.
+        arguments: arrays, or to compile only, ``jax.ShapeDtypeStruct`` (or pytrees of them).
+        static: its static arguments by name.
+        finish: makes the result of what the function returns.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    static: Mapping[str, Any]
+    finish: Callable[[Any], Result] = _unchanged
+
+    def run(self) -> Result:
+        """Call it."""
+        return self.finish(self.function(*self.arguments, **self.static))
+
+    def compile(self) -> Compiled:
+        """Compile it and do nothing else."""
+        start = time.perf_counter()
+        compiled = self.function.lower(*self.arguments, **self.static).compile()
+        seconds, found = time.perf_counter() - start, compiled.memory_analysis()
+        kinds = ("argument", "output", "temp")
+        needed = found and Memory(*(getattr(found, f"{kind}_size_in_bytes") for kind in kinds))
+        return Compiled(seconds, needed)
+
+
+def driver(make: Callable[Given, Program[Result]]) -> Callable[Given, Result]:
+    """Turn a function that checks its arguments and makes a program into one that also runs it.
+
+    What makes the program is its attribute ``program``.
+    """
+
+    @functools.wraps(make)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return make(*args, **kwargs).run()
+
+    run.program = make  # pyright: ignore[reportAttributeAccessIssue]
+    return run

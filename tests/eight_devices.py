@@ -1,0 +1,174 @@
+"""What eight devices do; test_sharding.py runs this file in a process that has as many."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from flax import nnx
+
+import ipr_jax
+from ipr_jax import Prediction, Sampling, checkpoint, evaluate, sharding
+from ipr_jax.order import random_order
+from ipr_jax.tasks import get_task
+from ipr_jax.training import trainer
+
+ONE = sharding.data_mesh(jax.devices()[:1])
+ALL = sharding.data_mesh()
+
+RUN = trainer.TrainConfig(
+    num_steps=4,
+    batch_size=16,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    ema_decay=0.9,
+    noise_levels="shared",
+    log_every=1,
+    save_every=2,
+)
+
+
+# --- refinement -----------------------------------------------------------------------------------
+
+FIRST = Sampling(steps_per_patch=2, overlap=0.25)
+LATER = Sampling(steps_per_patch=3, overlap=0.5, order=random_order, stochasticity=0.9)
+
+
+def fake(z, t):
+    """A denoiser in which every patch hears of all others of its image."""
+    everything = z.mean(axis=(1, 2), keepdims=True)
+    sigma = jnp.abs(z.reshape(z.shape[0], 3, 2, 3, 2, 1)).mean(axis=(2, 4, 5)) + t
+    return Prediction(jnp.tanh(z + everything), 0.5 * jnp.tanh(z), sigma)
+
+
+def queue(number):
+    """Samples of 3x3 patches of 2x2 pixels with any number of clues."""
+    rng = np.random.default_rng(number)
+    image = rng.uniform(-1, 1, (number, 6, 6, 1)).astype(np.float32)
+    editable = rng.random((number, 3, 3)) < rng.random((number, 1, 1))
+    return ipr_jax.sample_keys(jax.random.key(0), number), image, editable
+
+
+def both(denoise, keys, image, editable, mesh, **options):
+    first = ipr_jax.generate(denoise, keys, image, editable, FIRST, mesh=mesh)
+    refined = ipr_jax.refine(
+        denoise, keys, first.image, editable, iterations=2, sampling=LATER, mesh=mesh, **options
+    )
+    return jax.tree.leaves((first, refined))
+
+
+HEAVY = [pytest.param(number, marks=pytest.mark.heavy) for number in (1, 7, 8, 64)]
+
+
+@pytest.mark.parametrize("number", [9, *HEAVY])
+def test_every_sample_is_what_one_device_makes_of_it(number):
+    given = queue(number)
+
+    def record(image):
+        return {"mean": image.mean(axis=(1, 2, 3)), "image": image}
+
+    one = both(fake, *given, ONE, record=record)
+    for found in (both(fake, *given, ALL, record=record), both(fake, *given, None, record=record)):
+        for got, want in zip(found, one, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("number", [5, *HEAVY[3:]])
+def test_a_stream_too(number):
+    options = {"iterations": 3, "slots": 16, "first": FIRST, "later": LATER}
+    many, one = (ipr_jax.stream(fake, *queue(number), mesh=mesh, **options) for mesh in (ALL, ONE))
+    for name in ("image", "iterations", "nfe", "finite"):
+        np.testing.assert_array_equal(getattr(many, name), getattr(one, name))
+    assert many.slot_evaluations >= many.nfe.sum()
+
+
+@pytest.mark.parametrize("driver", [ipr_jax.refine, ipr_jax.stream])
+def test_devices_exchange_nothing(driver):
+    program = driver.program(fake, *queue(9), iterations=2, mesh=ALL)
+    text = program.function.lower(*program.arguments, **program.static).compile().as_text()
+    assert "while" in text
+    exchanged = r"all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+    assert not re.findall(exchanged, text)
+    reduced = jax.jit(jnp.sum).lower(jax.device_put(jnp.ones(8), sharding.rows(ALL)))
+    assert re.findall(exchanged, reduced.compile().as_text())
+
+
+@pytest.mark.heavy
+def test_the_shipped_model_makes_the_same_boards():
+    task, model = get_task("mini-sudoku"), ipr_jax.load("mini-sudoku")
+    puzzles = task.test_batch(0, np.arange(9))
+    experiment = evaluate.Refinement(iterations=1, first=FIRST, later=FIRST)
+
+    def boards(mesh):
+        run = evaluate.evaluate(
+            task, model, puzzles, experiment, jax.random.key(0), batch_size=16, mesh=mesh
+        )
+        return list(run)
+
+    for got, want in zip(boards(ALL), boards(ONE), strict=True):
+        np.testing.assert_allclose(got.image, want.image, atol=1e-4)
+        np.testing.assert_array_equal(got.nfe, want.nfe)
+        np.testing.assert_array_equal(got.scores["valid"], want.scores["valid"])
+    assert (got.batch_size, want.batch_size) == (16, 9)
+
+
+def test_meshes_and_records_that_do_not_fit_are_refused():
+    given, options = queue(8), {"iterations": 1, "record": jnp.mean}
+    ipr_jax.refine(fake, *given, mesh=ONE, **options)
+    with pytest.raises(ValueError, match=r"must be by sample, \[8, \.\.\.\], got \[\]"):
+        ipr_jax.refine(fake, *given, mesh=ALL, **options)
+    square = jax.make_mesh((2, 4), ("data", "model"))
+    with pytest.raises(ValueError, match="one axis, 'data', got \\('data', 'model'\\)"):
+        ipr_jax.generate(fake, *given, mesh=square)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def optax_may_promote():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def train(folder, mesh, **options):
+    lines = list(trainer.train(get_task("mini-sudoku"), TINY, RUN, folder, mesh=mesh, **options))
+    model, _ = checkpoint.open_model(folder / "model")
+    return lines, jax.tree.leaves(nnx.state(model))
+
+
+@pytest.mark.heavy
+def test_training_does_not_depend_on_the_devices(tmp_path):
+    assert len(jax.devices()) == 8
+    lines, weights = train(tmp_path / "one", ONE)
+    for options in ({}, {"shard_params": True}):
+        folder = tmp_path / str(options)
+        begun = trainer.train(get_task("mini-sudoku"), TINY, RUN, folder, mesh=ALL, **options)
+        assert [next(begun)["step"] for _ in range(3)] == [1, 2, 3]
+        begun.close()
+        resumed, found = train(folder, ALL, **options)
+        assert [line["step"] for line in resumed] == [3, 4]
+        assert resumed[-1]["total"] == pytest.approx(lines[-1]["total"], rel=1e-4)
+        for got, want in zip(found, weights, strict=True):
+            np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_one_copy_of_the_parameters_is_split():
+    abstract = jax.eval_shape(lambda: trainer.init(TINY, RUN))
+    placed = sharding.parts(ALL, abstract)
+    bytes_of = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract)]
+    shards = [
+        np.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, where in zip(jax.tree.leaves(abstract), jax.tree.leaves(placed), strict=True)
+    ]
+    assert sum(shards) < 1.2 * sum(bytes_of) / 8
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    config = dataclasses.replace(RUN, batch_size=12)
+    with pytest.raises(ValueError, match="must be a multiple of the 8 devices, got 12"):
+        next(trainer.train(get_task("mini-sudoku"), TINY, config, tmp_path / "run", mesh=ALL))
+    assert not (tmp_path / "run").exists()

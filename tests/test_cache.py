@@ -1,0 +1,107 @@
+"""The programs that commands keep on disk: where, when not, and what they save."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import jax
+import pytest
+from conftest import call
+
+from ipr_jax import cache
+
+SETTINGS = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
+
+
+@pytest.fixture
+def enable(monkeypatch):
+    """What ``cache.enable`` changes of some settings."""
+
+    def run(**settings):
+        changed = {}
+        config = SimpleNamespace(values=SETTINGS | settings, update=changed.__setitem__)
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.jax, "config", config)
+            cache.enable()
+        return changed
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("home", "caches", "path"),
+    [("mine", "", "mine/.cache/ipr_jax"), ("mine", "other", "other/ipr_jax")],
+)
+def test_the_folder_is_made_among_the_users_caches(
+    enable, monkeypatch, tmp_path, home, caches, path
+):
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.setenv("XDG_CACHE_HOME", caches and str(tmp_path / caches))
+    assert enable()["jax_compilation_cache_dir"] == str(tmp_path / path)
+    assert (tmp_path / path).is_dir()
+    assert (tmp_path / path).stat().st_mode & 0o077 == 0
+    assert enable()["jax_persistent_cache_min_compile_time_secs"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"jax_compilation_cache_dir": "/theirs"}, {"jax_enable_compilation_cache": False}],
+)
+def test_the_users_own_settings_come_first(enable, monkeypatch, tmp_path, settings):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not enable(**settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_used(enable, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert not enable()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert not enable()
+
+
+def test_commands_of_the_tests_keep_nothing():
+    assert call("nope")[0] == 2
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.heavy
+def test_the_second_run_compiles_nothing_and_is_there_within_ten_seconds(tmp_path):
+    """The shipped model: one sample, and the first pass of 64."""
+    without = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = without | {"XDG_CACHE_HOME": str(tmp_path / "caches")}
+
+    def run(name, *words):
+        begin = time.perf_counter()
+        command = [sys.executable, "-m", "ipr_jax.cli", "refine", *map(str, words)]
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+            timeout=300,
+        )
+        seconds = time.perf_counter() - begin
+        assert not done.stderr
+        compiled = re.search(r"after (\d+) s of compilation", done.stdout)
+        assert compiled
+        kept = sorted(path.name for path in (tmp_path / "caches" / "ipr_jax").iterdir())
+        line = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        return seconds, int(compiled[1]), kept, line
+
+    for number, words in enumerate((("--samples", 1, "--iterations", 1), ("--iterations", 0))):
+        (_, cold, kept, first), (seconds, warm, again, second) = (
+            run(f"{number}-{time}", *words) for time in ("cold", "warm")
+        )
+        assert any(name.startswith("jit_first_pass") for name in kept)
+        assert kept == again
+        assert seconds < 10
+        assert warm <= cold / 2
+        assert first["valid"] == second["valid"]
