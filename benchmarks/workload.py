@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
+from jax.sharding import Mesh
 
 import ipr_jax
 from ipr_jax import sharding
@@ -73,6 +75,10 @@ def make(preset: str, batch: int, precision: str, devices: int = 1) -> Workload:
     )
 
 
+def _mesh_of(array: jax.Array) -> Mesh:
+    return ipr_jax.data_mesh(sorted(array.devices(), key=lambda device: device.id))
+
+
 def refinement(work: Workload, evaluations: int) -> ipr_jax.Refined:
     """One iteration of refinement, of so many network evaluations, on the devices of the batch."""
     sampling = ipr_jax.Sampling(max_steps=evaluations)
@@ -84,7 +90,7 @@ def refinement(work: Workload, evaluations: int) -> ipr_jax.Refined:
         editable,
         iterations=1,
         sampling=sampling,
-        mesh=ipr_jax.data_mesh(sorted(image.devices(), key=lambda device: device.id)),
+        mesh=None if isinstance(image, Tracer) else _mesh_of(image),
     )
 
 

@@ -214,7 +214,7 @@ def refine(
         "mesh": mesh,
     }
     return Program(
-        _refine, arguments, static, lambda found: sharding.cut(found, len(keys), mesh, _AXES)
+        _refine, arguments, static, lambda found: sharding.cut(found, keys.shape[0], mesh, _AXES)
     )
 
 

@@ -223,5 +223,5 @@ def generate(
         first_pass_of,
         (check.as_pytree(denoise), *samples, settings),
         {"order": sampling.order, "mesh": mesh},
-        lambda found: sharding.cut(found, len(keys), mesh, 0),
+        lambda found: sharding.cut(found, keys.shape[0], mesh, 0),
     )

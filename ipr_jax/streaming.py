@@ -209,6 +209,8 @@ def stream(
     }
 
     def finish(found: Streamed) -> Streamed:
+        if mesh is None:
+            return found
         image, done, nfe, finite = sharding.cut(found[:4], number, mesh, 0)
         return Streamed(image, done, nfe, finite, found.slot_evaluations.sum())
 
@@ -234,7 +236,8 @@ def _stream(
     each = sharding.each_device(
         partial(_stream_one, **static), mesh, in_axes=(None, 0, None, None, None), out_axes=0
     )
-    return each(denoise, queue, passes, iterations, patience)
+    found = each(denoise, queue, passes, iterations, patience)
+    return found if mesh else found._replace(slot_evaluations=found.slot_evaluations[0])
 
 
 def _stream_one(

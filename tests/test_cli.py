@@ -28,6 +28,7 @@ from ipr_jax.tasks.mini_sudoku import BOARDS
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.terminal import one_line_errors
 from ipr_jax.training import trainer
+from ipr_jax.training.recipes import RECIPES
 from ipr_jax.training.trainer import TrainConfig
 
 TASK = get_task("mini-sudoku")
@@ -287,7 +288,7 @@ def test_an_interrupt_keeps_the_finished_iterations(tiny_folder, work, monkeypat
 
 
 def test_an_interrupted_training_says_how_to_go_on(work, monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         yield {"step": 1, "total": 1.0, "seconds_per_step": 1.0}
         raise KeyboardInterrupt
 
@@ -458,7 +459,7 @@ def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
         np.testing.assert_array_equal(stop(None, None, batch.image), valid)
         finite, numbers = np.arange(3) != 1, np.array([4, 1, 2], np.int32)
         scores = {"valid": valid & finite, "violations": np.zeros(3)}
-        progress = evaluate.Progress(20, batch.image, scores, finite, numbers, 1.0, 2.0, 2.0)
+        progress = evaluate.Progress(20, batch.image, scores, finite, numbers, 1.0, 2.0, 2.0, 2)
         return progress, Streamed(batch.image, numbers, numbers, finite, np.int32(10))
 
     monkeypatch.setattr(evaluate, "evaluate_stream", still)
@@ -507,7 +508,8 @@ def test_a_bad_stream_is_one_line_and_writes_nothing(tiny_folder, work, words, m
 
 
 def test_training_writes_a_model(work, monkeypatch):
-    monkeypatch.setitem(PRESETS, "mini-sudoku", TINY)
+    recipe = RECIPES["mini-sudoku"]._replace(model=TINY)
+    monkeypatch.setitem(RECIPES, "mini-sudoku", recipe)
     words = ("train", "mini-sudoku", "--batch-size", 2, "--log-every", 1)
     words += ("--noise-levels", "independent", "--num-steps")
     with jax.numpy_dtype_promotion("standard"):
