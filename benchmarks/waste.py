@@ -39,7 +39,7 @@ class Args:
         out: a new JSON file.
     """
 
-    samples: tuple[int, ...] = (500, 512, 1024)
+    samples: tuple[int, ...] = (500, 512)
     slots: tuple[int, ...] = (64,)
     chance: tuple[float, ...] = (0.0, 0.03)
     iterations: int = 50
