@@ -204,12 +204,8 @@ def test_refinement_compiles_for_a_tpu(tmp_path):
         *(("TPU v4", 4, True), ("TPU v4", 4, False)),
     ]
     for small, large in zip(rows[::2], rows[1::2], strict=True):
-        # The longest schedule of the batch, once per iteration, is all that devices exchange.
-        assert small["collectives"] == {
-            "once": {},
-            "per iteration": {"all-reduce": 1},
-            "per evaluation": {},
-        }
+        # Every device runs its own samples to the end of its own schedules.
+        assert small["collectives"] == dict.fromkeys(aot.PLACES, {})
         memory = small["memory_bytes"]
         assert 0 < memory["argument"] < memory["total"] < 2**28
         assert "RESOURCE_EXHAUSTED" in large["said"]
