@@ -205,7 +205,7 @@ def test_refinement_compiles_for_a_tpu(tmp_path):
     ]
     for small, large in zip(rows[::2], rows[1::2], strict=True):
         # Every device runs its own samples to the end of its own schedules.
-        assert small["collectives"] == dict.fromkeys(aot.PLACES, {})
+        assert small["collectives"] == {place: {} for place in aot.PLACES}
         memory = small["memory_bytes"]
         assert 0 < memory["argument"] < memory["total"] < 2**28
         assert "RESOURCE_EXHAUSTED" in large["said"]
