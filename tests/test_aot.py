@@ -191,21 +191,15 @@ def test_what_cannot_be_compiled_for_is_named(tiny_case, monkeypatch):
 @pytest.mark.heavy
 def test_refinement_compiles_for_a_tpu(tmp_path):
     """Needs the extra ``aot``; without it, this fails and names it."""
-    words = [sys.executable, "-m", "benchmarks.aot", "--target", "v5e:2x2", "v4:2x2x1"]
-    words += ["--preset", "mini-sudoku", "--batch", "8", "16000000", "--out", str(tmp_path / "out")]
+    words = [sys.executable, "-m", "benchmarks.aot", "--target", "v5e:2x2"]
+    words += ["--preset", "mini-sudoku", "--batch", "8", "--out", str(tmp_path / "out")]
     root = Path(__file__).parents[1]
     done = subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    rows = json.loads((tmp_path / "out").read_text())["rows"]
-    kinds = [(row["device_kind"], row["devices"], row["fits"]) for row in rows]
-    assert kinds == [
-        *(("TPU v5 lite", 4, True), ("TPU v5 lite", 4, False)),
-        *(("TPU v4", 4, True), ("TPU v4", 4, False)),
-    ]
-    for small, large in zip(rows[::2], rows[1::2], strict=True):
-        # Every device runs its own samples to the end of its own schedules.
-        assert small["collectives"] == {place: {} for place in aot.PLACES}
-        memory = small["memory_bytes"]
-        assert 0 < memory["argument"] < memory["total"] < 2**28
-        assert "RESOURCE_EXHAUSTED" in large["said"]
+    (row,) = json.loads((tmp_path / "out").read_text())["rows"]
+    assert (row["device_kind"], row["devices"], row["fits"]) == ("TPU v5 lite", 4, True)
+    # Every device runs its own samples to the end of its own schedules.
+    assert row["collectives"] == {place: {} for place in aot.PLACES}
+    memory = row["memory_bytes"]
+    assert 0 < memory["argument"] < memory["total"] < 2**28
