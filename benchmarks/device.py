@@ -304,8 +304,8 @@ def measure(run: Run, parts: Mapping[str, tuple[Part, tuple[str, ...]]] = PARTS)
                 for found in part(run):
                     run.found[name] = found
                     files.write_text(run.args.out / f"{name}.json", json.dumps(found, indent=1))
-            except (ValueError, OSError, RuntimeError) as error:
-                run.left_out[name] = files.printable(str(error))
+            except Exception as error:  # whatever it is, what else there is to find is worth more
+                run.left_out[name] = f"{type(error).__name__}: {files.printable(str(error))}"
                 console.print(run.left_out[name], style="red", markup=False)
                 good = False
         run.summarise()

@@ -244,7 +244,7 @@ def test_parts_are_written_as_they_come_and_a_failure_is_left_out(device_run):
 
     def broken(run):
         yield {"half": True}
-        raise ValueError("it broke")
+        raise TypeError("it broke")
 
     def late(run):
         assert run.found["good"] == [1, 2]
@@ -265,7 +265,7 @@ def test_parts_are_written_as_they_come_and_a_failure_is_left_out(device_run):
     found = {path.stem: json.loads(path.read_text()) for path in out.iterdir()}
     summary = found.pop("summary")
     assert found == {"good": [1, 2], "broken": {"half": True}, "late": 3}
-    assert summary["left_out"] == {"broken": "it broke", "needy": "without nothing"}
+    assert summary["left_out"] == {"broken": "TypeError: it broke", "needy": "without nothing"}
     assert {"versions", "device", "commit", "arguments"} <= summary.keys()
 
 
