@@ -1,10 +1,13 @@
 """The command line ``ipr-jax``: refine, evaluate, stream, experiment, train, info and export."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +15,13 @@ import jax
 import numpy as np
 import tyro
 from flax import nnx
+from jax.experimental import multihost_utils
 from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,9 +29,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, files, flops
+from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, files, flops, shards
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
+from ipr_jax.hosts import HostOptions
 from ipr_jax.networks import inputs, open_network
 from ipr_jax.options import (
     BatchOptions,
@@ -38,18 +44,19 @@ from ipr_jax.options import (
     plain,
 )
 from ipr_jax.precision import compute_in, get_precision
+from ipr_jax.shards import Storage
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
-from ipr_jax.terminal import console, interruptible, one_line_errors
+from ipr_jax.terminal import console, interruptible, one_line_errors, preemptible
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
-SHOWN_SAMPLES, SHOWN_IN_GRID = 8, 64
+SHOWN_IN_GRID = 64
 SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineOptions(BatchOptions, RefinementOptions):
+class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
     """The options of ``ipr-jax refine``.
 
     Attributes:
@@ -58,12 +65,18 @@ class RefineOptions(BatchOptions, RefinementOptions):
         puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....".
         swapped: refine solved boards with so many pairs of cells swapped instead, all editable.
         samples: how many (64), or how many tries at your own puzzle (1).
+        shard_size: samples per file.
+        dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.
+        save_minutes: between two checkpoints of unfinished samples; 0 = after every iteration.
     """
 
     task: str = "mini-sudoku"
     puzzle: str | None = None
     swapped: int = 0
     samples: int | None = None
+    shard_size: int = Storage.shard_size
+    dtype: str = Storage.dtype
+    save_minutes: float = Storage.save_minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +140,11 @@ class ExportOptions(PassOptions):
     precision: str = "float32"
 
 
-def _samples(task: Task, options: RefineOptions) -> Batch:
-    number = options.samples
-    if number is None:
-        number = 64 if options.puzzle is None else 1
-    check.count("samples", number)
-    check.count("batch_size", options.batch_size, auto=True)
+def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]:
+    """The samples of some indices."""
     check.count("swapped", options.swapped, least=0)
-    check.seed(options.seed)
     if options.puzzle is None:
-        return experiments.source(task, options.swapped).test_batch(options.seed, np.arange(number))
+        return partial(experiments.source(task, options.swapped).test_batch, options.seed)
     if options.swapped:
         raise ValueError(f"swapped must be 0 with a puzzle, got {options.swapped}")
     if task.parse_puzzle is None:
@@ -144,27 +152,24 @@ def _samples(task: Task, options: RefineOptions) -> Batch:
     puzzle = task.parse_puzzle(options.puzzle, options.seed)
     for warning in puzzle.warnings:
         console.print(f"[yellow]This puzzle has no solution: {warning}.")
-    return Batch(*(np.repeat(part, number, axis=0) for part in puzzle.batch))
+    return lambda indices: Batch(*(part.repeat(len(indices), axis=0) for part in puzzle.batch))
 
 
-def _new_folder(options: TaskOptions, name: str) -> Path:
-    """Make the output folder, which must not exist."""
+def _folder(options: TaskOptions, name: str) -> Path:
+    """That of the options, or a new one."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = options.out or Path("results") / f"{name}-{now}"
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ValueError(f"{folder} exists and is not overwritten; choose another --out") from None
-    return folder
+    return options.out or Path("results") / f"{name}-{now}"
 
 
 def _table(task: Task, lines: list[dict[str, Any]]) -> Table:
     """The scores of the task, the headline with its interval, and what they cost."""
     table = Table(box=None, header_style="bold")
     rates = [f"{name} %" for name in task.rates[1:]]
+    timed = all("samples_per_second" in line for line in lines)
     for title in (
         *("iteration", f"{task.headline} %", "95% interval", *rates, *task.means),
-        *("evaluations per sample", "samples/s"),
+        "evaluations per sample",
+        *(["samples/s"] if timed else []),
     ):
         table.add_column(title, justify="right")
 
@@ -180,7 +185,7 @@ def _table(task: Task, lines: list[dict[str, Any]]) -> Table:
             *(percent(line, f"{name}_rate") for name in task.rates[1:]),
             *(f"{line[name]:.3g}" if name in line else "-" for name in task.means),
             f"{line['nfe']:.0f}",
-            f"{line['samples_per_second']:.1f}",
+            *([f"{line['samples_per_second']:.1f}"] if timed else []),
         )
     return table
 
@@ -189,97 +194,108 @@ def refine(options: RefineOptions) -> Path:
     """Run ``ipr-jax refine``.
 
     Returns:
-        The new folder.
+        The folder.
 
     Raises:
-        ValueError, FileNotFoundError: bad options; nothing has been written.
+        ValueError, OSError: bad options, or the folder holds something else; nothing has been
+            written. Or a file cannot be written.
+        RuntimeError: other processes cannot be reached.
     """
+    options.join()
+    if jax.process_count() > 1 and options.out is None:
+        raise ValueError("several processes share a folder, give --out")
     task, model, opened = options.open(options.task)
     experiment = options.refinement(options.task)
-    if options.swapped:
-        experiment = dataclasses.replace(experiment, first=None)
-    batch = _samples(task, options)
-    folder = _new_folder(options, options.task)
+    number = (64 if options.puzzle is None else 1) if options.samples is None else options.samples
+    run = shards.Run(
+        task=task,
+        denoise=compute_in(model, options.precision),
+        source=_source(task, options),
+        experiment=dataclasses.replace(experiment, first=None) if options.swapped else experiment,
+        samples=number,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        storage=Storage(
+            shard_size=options.shard_size, dtype=options.dtype, save_minutes=options.save_minutes
+        ),
+    )
+    begin = run.source(np.arange(1))
+    folder = _folder(options, options.task)
+    shared = {field.name for field in dataclasses.fields(HostOptions)}
     described = {
-        "arguments": plain(options) | {"out": str(folder)},
-        "model": opened["model"],
-        "provenance": opened["provenance"],
+        "arguments": {name: v for name, v in plain(options).items() if name not in shared}
+        | {"out": str(folder)},
+        "refinement": experiments.describe(run.experiment),
+        **opened,
         **environment(),
     }
-    files.write_text(folder / "config.json", json.dumps(described, indent=1))
-
-    history: list[evaluate.Progress] = []
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        *(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()),
+        *(TimeElapsedColumn(), TextColumn("of which remain"), TimeRemainingColumn()),
+        speed_estimate_period=24 * 3600,
     )
-    running = bar.add_task("compiling", total=experiment.iterations + 1)
-    lines: list[dict[str, Any]] = []
-    key = jax.random.key(options.seed)
-    denoise = compute_in(model, options.precision)
-    steps = evaluate.evaluate(task, denoise, batch, experiment, key, batch_size=options.batch_size)
-    remains = f"{folder} has the metrics of the finished iterations"
-    with interruptible(remains), Live(bar, console=console, transient=True) as live:
-        for progress in steps:
-            lines.append(evaluate.summarise(progress))
-            with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
-            if len(history) > 1:  # between the first and the last, only what is drawn is kept
-                shown = history[-1].image[:SHOWN_SAMPLES].copy()
-                history[-1] = history[-1]._replace(image=shown)
-            history.append(progress._replace(image=np.asarray(progress.image)))
-            bar.update(running, advance=1, description="refining")
-            grid = Table.grid()
-            grid.add_row(_table(task, lines))
-            grid.add_row(bar)
-            live.update(grid)
+    running = bar.add_task("compiling")
+    remains = f"started again with --out {folder}, it goes on"
+    status = None
+    with preemptible(remains) as preempted, Live(bar, console=console, transient=True) as live:
+        steps = shards.refine(run, folder, described, preempted=preempted)
+        with contextlib.closing(steps):
+            for status in steps:
+                bar.update(
+                    running, completed=status.done, total=status.total, description="refining"
+                )
+                grid = Table.grid()
+                grid.add_row(_table(task, status.lines))
+                grid.add_row(bar)
+                live.update(grid)
+    assert status is not None
+    finished = (folder / "manifest.json").exists()
+    lines = status.lines
+    if finished:
+        text = (folder / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
     console.print(_table(task, lines))
-    compiled, took = history[-1].compile_seconds, history[-1].seconds
-    console.print(f"{took:.0f} s, after {compiled:.0f} s of compilation")
-    if lines[-1]["not_finite"]:
-        console.print(f"[red]not finite and not counted: {lines[-1]['not_finite']} samples")
-    _save(folder, task, batch, history)
+    console.print(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
+    if not finished:
+        console.print(f"other processes have not finished their part of {folder}")
+        return folder
+    _say_broken(json.loads((folder / "manifest.json").read_text())["not_finite"])
+    first = next(shards.read(folder))
+    _draw_samples(folder, task, first)
     if options.puzzle is not None and task.format_sample is not None:
-        for title, progress in (("first pass", history[0]), ("refined", history[-1])):
-            verdict = task.headline if progress.scores[task.headline][0] else f"not {task.headline}"
-            console.print(f"\n{title} ({verdict}), given cells in brackets", style="bold")
-            board = task.format_sample(np.asarray(progress.image[0]), batch.label[0])
+        for title, which in (("first_pass", 0), ("refined", -1)):
+            verdict = task.headline if first[task.headline][which, 0] else f"not {task.headline}"
+            console.print(
+                f"\n{title.replace('_', ' ')} ({verdict}), given cells in brackets", style="bold"
+            )
+            board = task.format_sample(shards.to_float(first[title][0]), begin.label[0])
             console.print(board, markup=False, highlight=False)
     console.print(f"\nwritten: {folder}")
     return folder
 
 
-def _save(folder: Path, task: Task, batch: Batch, history: list[evaluate.Progress]) -> None:
-    """Write the samples and draw them; between the first and the last, history has only some."""
-    with files.whole(folder / "samples.npz") as path:
-        np.savez_compressed(
-            path,
-            allow_pickle=False,
-            first_pass=history[0].image,
-            refined=history[-1].image,
-            editable=batch.editable,
-            **{
-                name: np.stack([progress.scores[name] for progress in history])
-                for name in (*task.rates, *task.means)
-            },
-            finite=history[-1].finite,
-            nfe=history[-1].nfe,
-        )
-    _draw_samples(folder, task, batch.editable, history)
+def _say_broken(samples: list[dict[str, int]], most: int = 5) -> None:
+    """Which samples are not finite, the first of them by name."""
+    if samples:
+        named = [f"{each['sample']} at iteration {each['iteration']}" for each in samples[:most]]
+        more = ", ..." if len(samples) > most else ""
+        said = f"not finite and not counted: {len(samples)} samples ({', '.join(named)}{more})"
+        console.print(said, style="red")
 
 
-def _look(task: Task, editable: np.ndarray) -> Callable[[evaluate.Progress, np.ndarray], Any]:
-    """What is drawn of some rows of a progress, as ``pictures.Samples``."""
+def _look(task: Task) -> Callable[[Any, np.ndarray, np.ndarray], Any]:
+    """``(images, editable, solved) -> pictures.Samples``, what is drawn of samples."""
     from ipr_jax import pictures
 
     violating = jax.jit(task.violating) if task.violating else None
     score = jax.jit(task.score)
 
-    def look(progress: evaluate.Progress, rows: np.ndarray) -> pictures.Samples:
-        image = np.asarray(progress.image[rows])
+    def look(images: Any, editable: np.ndarray, solved: np.ndarray) -> pictures.Samples:
+        image = shards.to_float(np.asarray(images))
         return pictures.Samples(
             image,
-            editable[rows],
-            progress.scores[task.headline][rows],
+            editable,
+            solved,
             np.asarray(violating(image)) if violating else None,
             task.describe(jax.device_get(score(image))) if task.describe else None,
         )
@@ -287,26 +303,37 @@ def _look(task: Task, editable: np.ndarray) -> Callable[[evaluate.Progress, np.n
     return look
 
 
-def _draw_samples(
-    folder: Path, task: Task, editable: np.ndarray, history: list[evaluate.Progress]
-) -> None:
-    """Draw the finite samples: many at the end, few over the iterations, one in motion."""
+def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
+    """Draw the finite samples of the first file, unless they were drawn: many at the end, few over
+    the iterations, one in motion.
+    """
     from ipr_jax import pictures
 
-    look, last = _look(task, editable), history[-1]
-    finite = np.flatnonzero(last.finite)
-    if len(finite):
-        grid = look(last, finite[:SHOWN_IN_GRID])
-        pictures.samples(folder / "samples.png", grid, last.iteration, task.headline)
-    few = finite[finite < SHOWN_SAMPLES]
-    if len(few):
-        moments = {progress.iteration: look(progress, few) for progress in history}
-        chosen = (*SHOWN_ITERATIONS, last.iteration)
-        columns = {number: shown for number, shown in moments.items() if number in chosen}
-        pictures.refinement(folder / "refinement.png", columns, task.headline)
-        solved = [progress.scores[task.headline][few] for progress in (history[0], last)]
-        improved = int((~solved[0] & solved[1]).argmax())  # 0 if there is none
-        pictures.animation(folder / "refinement.gif", moments, improved, task.headline)
+    look, headline, editable = _look(task), task.headline, arrays["editable"]
+    solved, followed = arrays[headline], arrays["followed"]
+    finite = np.flatnonzero(arrays["broke_at"] < 0)
+    last = len(solved) - 1
+    path = folder / "samples.png"
+    if len(finite) and not path.exists():
+        many = finite[:SHOWN_IN_GRID]
+        grid = look(arrays["refined"][many], editable[many], solved[last][many])
+        pictures.samples(path, grid, last, headline)
+    few = finite[finite < followed.shape[1]]
+    if not len(few):
+        return
+    moments = {
+        which: look(images[few], editable[few], solved[which][few])
+        for which, images in enumerate(followed)
+    }
+    path = folder / "refinement.png"
+    if not path.exists():
+        chosen = (*SHOWN_ITERATIONS, last)
+        columns = {which: shown for which, shown in moments.items() if which in chosen}
+        pictures.refinement(path, columns, headline)
+    path = folder / "refinement.gif"
+    if not path.exists():
+        improved = int((~solved[0][few] & solved[last][few]).argmax())  # 0 if there is none
+        pictures.animation(path, moments, improved, headline)
 
 
 def stream(task: str, options: StreamOptions) -> Path:
@@ -326,7 +353,11 @@ def stream(task: str, options: StreamOptions) -> Path:
     opened = options.open(task)
     rule, refinement = get_rule(options.stop, opened.task), options.refinement(task)
     batch = opened.task.test_batch(options.seed, np.arange(options.samples))
-    folder = _new_folder(options, f"stream-{task}")
+    folder = _folder(options, f"stream-{task}")
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} exists and is not overwritten; choose another --out") from None
     with interruptible(f"{folder} is empty"), console.status("compiling and refining"):
         progress, found = evaluate.evaluate_stream(
             opened.task,
@@ -362,8 +393,10 @@ def stream(task: str, options: StreamOptions) -> Path:
     files.write_text(folder / "results.json", json.dumps(described, indent=1))
     finite = np.flatnonzero(progress.finite)
     if len(finite):
-        grid = _look(opened.task, batch.editable)(progress, finite[:SHOWN_IN_GRID])
-        pictures.samples(folder / "samples.png", grid, None, opened.task.headline)
+        many, headline = finite[:SHOWN_IN_GRID], opened.task.headline
+        solved = progress.scores[headline][many]
+        grid = _look(opened.task)(progress.image[many], batch.editable[many], solved)
+        pictures.samples(folder / "samples.png", grid, None, headline)
     asked = f"{options.iterations} iterations, stop: {options.stop}, patience: {options.patience}"
     console.print(f"{task}, {options.samples} samples, {asked}", style="bold")
     console.print(_stream_table(opened.task, line))
@@ -494,6 +527,7 @@ def train(
     out: Path | None = None,
     num_workers: int = 0,
     shard_params: bool = False,
+    hosts: HostOptions = HostOptions(),
 ) -> Path:
     """Run ``ipr-jax train TASK``.
 
@@ -503,6 +537,7 @@ def train(
         out: the folder of the run; by default runs/TASK.
         num_workers: processes that make the batches, 0 = a thread.
         shard_params: whether the devices share one copy of the parameters, instead of one each.
+        hosts: the processes that share every batch.
 
     Returns:
         The folder of the trained model.
@@ -510,7 +545,9 @@ def train(
     Raises:
         ValueError: bad arguments, or the folder holds another run.
         FloatingPointError: a loss is not finite; names the step.
+        RuntimeError: other processes cannot be reached.
     """
+    hosts.join()
     check.count("num_workers", num_workers, least=0)
     folder = out or Path("runs") / task
     bar = Progress(
@@ -521,10 +558,20 @@ def train(
         console=console,
     )
     model = RECIPES[task].model
-    with interruptible(f"started again, it goes on from the last checkpoint in {folder}"), bar:
+    remains = f"started again, it goes on from the last checkpoint in {folder}"
+    several = jax.process_count() > 1
+    with interruptible(remains) if several else preemptible(remains) as told, bar:
+        at = multihost_utils.reached_preemption_sync_point  # the same step in all processes
+        preempted = at if told is None else lambda _: told()
         running = bar.add_task("compiling", total=config.num_steps)
         lines = trainer.train(
-            get_task(task), model, config, folder, num_workers, shard_params=shard_params
+            get_task(task),
+            model,
+            config,
+            folder,
+            num_workers,
+            shard_params=shard_params,
+            preempted=preempted,
         )
         for line in lines:
             loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
@@ -593,8 +640,8 @@ def _refine_command(
     """Complete puzzles, then refine them by Iterative Partial Refinement.
 
     Without options: 64 handwritten mini-sudoku puzzles, a first pass, 20 iterations, and a new
-    folder with samples.npz, metrics.jsonl, config.json, and samples.png, refinement.png and
-    refinement.gif to look at.
+    folder with samples/, manifest.json, metrics.jsonl, config.json, and samples.png, refinement.png
+    and refinement.gif to look at. Started again with the same --out, it goes on where it stopped.
     """
     return refine(options)
 
@@ -662,14 +709,16 @@ def _train_command(task: str) -> Callable[..., Path]:
         out: Path | None = None,
         num_workers: int = 0,
         shard_params: bool = False,
+        hosts: Annotated[HostOptions, tyro.conf.arg(name="")] = HostOptions(),
     ) -> Path:
-        return train(task, config, out, num_workers, shard_params)
+        return train(task, config, out, num_workers, shard_params, hosts)
 
     command.__doc__ = (
         f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
         "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK.\n"
         "    num_workers: processes that make the batches, 0 = a thread; results are the same.\n"
-        "    shard_params: share one copy of the parameters among the devices, not one each."
+        "    shard_params: share one copy of the parameters among the devices, not one each.\n"
+        "    hosts: the processes that share every batch."
     )
     return command
 
@@ -724,6 +773,7 @@ def main() -> None:
     """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
     words = sys.argv[1:]
     cache.enable()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
     with one_line_errors():
         if len(words) > 1 and words[0] in NAMED and not words[1].startswith("-"):
             command = NAMED[words[0]](words[1])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ipr_jax import check, memory, selection, sharding, stopping
+from ipr_jax import check, memory, metrics, selection, sharding, stopping
 from ipr_jax.keys import sample_keys
 from ipr_jax.program import Program
 from ipr_jax.refinement import iterate_of
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass_of
+from ipr_jax.resume import PreemptionError
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.stopping import Stop
 from ipr_jax.streaming import Streamed, stream
@@ -86,6 +87,9 @@ def evaluate(
     *,
     batch_size: memory.Size = 64,
     mesh: Mesh | None = None,
+    first: int = 0,
+    done: Progress | None = None,
+    preempted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
     """Complete a batch of puzzles, refine them, and score them after every iteration.
 
@@ -94,30 +98,37 @@ def evaluate(
         denoise: the model.
         batch: N images with their clues.
         experiment: what to do.
-        key: of the run; sample i uses the i-th of ``sample_keys(key, N)``.
+        key: of the run; sample i uses the i-th of ``sample_keys(key, N, first=first)``.
         batch_size: samples per compiled call, at least 1, or "auto", as many as fit on the device;
             halved, with a warning, when its memory is full. Results are the same up to the rounding
             of the network.
         mesh: the devices that share every batch, from ``sharding.data_mesh``; None = all of this
             process. The batch size is rounded up to a multiple of them.
+        first: index of the first sample of the batch in the run, at least 0.
+        done: the progress to go on from, of the same batch; its image, finite, nfe and iteration
+            are read. None = from the beginning.
+        preempted: asked before every compiled call, whether to end.
 
     Returns:
-        An iterator over the progress after the first pass and after every iteration.
+        An iterator over the progress after the first pass and after every iteration, or after every
+        one that is not done.
 
     Raises:
         ValueError: the batch is not one of images and masks, a clue or ``batch_size`` is out of
             range.
         MemoryError: with "auto", if a single sample does not fit.
+        PreemptionError: ``preempted`` said so.
         jax.errors.JaxRuntimeError: from the device, whose memory is full even at one sample.
     """
     check.count("batch_size", batch_size, auto=True)
-    keys = sample_keys(key, len(batch.image))
+    keys = sample_keys(key, len(batch.image), first=first)
     check.batch(keys, batch.image, batch.editable)
     check.clues(batch.image, batch.editable)
     if experiment.first is None:
         check.samples(batch.image, batch.editable)
     mesh = sharding.of_samples(mesh)
-    return _run(task, check.as_pytree(denoise), batch, experiment, keys, batch_size, mesh)
+    denoise = check.as_pytree(denoise)
+    return _run(task, denoise, batch, experiment, keys, batch_size, mesh, done, preempted)
 
 
 def _run(
@@ -128,11 +139,14 @@ def _run(
     keys: jax.Array,
     batch_size: memory.Size,
     mesh: Mesh | None,
+    done: Progress | None,
+    preempted: Callable[[], bool],
 ) -> Iterator[Progress]:
     number, num_patches = len(keys), batch.editable[0].size
     sizes = selection.region_sizes(num_patches, experiment.ratio)
     settings = experiment.later.settings(num_patches)
     score = jax.jit(task.score)
+    begin = 0 if done is None else done.iteration + 1
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
 
     def program(iteration: int, keys: Any, image: Any, editable: Any) -> Program[Sampled]:
@@ -152,6 +166,8 @@ def _run(
         )
 
     def perform(iteration: int, keys: jax.Array, image: jax.Array, editable: np.ndarray) -> _Done:
+        if preempted():
+            raise PreemptionError
         if iteration == 0 and experiment.first is None:
             sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
         else:
@@ -164,7 +180,7 @@ def _run(
         """Compile everything; with nothing editable, the loops run zero times."""
         rows = _batches(number, each * devices)[0]
         warm, nothing = image[rows], np.zeros_like(batch.editable[rows])
-        for iteration in range(kinds):
+        for iteration in kinds:
             warm = jax.block_until_ready(perform(iteration, keys[rows], warm, nothing))[0].image
 
     def advance(iteration: int, image: jax.Array, each: int) -> _Done:
@@ -181,7 +197,11 @@ def _run(
         return Sampled(images, cost, ok), scores
 
     start = time.perf_counter()
-    image, kinds = jnp.asarray(batch.image), min(experiment.iterations, 1) + 1
+    image = jnp.asarray(batch.image if done is None else done.image)
+    iterations = range(begin, experiment.iterations + 1)
+    kinds = sorted({min(iteration, 1) for iteration in iterations})
+    if not kinds:
+        return
 
     def shapes(each: int) -> Program[Sampled]:
         """What most of the time is spent in, to compile only."""
@@ -189,7 +209,7 @@ def _run(
             jax.ShapeDtypeStruct((each * devices, *part.shape[1:]), part.dtype, sharding=placed)
             for part in (keys, image, batch.editable)
         )
-        return program(kinds - 1, *given)
+        return program(kinds[-1], *given)
 
     # From here on, sizes are those of one device.
     size = batch_size if batch_size == "auto" else -(-batch_size // devices)
@@ -197,8 +217,11 @@ def _run(
     _, size = memory.halving(warm_up, size)
     compiled = time.perf_counter()
 
-    nfe, finite, before = np.zeros(number, np.int64), np.ones(number, bool), compiled
-    for iteration in range(experiment.iterations + 1):
+    before = compiled
+    nfe, finite = np.zeros(number, np.int64), np.ones(number, bool)
+    if done is not None:
+        nfe, finite = done.nfe, done.finite
+    for iteration in iterations:
         (sampled, scores), size = memory.halving(partial(advance, iteration, image), size)
         image, now = sampled.image, time.perf_counter()
         nfe, finite = nfe + sampled.nfe, finite & sampled.finite
@@ -311,35 +334,20 @@ def evaluate_stream(
     return progress, found
 
 
-def summarise(progress: Progress) -> dict[str, float | int]:
-    """One line of metrics: rates and means over the finite samples, with 95% intervals.
-
-    Returns:
-        iteration, samples, batch_size, not_finite; for a bool score such as valid: valid (how
-        many), valid_rate with valid_low and valid_high (Wilson); for another such as violations:
-        violations (the mean) with violations_low and violations_high (normal); nfe (mean per
-        sample, so far), seconds (without compilation), samples_per_second (of this iteration).
-        Without a finite sample there are no rate and no mean, with a single one the means have no
-        interval.
+def summarise(progress: Progress) -> metrics.Line:
+    """``metrics.line`` of a progress, with iteration, batch_size, seconds (without compilation) and
+    samples_per_second (of this iteration).
     """
-    finite = progress.finite
-    counted = int(finite.sum())
-    line: dict[str, float | int] = {
+    found = metrics.line(metrics.tally(progress.scores, progress.finite, progress.nfe))
+    return found | {
         "iteration": progress.iteration,
-        "samples": len(finite),
         "batch_size": progress.batch_size,
-        "not_finite": len(finite) - counted,
-    }
-    for name, values in progress.scores.items():
-        line |= (_rate if values.dtype == np.bool_ else mean)(name, values[finite])
-    return line | {
-        "nfe": float(progress.nfe.mean()),
         "seconds": progress.seconds,
-        "samples_per_second": len(finite) / progress.iteration_seconds,
+        "samples_per_second": len(progress.finite) / progress.iteration_seconds,
     }
 
 
-def summarise_stream(progress: Progress, found: Streamed) -> dict[str, float | int]:
+def summarise_stream(progress: Progress, found: Streamed) -> metrics.Line:
     """``summarise`` of a stream, and what it saved, with 95% intervals.
 
     Returns:
@@ -348,35 +356,10 @@ def summarise_stream(progress: Progress, found: Streamed) -> dict[str, float | i
         (the share of the slot evaluations). samples_per_second is that of the whole.
     """
     iterations = np.asarray(found.iterations)
+    early = int((iterations < progress.iteration).sum())
     return (
         summarise(progress)
-        | mean("iterations", iterations)
-        | _rate("left_early", iterations < progress.iteration)
+        | metrics.mean("iterations", metrics.Moments.of(iterations))
+        | metrics.rate("left_early", early, len(iterations))
         | {"wasted": found.wasted}
     )
-
-
-def _rate(name: str, values: np.ndarray) -> dict[str, float | int]:
-    """How many are True, their rate, and its Wilson interval."""
-    from scipy import stats
-
-    found, counted = int(values.sum()), len(values)
-    if not counted:
-        return {name: found}
-    low, high = stats.binomtest(found, counted).proportion_ci(0.95, method="wilson")
-    rate = {"rate": found / counted, "low": float(low), "high": float(high)}
-    return {name: found} | {f"{name}_{part}": value for part, value in rate.items()}
-
-
-def mean(name: str, values: np.ndarray) -> dict[str, float]:
-    """The mean of values [N] and its 95% interval (normal), as NAME, NAME_low and NAME_high.
-
-    Without values there is no mean, with a single one no interval.
-    """
-    if not len(values):
-        return {}
-    centre = float(values.mean())
-    if len(values) == 1:
-        return {name: centre}
-    error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
-    return {name: centre, f"{name}_low": centre - error, f"{name}_high": centre + error}

@@ -14,13 +14,12 @@ import jax
 import numpy as np
 
 from ipr_jax import check, files, memory, selection
-from ipr_jax.evaluate import Refinement, evaluate, mean, summarise
+from ipr_jax.evaluate import Refinement, evaluate, summarise
+from ipr_jax.metrics import Line, Moments, mean
 from ipr_jax.order import ORDERS, graph_order, random_order
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.tasks.base import Task
 from ipr_jax.types import Denoiser
-
-Line = dict[str, float | int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -344,7 +343,7 @@ def _differences(
         return {}
     reference = np.array(arms[experiment.reference]["solved"], float)
     return {
-        label: mean("difference", np.array(arm["solved"], float) - reference)
+        label: mean("difference", Moments.of(np.array(arm["solved"], float) - reference))
         for label, arm in arms.items()
         if label != experiment.reference
     }

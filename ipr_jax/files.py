@@ -35,6 +35,8 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
         yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -63,14 +65,15 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
         ValueError: the folder holds a run of another configuration, or something else.
     """
     path, text = folder / "config.json", json.dumps(configuration, indent=1)
-    if path.exists():
+    found = list(folder.iterdir()) if folder.exists() else []
+    if path.exists():  # looked at last: another process may be making the same folder
         if path.read_text() != text:
             raise ValueError(
                 f"{folder} holds a run of another configuration; choose another folder or the "
                 f"settings in {path}"
             )
         return
-    if folder.exists() and not all(_PART.match(found.name) for found in folder.iterdir()):
+    if not all(_PART.match(each.name) for each in found):
         raise ValueError(f"{folder} exists and holds no run; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

@@ -30,6 +30,11 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has the same of, on the devices of all."""
+    return jax.device_put(jax.tree.map(np.asarray, tree), shardings)
+
+
 def check_mesh(mesh: Mesh) -> None:
     """Refuse a mesh over which samples cannot be spread.
 

@@ -1,9 +1,10 @@
 """What the command lines share: where they print, and how they end."""
 
 import contextlib
+import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ipr_jax.files import printable
+from ipr_jax.resume import PreemptionError
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -53,3 +55,23 @@ def interruptible(remains: str) -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print(f"interrupted: {remains}")
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def preemptible(remains: str) -> Iterator[Callable[[], bool]]:
+    """End with exit code 143 on SIGTERM as with 130 on an interrupt, and say what remains.
+
+    Yields:
+        A function that tells whether SIGTERM came, for what then saves its state and raises
+        ``PreemptionError``; nothing else ends at it.
+    """
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with interruptible(remains):
+            yield lambda: bool(came)
+    except PreemptionError:
+        errors.print(f"terminated: {remains}")
+        sys.exit(128 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 import ipr_jax
-from ipr_jax import checkpoint, cli, evaluate, experiments, pictures
+from ipr_jax import checkpoint, cli, evaluate, experiments, pictures, shards
 from ipr_jax.config import PRESETS
 from ipr_jax.networks import build
 from ipr_jax.options import get_rule
@@ -32,8 +32,9 @@ from ipr_jax.training.recipes import RECIPES
 from ipr_jax.training.trainer import TrainConfig
 
 TASK = get_task("mini-sudoku")
-FILES = ["config.json", "metrics.jsonl"]
-FILES += ["refinement.gif", "refinement.png", "samples.npz", "samples.png"]
+FILES = ["config.json", "manifest.json", "metrics.jsonl"]
+PICTURES = ["refinement.gif", "refinement.png", "samples.png"]
+HOSTS = {"distributed", "coordinator", "num_processes", "process_id"}
 SHORT = ("--samples", 3, "--iterations", 2)
 
 
@@ -45,9 +46,13 @@ def lines_of(folder):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def samples_of(folder):
-    with np.load(folder / "samples.npz") as file:
-        return dict(file)
+    [found] = shards.read(folder)
+    return found
 
 
 def save_random(folder, config):
@@ -68,7 +73,8 @@ def work(tmp_path, monkeypatch):
 def finished(tiny_folder, tmp_path_factory):
     """A finished run: its folder and what the command said."""
     folder = tmp_path_factory.mktemp("runs") / "new" / "run"
-    return folder, call("refine", "--model", tiny_folder, *SHORT, "--seed", 4, "--out", folder)
+    words = ("--seed", 4, "--dtype", "float32", "--out", folder)
+    return folder, call("refine", "--model", tiny_folder, *SHORT, *words)
 
 
 # --- refine ---------------------------------------------------------------------------------------
@@ -77,9 +83,10 @@ def finished(tiny_folder, tmp_path_factory):
 def test_it_writes_its_files_and_says_where(finished):
     folder, (code, out, err) = finished
     assert (code, err) == (0, "")
-    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert names_in(folder) == sorted([*FILES, *PICTURES, "samples"])
+    assert names_in(folder / "samples") == ["00000.json", "00000.npz"]
     rows = [line.split()[0] for line in out.splitlines() if line.strip()]
-    assert rows[1:5] == ["iteration", "first", "1", "2"]
+    assert rows[:4] == ["iteration", "first", "1", "2"]
     assert re.search(r"^\d+ s, after \d+ s of compilation$", out, re.MULTILINE)
     assert rows[-1] == "written:"
     assert out.replace("\n", "").endswith(f"written: {folder}")
@@ -98,14 +105,16 @@ def test_the_samples_are_those_of_the_library(finished, tiny_model):
     )
     first, *_, last = history = list(run)
     assert set(saved) == {
-        *("first_pass", "refined", "editable", "valid", "violations", "finite", "nfe")
+        *("first_pass", "refined", "followed", "editable"),
+        *("valid", "violations", "broke_at", "nfe"),
     }
     np.testing.assert_array_equal(saved["first_pass"], first.image)
     np.testing.assert_array_equal(saved["refined"], last.image)
+    np.testing.assert_array_equal(saved["followed"], [each.image for each in history])
     np.testing.assert_array_equal(saved["editable"], batch.editable)
     for name in ("valid", "violations"):
         np.testing.assert_array_equal(saved[name], [each.scores[name] for each in history])
-    np.testing.assert_array_equal(saved["finite"], [True] * 3)
+    np.testing.assert_array_equal(saved["broke_at"], [-1] * 3)
     np.testing.assert_array_equal(saved["nfe"], last.nfe)
     clue = ~np.kron(batch.editable, np.ones((1, 8, 8), bool))
     assert clue.any()
@@ -129,7 +138,7 @@ def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
     folder, _ = finished
     told = json.loads((folder / "config.json").read_text())
     fields = {field.name for field in dataclasses.fields(cli.RefineOptions)}
-    assert set(told["arguments"]) == fields
+    assert set(told["arguments"]) == fields - HOSTS
     assert told["arguments"] | {"seed": 4, "model": str(tiny_folder)} == told["arguments"]
     assert told["arguments"]["out"] == str(folder)
     assert told["model"]["widths"] == [8]
@@ -142,7 +151,8 @@ def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
 def test_the_seed_decides_everything(finished, tiny_folder, work):
     folder, _ = finished
     for seed in (4, 5):
-        call("refine", "--model", tiny_folder, *SHORT, "--seed", seed, "--out", work / str(seed))
+        words = ("--seed", seed, "--dtype", "float32", "--out", work / str(seed))
+        call("refine", "--model", tiny_folder, *SHORT, *words)
     for name, want in samples_of(folder).items():
         np.testing.assert_array_equal(samples_of(work / "4")[name], want)
     for name in ("first_pass", "refined", "editable"):
@@ -159,7 +169,7 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
     assert "no solution: row 1 has the digit 1 2 times" in out.replace("\n", " ")
     (folder,) = (work / "results").iterdir()
     assert folder.name.startswith("mini-sudoku-")
-    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert names_in(folder) == sorted([*FILES, *PICTURES, "samples"])
     saved = samples_of(folder)
     given = np.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 2]).reshape(4, 4)
     np.testing.assert_array_equal(saved["editable"], [given == 0] * 3)
@@ -169,18 +179,19 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
         (at,) = [i for i, line in enumerate(printed) if line.startswith(title)]
         assert "not valid), given cells in brackets" in printed[at]
         board = "\n".join(printed[at + 1 : at + 6])
-        assert board == TASK.format_sample(saved[name][0], given)
+        assert board == TASK.format_sample(shards.to_float(saved[name][0]), given)
         assert [board.count(text) for text in "[]"] == [4, 4]
 
 
 def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
-    def still(task, model, batch, experiment, key, batch_size):
+    def still(task, model, batch, *arguments, **options):
         zeros = np.zeros(len(batch.image), np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
         yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, 1)
 
-    monkeypatch.setattr(evaluate, "evaluate", still)
-    code, out, _ = call("refine", "--model", tiny_folder, "--puzzle", "." * 16, "--out", "run")
+    monkeypatch.setattr(shards, "evaluate", still)
+    words = ("--puzzle", "." * 16, "--iterations", 0, "--out", "run")
+    code, out, _ = call("refine", "--model", tiny_folder, *words)
     assert code == 0
     assert "no solution" not in out
     (line,) = lines_of(work / "run")
@@ -192,8 +203,8 @@ def test_an_existing_folder_is_left_alone(tiny_folder, work):
     (work / "old" / "kept").write_text("as it was")
     code, out, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old")
     assert (code, out) == (2, "")
-    assert err == "error: old exists and is not overwritten; choose another --out\n"
-    assert [path.name for path in (work / "old").iterdir()] == ["kept"]
+    assert err == "error: old exists and holds no run; choose another folder\n"
+    assert names_in(work / "old") == ["kept"]
     assert (work / "old" / "kept").read_text() == "as it was"
     code, _, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old/kept/below")
     assert (code, err.count("\n")) == (2, 1)
@@ -272,19 +283,23 @@ def test_a_model_of_other_images_is_refused(tmp_path, work, change, message):
     assert [path.name for path in work.iterdir()] == ["other"]
 
 
-def test_an_interrupt_keeps_the_finished_iterations(tiny_folder, work, monkeypatch):
+def test_an_interrupted_run_says_how_to_go_on(finished, tiny_folder, work, monkeypatch):
     whole = evaluate.evaluate
 
     def interrupted(*arguments, **options):
         yield from itertools.islice(whole(*arguments, **options), 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "evaluate", interrupted)
-    code, _, err = call("refine", "--model", tiny_folder, "--samples", 3, "--out", "run")
+    words = ("refine", "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "evaluate", interrupted)
+        code, _, err = call(*words, "--out", "run")
     assert code == 130
-    assert err == "interrupted: run has the metrics of the finished iterations\n"
-    assert [line["iteration"] for line in lines_of(work / "run")] == [0, 1]
-    assert sorted(path.name for path in (work / "run").iterdir()) == ["config.json", FILES[1]]
+    assert err == "interrupted: started again with --out run, it goes on\n"
+    assert names_in(work / "run") == ["config.json", "samples", "state-0"]
+    assert call(*words, "--out", "run")[0] == 0
+    for name, want in samples_of(finished[0]).items():
+        np.testing.assert_array_equal(samples_of(work / "run")[name], want)
 
 
 def test_an_interrupted_training_says_how_to_go_on(work, monkeypatch):
@@ -303,16 +318,17 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
 
     def broken(*arguments, **options):
         for progress in whole(*arguments, **options):
-            finite = np.zeros_like(progress.finite)
+            finite = np.full_like(progress.finite, progress.iteration == 0)
             scores = progress.scores | {"valid": progress.scores["valid"] & finite}
             yield progress._replace(finite=finite, scores=scores)
 
-    monkeypatch.setattr(evaluate, "evaluate", broken)
+    monkeypatch.setattr(shards, "evaluate", broken)
     code, out, _ = call("refine", "--model", tiny_folder, *SHORT, "--out", "run")
     assert code == 0
-    assert "not finite and not counted: 3 samples" in out
-    assert not any(samples_of(work / "run")["finite"])
-    assert sorted(path.name for path in (work / "run").iterdir()) == [*FILES[:2], FILES[4]]
+    said = "not finite and not counted: 3 samples (0 at iteration 1, 1 at iteration 1, 2 at"
+    assert said in out.replace("\n", " ")
+    np.testing.assert_array_equal(samples_of(work / "run")["broke_at"], [1] * 3)
+    assert names_in(work / "run") == [*FILES, "samples"]
 
 
 def test_what_is_drawn(tiny_folder, work, monkeypatch):
@@ -333,7 +349,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
 
         monkeypatch.setattr(pictures, name, function)
 
-    monkeypatch.setattr(evaluate, "evaluate", told)
+    monkeypatch.setattr(shards, "evaluate", told)
     monkeypatch.setattr(cli, "SHOWN_ITERATIONS", (0, 2))
     for name in ("samples", "refinement", "animation"):
         keep(name)
@@ -343,14 +359,15 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     name, grid, iteration, headline = drawn["samples"]
     assert (name, iteration, headline) == ("samples.png", 4, "valid")
     finite = [0, 2, 3, 4, 5, 6, 7, 8, 9]
-    np.testing.assert_array_equal(grid.image, saved["refined"][finite])
+    np.testing.assert_array_equal(grid.image, shards.to_float(saved["refined"])[finite])
     np.testing.assert_array_equal(grid.editable, saved["editable"][finite])
     np.testing.assert_array_equal(grid.solved, saved["valid"][-1][finite])
     np.testing.assert_array_equal(grid.violating, TASK.violating(grid.image))
     name, moments, headline = drawn["refinement"]
     assert (name, list(moments), headline) == ("refinement.png", [0, 2, 4], "valid")
     for number, source in ((0, "first_pass"), (4, "refined")):
-        np.testing.assert_array_equal(moments[number].image, saved[source][finite[:7]])
+        want = shards.to_float(saved[source])[finite[:7]]
+        np.testing.assert_array_equal(moments[number].image, want)
         np.testing.assert_array_equal(moments[number].solved, saved["valid"][number][finite[:7]])
     name, moments, sample, headline = drawn["animation"]
     assert (name, list(moments), headline) == ("refinement.gif", [0, 1, 2, 3, 4], "valid")
@@ -369,14 +386,14 @@ def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
     saved = samples_of(work / "run")
     assert saved["editable"].all()
     assert saved["balanced"].shape == saved["imbalance"].shape == (3, 3)
-    assert sorted(path.name for path in (work / "run").iterdir()) == FILES
+    assert names_in(work / "run") == sorted([*FILES, *PICTURES, "samples"])
     code, _, err = call(*words, "--puzzle", EXAMPLE)
     assert (code, err) == (2, "error: the task even-pixels has no puzzles, leave out --puzzle\n")
 
 
 def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, work):
-    words = ("--swapped", 2, "--seed", 4)
-    assert call("refine", "--model", tiny_folder, *SHORT, *words, "--out", "run")[0] == 0
+    words = ("--swapped", 2, "--seed", 4, "--dtype", "float32", "--out", "run")
+    assert call("refine", "--model", tiny_folder, *SHORT, *words)[0] == 0
     saved = samples_of(work / "run")
     swapped = TASK.corrupted(2).test_batch(4, np.arange(3))
     np.testing.assert_array_equal(saved["first_pass"], swapped.image)
@@ -387,7 +404,7 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
 def test_every_option_is_read():
     """Each option that belongs to the experiment changes it; the others are tested by what they do:
     the task with its data, model, puzzle, samples and seed above, the folder, the precision; the
-    batch size in test_evaluate.
+    batch size in test_evaluate, how samples are kept in test_shards, other processes in test_hosts.
     """
     changes = {
         "iterations": 7,
@@ -404,6 +421,7 @@ def test_every_option_is_read():
     }
     elsewhere = {"task", "model", "puzzle", "swapped", "samples", "batch_size", "seed", "out"}
     elsewhere |= {"difficulty", "data", "classifier", "precision"}
+    elsewhere |= {"shard_size", "dtype", "save_minutes", *HOSTS}
     assert {field.name for field in dataclasses.fields(cli.RefineOptions)} == elsewhere | set(
         changes
     )
@@ -425,10 +443,12 @@ def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
     run = work / "run"
     files = ["results.json", "samples.npz", "samples.png"]
     assert sorted(path.name for path in run.iterdir()) == files
-    saved, refined = samples_of(run), samples_of(finished[0])
+    with np.load(run / "samples.npz") as file:
+        saved, refined = dict(file), samples_of(finished[0])
     np.testing.assert_allclose(saved["refined"], refined["refined"], atol=2e-5)
-    for name in ("editable", "nfe", "finite"):
+    for name in ("editable", "nfe"):
         np.testing.assert_array_equal(saved[name], refined[name])
+    np.testing.assert_array_equal(saved["finite"], refined["broke_at"] < 0)
     for name in ("valid", "violations"):
         np.testing.assert_array_equal(saved[name], refined[name][-1])
     np.testing.assert_array_equal(saved["iterations"], [2, 2, 2])

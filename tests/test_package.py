@@ -36,6 +36,7 @@ LAYERS = [
     *(
         "types",
         "files",
+        "resume",
         "environment",
         "terminal",
         "patches",
@@ -63,7 +64,8 @@ LAYERS = [
     *("tasks", "networks"),
     *("training", "training.noise_levels", "training.objective", "training.loader"),
     *("training.trainer", "training.recipes", "training.digit_reader"),
-    *("evaluate", "export", "experiments", "pictures", "options", "cache", "cli"),
+    *("metrics", "evaluate", "shards", "export", "experiments", "pictures"),
+    *("hosts", "options", "cache", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [
@@ -71,7 +73,10 @@ CONVERT = [
     "conversion",
 ]
 """The same for ``convert``, but for its command line."""
-TOOLS = {"conftest.py", "eight_devices.py", "lightning.py", "torch_writer.py"}
+TOOLS = {
+    *("conftest.py", "eight_devices.py", "damaged_checkpoints.py", "small_run.py"),
+    *("lightning.py", "torch_writer.py"),
+}
 """Files of the tests without a test."""
 
 

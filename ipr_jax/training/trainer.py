@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from ipr_jax import check, checkpoint, files, sharding
+from ipr_jax import check, checkpoint, files, resume, sharding
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
+from ipr_jax.resume import PreemptionError
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import loader, noise_levels, objective
 
@@ -215,6 +215,7 @@ def train(
     *,
     mesh: Mesh | None = None,
     shard_params: bool = False,
+    preempted: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[dict[str, float]]:
     """Train in ``folder``, from where it stopped if it holds a run of the same configuration.
 
@@ -232,6 +233,8 @@ def train(
             are the same up to rounding.
         shard_params: whether the devices also share one copy of parameters, averages and moments,
             instead of one each.
+        preempted: asked after every step, of its number, whether to save the state and end; the
+            answer must be the same in all processes.
 
     Yields:
         A log line every ``config.log_every`` steps and at every checkpoint: step, mean losses since
@@ -239,8 +242,10 @@ def train(
 
     Raises:
         ValueError: the folder holds a run of another configuration, or something else;
-            ``num_workers`` is not for this task; or the batch cannot be shared equally. Nothing
-            has been written.
+            ``num_workers`` is not for this task; or the batch cannot be shared equally: nothing has
+            been written. Or no checkpoint is whole; a damaged one gives way, with a warning, to the
+            one before.
+        PreemptionError: ``preempted`` said so; the state is saved.
         FloatingPointError: a loss or a parameter is not finite; names the step, counted from 1 as
             in the log. It is found in time for the next log line, before anything is saved.
     """
@@ -272,41 +277,43 @@ def train(
         else jax.tree.map(lambda _: sharding.whole(mesh), abstract)
     )
     train_step = make_train_step(model, config, placed)
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-    with (
-        ocp.CheckpointManager(folder / "checkpoints", options=options) as manager,
-        contextlib.closing(
-            loader.load(
-                task.training_batch,
-                config.seed,
-                config.batch_size,
-                range(manager.latest_step() or 0, config.num_steps),
-                num_workers,
-                (jax.process_index(), jax.process_count()),
+    wanted = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        placed,
+    )
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(resume.checkpoints(folder / "checkpoints"))
+        saved = resume.restore(manager, lambda _: wanted)
+        start, state = saved or (0, sharding.place(init(model, config), placed))
+        batches = stack.enter_context(
+            contextlib.closing(
+                loader.load(
+                    task.training_batch,
+                    config.seed,
+                    config.batch_size,
+                    range(start, config.num_steps),
+                    num_workers,
+                    (jax.process_index(), jax.process_count()),
+                )
             )
-        ) as batches,
-    ):
-        if manager.latest_step() is None:
-            state = jax.device_put(init(model, config), placed)
-        else:
-            wanted = jax.tree.map(
-                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-                abstract,
-                placed,
-            )
-            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(wanted))
-        start = int(state.step)
+        )
         log = folder / "log.jsonl"
         if leads:
             _trim_log(log, start)
-        step_key, inverse = jax.device_put((keys.step, inverse), sharding.whole(mesh))
+        everywhere = sharding.whole(mesh)
+        inverse = sharding.place(inverse, everywhere)
+        step_key = jax.random.wrap_key_data(
+            sharding.place(jax.random.key_data(keys.step), everywhere)
+        )
         recent: list[objective.Losses] = []
         began = time.perf_counter()
         for done, batch in enumerate(batches, start + 1):
             shared = jax.make_array_from_process_local_data(sharding.rows(mesh), batch)
             state, losses = train_step(state, step_key, shared, inverse)
             recent.append(losses)
-            save = done % config.save_every == 0 or done == config.num_steps
+            stop = preempted(done)
+            save = stop or done % config.save_every == 0 or done == config.num_steps
             if not save and done % config.log_every:
                 continue
             values = np.array(jax.device_get(recent))
@@ -326,10 +333,11 @@ def train(
             if save:
                 if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
                     raise FloatingPointError(f"a parameter is not finite after step {done}")
-                manager.save(done, args=ocp.args.StandardSave(state))
+                resume.save(manager, done, state)
+            if stop:
+                raise PreemptionError
             yield line
             recent, began = [], time.perf_counter()
-        manager.wait_until_finished()
     if not (folder / "model").exists():
         provenance = {"task": task.name, "training": dataclasses.asdict(config)}
         checkpoint.save(folder / "model", model, state.ema, provenance)

@@ -1,0 +1,64 @@
+"""Several processes, each with the devices of its host, by JAX's own runtime."""
+
+import dataclasses
+
+import jax
+
+SHUTDOWN_SECONDS = 7 * 24 * 3600
+"""For how long a process that is done waits for the others to end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostOptions:
+    """Several processes that share the work; start the same command in each.
+
+    Attributes:
+        distributed: find the other processes by the environment: a TPU slice, Slurm, Open MPI,
+            Kubernetes.
+        coordinator: find them by the address HOST:PORT of process 0 instead.
+        num_processes: with a coordinator, how many there are.
+        process_id: with a coordinator, which one this is, from 0.
+
+    Raises:
+        ValueError: what belongs together is not given together, or is out of range.
+    """
+
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [self.coordinator, self.num_processes, self.process_id]
+        if None in given and given != [None] * 3:
+            raise ValueError(
+                "coordinator, num_processes and process_id must be given together, got "
+                f"{', '.join(map(repr, given))}"
+            )
+        if self.distributed and self.coordinator is not None:
+            raise ValueError("distributed finds the coordinator itself, leave out one of them")
+        processes = self.num_processes or 0
+        if self.process_id is not None and not 0 <= self.process_id < processes:
+            raise ValueError(f"process_id must be in [0, {processes}), got {self.process_id}")
+
+    def join(self) -> None:
+        """Join the other processes, if there are any; before anything else is done by JAX.
+
+        Raises:
+            ValueError: the environment does not tell of any.
+            RuntimeError: the others cannot be reached.
+        """
+        if not self.distributed and self.coordinator is None:
+            return
+        try:
+            jax.distributed.initialize(
+                self.coordinator,
+                self.num_processes,
+                self.process_id,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+        except ValueError as error:
+            raise ValueError(
+                "the environment does not tell of other processes; give --coordinator, "
+                f"--num-processes and --process-id ({error})"
+            ) from error

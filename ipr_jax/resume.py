@@ -1,0 +1,114 @@
+"""The state of a run on disk, from which it goes on: Orbax checkpoints, known to be whole."""
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ipr_jax.files import printable
+
+
+class PreemptionError(Exception):
+    """The process was told to end, and what it had done is saved."""
+
+
+@contextlib.contextmanager
+def checkpoints(folder: Path, *, own: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in a folder, of which the last two are kept; written in the background.
+
+    What a killed process left unfinished is removed. At the end, what is being written is finished.
+
+    Args:
+        folder: made if it does not exist.
+        own: whether every process has a folder of its own; otherwise all processes save together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    process = jax.process_index()
+    if own or process == 0:
+        for unfinished in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(unfinished)
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process-{process}",
+    )
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2,
+        create=False,
+        multiprocessing_options=alone if own else ocp.options.MultiprocessingOptions(),
+    )
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+        yield manager
+
+
+def checksum(tree: Any) -> np.ndarray:
+    """A number that differs if one value of a tree does: uint32 [], of arrays of at most 32 bits.
+
+    Sums of integers do not depend on their order, so it is the same on any number of devices.
+    """
+    return np.asarray(_checksum(tree).addressable_data(0))
+
+
+@jax.jit
+def _checksum(tree: Any) -> jax.Array:
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(tree):
+        leaf = jnp.asarray(leaf)
+        bits = (
+            jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+            if leaf.dtype.itemsize == 4
+            else leaf.astype(jnp.uint32)
+        )
+        place = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
+        total = 3 * total + (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+    return total
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+    """Begin to write a state, a tree of arrays that must not change any more, as of a step."""
+    manager.save(step, args=ocp.args.StandardSave({"state": state, "checksum": checksum(state)}))
+
+
+def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tuple[int, Any] | None:
+    """The last state that is whole; damaged ones after it are removed, with a warning.
+
+    Args:
+        manager: from ``checkpoints``.
+        wanted: the tree of ``jax.ShapeDtypeStruct`` by step; what has a sharding becomes an array
+            of JAX, the rest one of NumPy.
+
+    Returns:
+        Its step and the state; None if there is no checkpoint.
+
+    Raises:
+        ValueError: there are checkpoints and none is whole.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        given = {"state": wanted(step), "checksum": jax.ShapeDtypeStruct((), np.uint32)}
+        try:
+            found = manager.restore(step, args=ocp.args.StandardRestore(given))
+            if checksum(found["state"]) != found["checksum"]:
+                raise ValueError("its checksum is another")
+        except Exception as error:  # a damaged file may raise anything
+            warnings.warn(
+                f"{manager.directory / str(step)} is damaged and left out: "
+                f"{printable(str(error), 200)}",
+                stacklevel=2,
+            )
+            continue
+        for damaged in steps[: steps.index(step)]:
+            manager.delete(damaged)
+        return step, found["state"]
+    if steps:
+        raise ValueError(
+            f"no checkpoint in {manager.directory} is whole; remove it to start from the beginning"
+        )
+    return None

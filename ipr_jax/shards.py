@@ -1,0 +1,527 @@
+"""Refine any number of samples into files of a fixed number each, in bounded memory.
+
+A run is a folder. ``samples/00000.npz`` has its first samples, ``samples/00000.json`` the checksum
+of that file and what to add up of it: samples are done when that record is there. ``state-0/`` has
+how far process 0 is with its next samples. Of n processes each takes every n-th file and waits for
+none; the one that finds all records writes ``metrics.jsonl`` and ``manifest.json``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ipr_jax import check, files, memory, metrics, resume
+from ipr_jax.evaluate import Progress, Refinement, evaluate
+from ipr_jax.metrics import Line, Moments, Tally
+from ipr_jax.resume import PreemptionError
+from ipr_jax.tasks.base import Batch, Task
+from ipr_jax.types import Denoiser
+
+FOLLOWED = 8
+"""Of how many samples of a run the images of every iteration are kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How a run is kept.
+
+    Attributes:
+        shard_size: samples per file.
+        dtype: of the images in files: uint8, 0 to 255 for -1 to 1, or float32.
+        save_minutes: between two checkpoints of the samples in work; 0 = after every iteration.
+
+    Raises:
+        ValueError: a value is out of range, naming it and the range.
+    """
+
+    shard_size: int = 4096
+    dtype: str = "uint8"
+    save_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        check.count("shard_size", self.shard_size)
+        if self.dtype not in ("uint8", "float32"):
+            raise ValueError(f"dtype must be uint8 or float32, got {self.dtype!r}")
+        if not self.save_minutes >= 0:
+            raise ValueError(f"save_minutes must be at least 0, got {self.save_minutes}")
+
+    def stored(self, images: Any) -> np.ndarray:
+        """Images in [-1, 1] as they are in files; what is not a number is 0 in uint8."""
+        images = np.asarray(images)
+        if self.dtype == "float32":
+            return images
+        return np.clip(np.rint(np.nan_to_num(127.5 * (images + 1), nan=0.0)), 0, 255).astype("u1")
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """Images from files as float32 in [-1, 1]; those that are uint8 are off by up to 1 / 255."""
+    return images.astype(np.float32) / 127.5 - 1 if images.dtype == np.uint8 else images
+
+
+class Shard(NamedTuple):
+    """The samples of a file: its number, the index of its first sample, how many there are."""
+
+    number: int
+    first: int
+    samples: int
+
+    def path(self, folder: Path, suffix: str) -> Path:
+        """Where a run has it."""
+        return folder / "samples" / f"{self.number:05}{suffix}"
+
+
+class State(NamedTuple):
+    """What is known of the n samples of a file, R iterations and a first pass.
+
+    Attributes:
+        iteration: int32 [], the last that is done; -1 = none.
+        image: float32 [n, H, W, C].
+        first_pass: as stored, [n, H, W, C].
+        followed: as stored, [R + 1, k, H, W, C], the first samples of the run; None for others.
+        nfe: int32 [R + 1, n], network evaluations so far.
+        broke_at: int32 [n], the first iteration after which a sample is not finite, or -1.
+        scores: by name, each [R + 1, n].
+    """
+
+    iteration: Any
+    image: Any
+    first_pass: Any
+    followed: Any
+    nfe: Any
+    broke_at: Any
+    scores: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Samples to refine.
+
+    Attributes:
+        task: whose scores.
+        denoise: the model.
+        source: ``indices [n] -> Batch``, the samples of these indices.
+        experiment: what to do.
+        samples: how many, at least 1.
+        seed: of the noise; the keys are ``sample_keys(jax.random.key(seed), samples)``.
+        batch_size: samples per compiled call, as for ``evaluate``.
+        storage: how they are kept.
+
+    Raises:
+        ValueError: a value is out of range, naming it and the range.
+    """
+
+    task: Task
+    denoise: Denoiser
+    source: Callable[[np.ndarray], Batch]
+    experiment: Refinement
+    samples: int
+    seed: int
+    batch_size: memory.Size = 64
+    storage: Storage = Storage()
+
+    def __post_init__(self) -> None:
+        check.count("samples", self.samples)
+        check.count("batch_size", self.batch_size, auto=True)
+        check.seed(self.seed)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All files."""
+        size = self.storage.shard_size
+        return [
+            Shard(number, first, min(size, self.samples - first))
+            for number, first in enumerate(range(0, self.samples, size))
+        ]
+
+    @property
+    def passes(self) -> int:
+        """Over every sample: the first pass and the iterations."""
+        return self.experiment.iterations + 1
+
+    def state(self, shard: Shard) -> State:
+        """Before the first pass: the tree of ``jax.ShapeDtypeStruct``."""
+        n, shape = shard.samples, self.task.image_shape
+        image = jax.ShapeDtypeStruct((n, *shape), np.float32)
+        stored, passes = np.dtype(self.storage.dtype), self.passes
+        scores = jax.eval_shape(self.task.score, image)
+        followed = (passes, min(n, FOLLOWED), *shape)
+        return State(
+            iteration=jax.ShapeDtypeStruct((), np.int32),
+            image=image,
+            first_pass=jax.ShapeDtypeStruct((n, *shape), stored),
+            followed=None if shard.number else jax.ShapeDtypeStruct(followed, stored),
+            nfe=jax.ShapeDtypeStruct((passes, n), np.int32),
+            broke_at=jax.ShapeDtypeStruct((n,), np.int32),
+            scores={
+                name: jax.ShapeDtypeStruct((passes, n), scores[name].dtype)
+                for name in (*self.task.rates, *self.task.means)
+            },
+        )
+
+
+class Status(NamedTuple):
+    """How far this process is.
+
+    Attributes:
+        done: passes over a sample, of ``total``.
+        total: first passes and iterations of all samples of this process.
+        lines: metrics by iteration, of the samples in files; until there are any, of those in work.
+        compile_seconds: of this call, so far.
+        seconds: the same without compilation.
+    """
+
+    done: int
+    total: int
+    lines: list[Line]
+    compile_seconds: float
+    seconds: float
+
+
+def refine(
+    run: Run,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    preempted: Callable[[], bool] = lambda: False,
+) -> Generator[Status, None, None]:
+    """Refine the samples of a run in a folder, from where it stopped if it holds this run.
+
+    Files of samples, metrics and manifest are the same bits however often it stopped, on the same
+    devices, unless a full memory halved the batch. Of several processes each calls this with the
+    same arguments.
+
+    Args:
+        run: what to do.
+        folder: a new one, or one that holds this run.
+        settings: JSON data that tells all that decides the results: model, versions, devices.
+        preempted: asked before every compiled call, whether to save the state and end.
+
+    Returns:
+        A generator of how far it is, after every iteration and every file. Closed early, it saves
+        the state.
+
+    Raises:
+        ValueError: before anything is written: the folder holds something else, or a file is not
+            what its record says.
+        PreemptionError: ``preempted`` said so; the state is saved.
+        OSError: a file cannot be written; what was written before is whole.
+    """
+    files.claim(folder, settings)
+    (folder / "samples").mkdir(exist_ok=True)
+    own = run.shards[jax.process_index() :: jax.process_count()]
+    found = {shard: _tallies(_verified(folder, shard)) for shard in own if _done(folder, shard)}
+    return _refine(run, folder, own, found, preempted)
+
+
+def _refine(
+    run: Run,
+    folder: Path,
+    own: Sequence[Shard],
+    found: dict[Shard, list[Tally]],
+    preempted: Callable[[], bool],
+) -> Generator[Status, None, None]:
+    start, compiled, lines = time.perf_counter(), 0.0, _lines([*found.values()])
+
+    def status(begun: int = 0) -> Status:
+        return Status(
+            done=run.passes * sum(shard.samples for shard in found) + begun,
+            total=run.passes * sum(shard.samples for shard in own),
+            lines=lines,
+            compile_seconds=compiled,
+            seconds=time.perf_counter() - start - compiled,
+        )
+
+    folder_of_state = folder / f"state-{jax.process_index()}"
+    todo = [shard for shard in own if shard not in found]
+    with resume.checkpoints(folder_of_state, own=True) as manager:
+        begun = _begun(run, manager, todo) if todo else {}
+        yield status(sum(one.samples * (int(begun[one].iteration) + 1) for one in begun))
+        for shard, batch in zip(todo, _ahead(run.source, todo), strict=True):
+            state = begun.get(shard) or _before(run, shard)
+            steps = evaluate(
+                run.task,
+                run.denoise,
+                batch,
+                run.experiment,
+                jax.random.key(run.seed),
+                batch_size=run.batch_size,
+                first=shard.first,
+                done=_progress(state),
+                preempted=preempted,
+            )
+            saved, compiled_before = time.monotonic(), compiled
+            try:
+                for progress in steps:
+                    state = _after(run, state, progress)
+                    compiled = compiled_before + progress.compile_seconds
+                    if time.monotonic() - saved >= 60 * run.storage.save_minutes:
+                        _save(run, manager, shard, state)
+                        saved = time.monotonic()
+                    if not found:
+                        lines = _lines([_tally(state)])
+                    yield status(shard.samples * (progress.iteration + 1))
+            except (PreemptionError, KeyboardInterrupt, GeneratorExit):
+                _save(run, manager, shard, state)
+                raise
+            _write(run, folder, shard, batch.editable, state)
+            found[shard] = _tally(state)
+            lines = _lines([*found.values()])
+            yield status()
+    shutil.rmtree(folder_of_state)
+    _finish(run, folder)
+
+
+def _ahead(source: Callable[[np.ndarray], Batch], shards: Sequence[Shard]) -> Iterator[Batch]:
+    """The samples of each file; while one is in use, the next is being made."""
+    made: Future[Batch] | None = None
+    with ThreadPoolExecutor(1) as maker:
+        for _, first, samples in shards:
+            before, made = made, maker.submit(source, np.arange(first, first + samples))
+            if before is not None:
+                yield before.result()
+        if made is not None:
+            yield made.result()
+
+
+# --- the samples in work --------------------------------------------------------------------------
+
+
+def _before(run: Run, shard: Shard) -> State:
+    """Nothing is done."""
+    state: State = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.state(shard))
+    return state._replace(iteration=np.int32(-1), broke_at=state.broke_at - 1)
+
+
+def _after(run: Run, state: State, progress: Progress) -> State:
+    """With what an iteration did; nothing of the state before is changed."""
+    which = progress.iteration
+    followed = state.followed
+
+    def replaced(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
+        rows = rows.copy()
+        rows[which] = row
+        return rows
+
+    if followed is not None:
+        images = progress.image[: followed.shape[1]]
+        followed = replaced(followed, run.storage.stored(images))
+    return State(
+        iteration=np.int32(which),
+        image=progress.image,
+        first_pass=run.storage.stored(progress.image) if which == 0 else state.first_pass,
+        followed=followed,
+        nfe=replaced(state.nfe, progress.nfe),
+        broke_at=np.where(progress.finite | (state.broke_at >= 0), state.broke_at, np.int32(which)),
+        scores={name: replaced(rows, progress.scores[name]) for name, rows in state.scores.items()},
+    )
+
+
+def _progress(state: State) -> Progress | None:
+    """For ``evaluate`` to go on from; None before the first pass."""
+    which = int(state.iteration)
+    if which < 0:
+        return None
+    return Progress(
+        iteration=which,
+        image=state.image,
+        scores={name: rows[which] for name, rows in state.scores.items()},
+        finite=state.broke_at < 0,
+        nfe=state.nfe[which].astype(np.int64),
+        compile_seconds=0.0,
+        seconds=0.0,
+        iteration_seconds=0.0,
+        batch_size=0,
+    )
+
+
+def _tally(state: State) -> list[Tally]:
+    """Of every iteration that is done."""
+    return [
+        metrics.tally(
+            {name: rows[which] for name, rows in state.scores.items()},
+            (state.broke_at < 0) | (state.broke_at > which),
+            state.nfe[which],
+        )
+        for which in range(int(state.iteration) + 1)
+    ]
+
+
+def _save(run: Run, manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
+    """Begin to write the state, if something is done and it is not there yet."""
+    step = run.passes * shard.number + int(state.iteration)
+    if state.iteration >= 0 and manager.latest_step() != step:
+        resume.save(manager, step, state._replace(image=np.asarray(state.image))._asdict())
+
+
+def _begun(run: Run, manager: ocp.CheckpointManager, todo: Sequence[Shard]) -> dict[Shard, State]:
+    """The state that was saved last, and of which samples, if it is of some that are to do."""
+    shards = run.shards
+    saved = resume.restore(manager, lambda step: run.state(shards[step // run.passes])._asdict())
+    if saved is None:
+        return {}
+    shard = shards[saved[0] // run.passes]
+    return {shard: State(**saved[1])} if shard in todo else {}
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _done(folder: Path, shard: Shard) -> bool:
+    return shard.path(folder, ".json").exists()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: State) -> None:
+    """The samples, and then the record that says that they are there."""
+    arrays = {
+        "first_pass": state.first_pass,
+        "refined": run.storage.stored(state.image),
+        "editable": editable,
+        **state.scores,
+        "nfe": state.nfe[-1],
+        "broke_at": state.broke_at,
+    }
+    if state.followed is not None:
+        arrays["followed"] = state.followed
+    path = shard.path(folder, ".npz")
+    for killed in path.parent.glob(f".*.{path.name}"):
+        killed.unlink()
+    with files.whole(path) as part:
+        with part.open("xb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        digest = _digest(part)
+    broken = np.flatnonzero(state.broke_at >= 0)
+    record = {
+        "file": str(path.relative_to(folder)),
+        **shard._asdict(),
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+        "not_finite": [
+            {"sample": shard.first + int(i), "iteration": int(state.broke_at[i])} for i in broken
+        ],
+        "tallies": [tally._asdict() for tally in _tally(state)],
+    }
+    files.write_text(shard.path(folder, ".json"), json.dumps(record))
+
+
+def _record(folder: Path, shard: Shard) -> dict[str, Any]:
+    """What is written of a file.
+
+    Raises:
+        ValueError: it is damaged, or of other samples.
+    """
+    path = shard.path(folder, ".json")
+    try:
+        record = json.loads(path.read_text())
+        same = all(record[name] == value for name, value in shard._asdict().items())
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged; remove it to refine its samples again") from error
+    if not same:
+        raise ValueError(f"{path} is of other samples; remove it to refine its samples again")
+    return record
+
+
+def _verified(folder: Path, shard: Shard) -> dict[str, Any]:
+    """The record of a file, if the file is as it says.
+
+    Raises:
+        ValueError: the record is damaged, or the file is missing or another.
+    """
+    record, path = _record(folder, shard), shard.path(folder, ".npz")
+    if not path.exists() or _digest(path) != record["sha256"]:
+        raise ValueError(
+            f"{path} is not the file that {path.stem}.json describes; remove both to refine its "
+            "samples again"
+        )
+    return record
+
+
+def _tallies(record: Mapping[str, Any]) -> list[Tally]:
+    """Those of a record."""
+    return [
+        Tally(**each | {"means": {name: Moments(*m) for name, m in each["means"].items()}})
+        for each in record["tallies"]
+    ]
+
+
+def _lines(parts: Sequence[list[Tally]]) -> list[Line]:
+    """Metrics by iteration of the samples of some files together."""
+    return [
+        {"iteration": which, **metrics.line(reduce(metrics.add, tallies))}
+        for which, tallies in enumerate(zip(*parts, strict=True))
+    ]
+
+
+def _finish(run: Run, folder: Path) -> None:
+    """Write metrics and manifest, if all files of all processes are there.
+
+    Raises:
+        ValueError: they are there, and are others.
+    """
+    if not all(_done(folder, shard) for shard in run.shards):
+        return
+    records = [_record(folder, shard) for shard in run.shards]
+    lines = _lines([_tallies(record) for record in records])
+    manifest = {
+        "samples": run.samples,
+        "dtype": run.storage.dtype,
+        "not_finite": [broken for record in records for broken in record["not_finite"]],
+        "shards": [
+            {name: record[name] for name in ("file", "first", "samples", "bytes", "sha256")}
+            for record in records
+        ],
+    }
+    for name, text in (
+        ("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
+        ("manifest.json", json.dumps(manifest, indent=1)),
+    ):
+        path = folder / name
+        if not path.exists():
+            files.write_text(path, text)
+        elif path.read_text() != text:
+            raise ValueError(f"{path} does not agree with the files in samples/; remove it")
+
+
+def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
+    """The files of a finished run one after the other, each verified.
+
+    Args:
+        folder: of the run.
+
+    Yields:
+        The arrays of a file, of its n samples: first_pass and refined, [n, H, W, C], as stored
+        (``to_float``); editable, bool [n, h, w]; every score, [R + 1, n]; nfe, int32 [n]; broke_at,
+        int32 [n], the iteration after which a sample was first not finite, or -1; in the first
+        file followed, [R + 1, k, H, W, C], the first samples after every iteration.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: a file is not what the manifest says.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no finished run: no manifest.json") from None
+    for shard in manifest["shards"]:
+        path = folder / shard["file"]
+        if not path.exists() or _digest(path) != shard["sha256"]:
+            raise ValueError(f"{path} is not the file that {folder / 'manifest.json'} describes")
+        with np.load(path) as arrays:
+            yield dict(arrays)

@@ -1,0 +1,94 @@
+"""Several processes, each with devices of its own, on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import call
+from small_run import bits, train, trained
+
+from ipr_jax.hosts import HostOptions
+
+ROOT = Path(__file__).parents[1]
+
+
+def processes(words, devices):
+    """Run a program with every set of words at once, each on so many virtual devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+    }
+    pipe = subprocess.PIPE
+    begun = [
+        subprocess.Popen(
+            [sys.executable, *map(str, each)], stdout=pipe, stderr=pipe, text=True, env=environment
+        )
+        for each in words
+    ]
+    said = [each.communicate(timeout=300) for each in begun]
+    assert [each.returncode for each in begun] == [0] * len(begun), said
+    return [out for out, _ in said]
+
+
+def address():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
+    words = ("-m", "ipr_jax.cli", "refine", "--model", tiny_folder, "--samples", 10)
+    words += ("--iterations", 2, "--shard-size", 4, "--save-minutes", 0, "--out")
+    processes([(*words, tmp_path / "one")], 4)
+    coordinator = ("--coordinator", address(), "--num-processes", 2, "--process-id")
+    said = processes([(*words, tmp_path / "two", *coordinator, k) for k in range(2)], 4)
+    one, two = bits(tmp_path / "one"), bits(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert {name for name in one if one[name] != two[name]} == {"config.json"}
+    assert "written: " in said[0] + said[1]
+
+
+@pytest.mark.heavy
+def test_two_processes_train_as_one_does(tmp_path):
+    program = ROOT / "tests" / "small_run.py"
+    where = address()
+    processes([(program, tmp_path / "two", where, k) for k in range(2)], 2)
+    list(train(tmp_path / "one"))
+    (lines, _), (want, _) = trained(tmp_path / "two"), trained(tmp_path / "one")
+    for line, one in zip(lines, want, strict=True):
+        assert line == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--coordinator", "here:1"), "coordinator, num_processes and process_id must be given"),
+        (("--process-id", 0), "coordinator, num_processes and process_id must be given together"),
+        (
+            ("--coordinator", "here:1", "--num-processes", 2, "--process-id", 2),
+            "process_id must be in [0, 2), got 2",
+        ),
+        (
+            ("--distributed", "--coordinator", "a:1", "--num-processes", 1, "--process-id", 0),
+            "distributed finds the coordinator itself, leave out one of them",
+        ),
+    ],
+)
+def test_what_does_not_belong_together_is_one_line(words, message):
+    code, out, err = call("refine", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_an_environment_without_others_is_said(monkeypatch):
+    def nothing(*arguments, **options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", nothing)
+    with pytest.raises(ValueError, match="does not tell of other processes; give --coordinator"):
+        HostOptions(distributed=True).join()
