@@ -96,7 +96,7 @@ def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tup
         try:
             found = manager.restore(step, args=ocp.args.StandardRestore(given))
             if checksum(found["state"]) != found["checksum"]:
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum differs")
         except Exception as error:  # a damaged file may raise anything
             warnings.warn(
                 f"{manager.directory / str(step)} is damaged and left out: "
