@@ -47,7 +47,7 @@ from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.shards import Storage
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
-from ipr_jax.terminal import console, interruptible, one_line_errors, preemptible
+from ipr_jax.terminal import console, interruptible, one_line_errors, preemptible, unraisable
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
@@ -774,6 +774,7 @@ def main() -> None:
     words = sys.argv[1:]
     cache.enable()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
+    sys.unraisablehook = unraisable
     with one_line_errors():
         if len(words) > 1 and words[0] in NAMED and not words[1].startswith("-"):
             command = NAMED[words[0]](words[1])

@@ -42,6 +42,16 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+def unraisable(raised: Any) -> None:
+    """Report what is raised where nobody can catch it (``sys.unraisablehook``).
+
+    But for one error: TensorStore raises it for every array of a checkpoint that is not written yet
+    when another cannot be written, and that other one is reported.
+    """
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
+
+
 def _show(message: Warning | str, *_: Any) -> None:
     """Print a warning, without the line of code that it is from."""
     errors.print(f"[yellow]warning:[/] {escape(printable(str(message)))}")

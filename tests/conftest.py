@@ -80,6 +80,7 @@ def call(*words: object) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ipr-jax", *map(str, words)])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 cli.main()

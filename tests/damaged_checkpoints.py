@@ -47,6 +47,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(finished, half, how):
     assert [status.done for status in said[:3]] == [24, 28, 32]
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:.*is damaged and left out")
 @pytest.mark.parametrize("how", ["truncated", "flipped", "removed"])
 def test_whatever_is_damaged_results_are_the_same(finished, half, how, tmp_path):

@@ -41,6 +41,7 @@ def address():
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
+@pytest.mark.heavy
 def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
     words = ("-m", "ipr_jax.cli", "refine", "--model", tiny_folder, "--samples", 10)
     words += ("--iterations", 2, "--shard-size", 4, "--save-minutes", 0, "--out")

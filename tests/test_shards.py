@@ -215,11 +215,12 @@ def test_a_damaged_file_is_refused_and_can_be_made_again(finished, half, name, m
     assert bits(half) == bits(finished[0])
 
 
-def test_damaged_checkpoints():
+@pytest.mark.parametrize("which", ["not heavy", pytest.param("heavy", marks=pytest.mark.heavy)])
+def test_damaged_checkpoints(which):
     """In a process of its own: what Orbax has under way when a read fails complains at any time."""
     plugins = ("-p", "no:unraisableexception", "-p", "no:threadexception")
     file = Path(__file__).parent / "damaged_checkpoints.py"
-    words = [sys.executable, "-m", "pytest", "-n", "0", "-q", *plugins, str(file)]
+    words = [sys.executable, "-m", "pytest", "-n", "0", "-qm", which, *plugins, str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
