@@ -32,7 +32,7 @@ from rich.text import Text
 from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, files, flops, shards
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
-from ipr_jax.hosts import HostOptions
+from ipr_jax.hosts import HostOptions, ended_together
 from ipr_jax.networks import inputs, open_network
 from ipr_jax.options import (
     BatchOptions,
@@ -47,7 +47,7 @@ from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.shards import Storage
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
-from ipr_jax.terminal import console, interruptible, one_line_errors, preemptible, unraisable
+from ipr_jax.terminal import console, interruptible, one_line_errors, sigterm, unraisable
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
@@ -199,7 +199,7 @@ def refine(options: RefineOptions) -> Path:
     Raises:
         ValueError, OSError: bad options, or the folder holds something else; nothing has been
             written. Or a file cannot be written.
-        RuntimeError: other processes cannot be reached.
+        ConnectionError: other processes cannot be reached.
     """
     options.join()
     if jax.process_count() > 1 and options.out is None:
@@ -219,12 +219,13 @@ def refine(options: RefineOptions) -> Path:
             shard_size=options.shard_size, dtype=options.dtype, save_minutes=options.save_minutes
         ),
     )
-    begin = run.source(np.arange(1))
+    sample = run.source(
+        np.arange(1)
+    )  # which refuses what cannot be made before anything is written
     folder = _folder(options, options.task)
-    shared = {field.name for field in dataclasses.fields(HostOptions)}
+    aside = {field.name for field in dataclasses.fields(HostOptions)} | {"out", "save_minutes"}
     described = {
-        "arguments": {name: v for name, v in plain(options).items() if name not in shared}
-        | {"out": str(folder)},
+        "arguments": {name: v for name, v in plain(options).items() if name not in aside},
         "refinement": experiments.describe(run.experiment),
         **opened,
         **environment(),
@@ -237,7 +238,11 @@ def refine(options: RefineOptions) -> Path:
     running = bar.add_task("compiling")
     remains = f"started again with --out {folder}, it goes on"
     status = None
-    with preemptible(remains) as preempted, Live(bar, console=console, transient=True) as live:
+    with (
+        interruptible(remains),
+        sigterm() as preempted,
+        Live(bar, console=console, transient=True) as live,
+    ):
         steps = shards.refine(run, folder, described, preempted=preempted)
         with contextlib.closing(steps):
             for status in steps:
@@ -268,7 +273,7 @@ def refine(options: RefineOptions) -> Path:
             console.print(
                 f"\n{title.replace('_', ' ')} ({verdict}), given cells in brackets", style="bold"
             )
-            board = task.format_sample(shards.to_float(first[title][0]), begin.label[0])
+            board = task.format_sample(shards.to_float(first[title][0]), sample.label[0])
             console.print(board, markup=False, highlight=False)
     console.print(f"\nwritten: {folder}")
     return folder
@@ -545,7 +550,7 @@ def train(
     Raises:
         ValueError: bad arguments, or the folder holds another run.
         FloatingPointError: a loss is not finite; names the step.
-        RuntimeError: other processes cannot be reached.
+        ConnectionError: other processes cannot be reached.
     """
     hosts.join()
     check.count("num_workers", num_workers, least=0)
@@ -559,10 +564,13 @@ def train(
     )
     model = RECIPES[task].model
     remains = f"started again, it goes on from the last checkpoint in {folder}"
-    several = jax.process_count() > 1
-    with interruptible(remains) if several else preemptible(remains) as told, bar:
-        at = multihost_utils.reached_preemption_sync_point  # the same step in all processes
-        preempted = at if told is None else lambda _: told()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interruptible(remains))
+        if jax.process_count() > 1:  # they agree on a step
+            preempted = multihost_utils.reached_preemption_sync_point
+        else:
+            preempted = stack.enter_context(sigterm())
+        stack.enter_context(bar)
         running = bar.add_task("compiling", total=config.num_steps)
         lines = trainer.train(
             get_task(task),
@@ -775,7 +783,7 @@ def main() -> None:
     cache.enable()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
     sys.unraisablehook = unraisable
-    with one_line_errors():
+    with ended_together(), one_line_errors():
         if len(words) > 1 and words[0] in NAMED and not words[1].startswith("-"):
             command = NAMED[words[0]](words[1])
             tyro.cli(command, prog=f"ipr-jax {words[0]} {words[1]}", args=words[2:])

@@ -14,14 +14,15 @@ def environment() -> dict[str, Any]:
     """The versions, the device and the commit that a result is made with, as JSON data.
 
     Returns:
-        versions (of packages), python, device (such as "1 x cpu"), cpu_count, and commit, with
-        ``-dirty`` where files have changed, or None outside of a checkout.
+        versions (of packages), python, device (such as "1 x cpu", those of this process),
+        cpu_count, and commit, with ``-dirty`` where files have changed, or None outside of a
+        checkout.
     """
     packages = ("ipr_jax", "jax", "jaxlib", "flax", "numpy")
     return {
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "python": sys.version.split()[0],
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         "cpu_count": os.cpu_count(),
         "commit": commit(),
     }

@@ -1,6 +1,7 @@
 """Writing files whole or not at all, and never over existing ones."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -42,6 +43,26 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself, where the file system can tell.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is at work in {folder}") from None
+        except OSError:  # not all file systems of networks have locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def printable(text: str, limit: int = 1000) -> str:
     """Text from a file as one line without control characters, cut at ``limit`` characters."""
     kept = "".join(char if char.isprintable() else " " for char in text[:limit])
@@ -52,6 +73,29 @@ def write_text(path: Path, text: str) -> None:
     """Write or replace a text file, whole or not at all."""
     with whole(path) as part:
         part.write_text(text)
+
+
+def _differences(there: str, text: str, most: int = 3) -> str:
+    """The first settings that differ, with their values, of two configurations in JSON."""
+
+    def flat(tree: Any, name: str = "") -> dict[str, str]:
+        if not isinstance(tree, dict):
+            return {name: json.dumps(tree)}
+        parts = [flat(value, f"{name}.{key}".strip(".")) for key, value in tree.items()]
+        return {name: value for part in parts for name, value in part.items()}
+
+    try:
+        old, new = flat(json.loads(there)), flat(json.loads(text))
+    except ValueError:
+        return ""
+    named = [
+        f"{name} is {printable(old.get(name, 'missing'), 60)} there and "
+        f"{printable(new.get(name, 'missing'), 60)} here"
+        for name in [*new, *(old.keys() - new.keys())]
+        if old.get(name) != new.get(name)
+    ]
+    more = [f"{len(named) - most} more"] if len(named) > most else []
+    return f" ({', '.join(named[:most] + more)})" if named else ""
 
 
 def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
@@ -67,10 +111,11 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
     path, text = folder / "config.json", json.dumps(configuration, indent=1)
     found = list(folder.iterdir()) if folder.exists() else []
     if path.exists():  # looked at last: another process may be making the same folder
-        if path.read_text() != text:
+        there = path.read_text()
+        if there != text:
             raise ValueError(
-                f"{folder} holds a run of another configuration; choose another folder or the "
-                f"settings in {path}"
+                f"{folder} holds a run of another configuration{_differences(there, text)}; choose "
+                f"another folder or the settings in {path}"
             )
         return
     if not all(_PART.match(each.name) for each in found):

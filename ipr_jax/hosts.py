@@ -1,8 +1,15 @@
 """Several processes, each with the devices of its host, by JAX's own runtime."""
 
+import contextlib
 import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Iterator
 
 import jax
+
+from ipr_jax.terminal import PREEMPTED
 
 SHUTDOWN_SECONDS = 7 * 24 * 3600
 """For how long a process that is done waits for the others to end."""
@@ -46,7 +53,7 @@ class HostOptions:
 
         Raises:
             ValueError: the environment does not tell of any.
-            RuntimeError: the others cannot be reached.
+            ConnectionError: the others cannot be reached.
         """
         if not self.distributed and self.coordinator is None:
             return
@@ -58,7 +65,32 @@ class HostOptions:
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
             )
         except ValueError as error:
+            if not self.distributed:
+                raise
             raise ValueError(
                 "the environment does not tell of other processes; give --coordinator, "
                 f"--num-processes and --process-id ({error})"
             ) from error
+        except RuntimeError as error:
+            raise ConnectionError(f"the other processes cannot be reached: {error}") from error
+
+
+@contextlib.contextmanager
+def ended_together() -> Iterator[None]:
+    """Let an error end this process at once, which JAX makes known to the others.
+
+    Else it would wait, until they are done, to leave them in order; and they, in what they compute
+    together, for it. That is right for a process that is done or was preempted, as they are then.
+    """
+    try:
+        yield
+    except BaseException as error:
+        in_order = isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED)
+        if in_order or not jax.distributed.is_initialized():
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)

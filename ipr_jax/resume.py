@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ipr_jax import files
 from ipr_jax.files import printable
 
 
@@ -28,10 +29,15 @@ def checkpoints(folder: Path, *, own: bool = False) -> Iterator[ocp.CheckpointMa
     Args:
         folder: made if it does not exist.
         own: whether every process has a folder of its own; otherwise all processes save together.
+
+    Raises:
+        ValueError: another run is using the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     process = jax.process_index()
+    stack = contextlib.ExitStack()
     if own or process == 0:
+        stack.enter_context(files.locked(folder))
         for unfinished in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             shutil.rmtree(unfinished)
     alone = ocp.options.MultiprocessingOptions(
@@ -44,36 +50,51 @@ def checkpoints(folder: Path, *, own: bool = False) -> Iterator[ocp.CheckpointMa
         create=False,
         multiprocessing_options=alone if own else ocp.options.MultiprocessingOptions(),
     )
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+    with stack, ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         yield manager
 
 
 def checksum(tree: Any) -> np.ndarray:
     """A number that differs if one value of a tree does: uint32 [], of arrays of at most 32 bits.
 
-    Sums of integers do not depend on their order, so it is the same on any number of devices.
+    Sums of integers do not depend on their order, so it is the same on any number of devices. Of
+    NumPy's arrays it is computed without the devices, which may be busy.
     """
-    return np.asarray(_checksum(tree).addressable_data(0))
+    if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)):
+        return np.asarray(_checksum(tree, np))
+    return np.asarray(_on_devices(tree).addressable_data(0))
 
 
-@jax.jit
-def _checksum(tree: Any) -> jax.Array:
-    total = jnp.uint32(0)
-    for leaf in jax.tree.leaves(tree):
-        leaf = jnp.asarray(leaf)
-        bits = (
-            jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-            if leaf.dtype.itemsize == 4
-            else leaf.astype(jnp.uint32)
-        )
-        place = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
-        total = 3 * total + (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
-    return total
+def _checksum(tree: Any, xp: Any = jnp) -> Any:
+    def weigh(numbers: Any) -> Any:
+        place = xp.arange(numbers.size, dtype=np.uint32).reshape(numbers.shape)
+        return (numbers * (2 * place + 1)).sum(dtype=np.uint32)
+
+    def bits(leaf: Any) -> Any:
+        return leaf.view(np.uint32) if leaf.dtype.itemsize == 4 else leaf.astype(np.uint32)
+
+    return weigh(xp.stack([weigh(bits(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+_on_devices = jax.jit(_checksum)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Begin to write a state, a tree of arrays that must not change any more, as of a step."""
-    manager.save(step, args=ocp.args.StandardSave({"state": state, "checksum": checksum(state)}))
+    """Begin to write a state, a tree of arrays that must not change any more, as of a step.
+
+    The step must be larger than that of every checkpoint that is there.
+    """
+    given = ocp.args.StandardSave({"state": state, "checksum": checksum(state)})
+    if not manager.save(step, args=given):
+        raise ValueError(f"{manager.directory} has later checkpoints than step {step}")
+
+
+def remove(manager: ocp.CheckpointManager, unwanted: Callable[[int], bool]) -> None:
+    """Remove the checkpoints of some steps."""
+    manager.wait_until_finished()
+    for step in manager.all_steps():
+        if unwanted(step):
+            manager.delete(step)
 
 
 def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tuple[int, Any] | None:
@@ -97,6 +118,8 @@ def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tup
             found = manager.restore(step, args=ocp.args.StandardRestore(given))
             if checksum(found["state"]) != found["checksum"]:
                 raise ValueError("its checksum differs")
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged file may raise anything
             warnings.warn(
                 f"{manager.directory / str(step)} is damaged and left out: "
@@ -104,8 +127,7 @@ def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tup
                 stacklevel=2,
             )
             continue
-        for damaged in steps[: steps.index(step)]:
-            manager.delete(damaged)
+        remove(manager, lambda other, step=step: other > step)
         return step, found["state"]
     if steps:
         raise ValueError(

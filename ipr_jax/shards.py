@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
@@ -31,6 +31,9 @@ from ipr_jax.types import Denoiser
 
 FOLLOWED = 8
 """Of how many samples of a run the images of every iteration are kept."""
+
+Tallies = list[Tally]
+"""Of the same samples, after the first pass and after every iteration."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,19 +88,25 @@ class Shard(NamedTuple):
 class State(NamedTuple):
     """What is known of the n samples of a file, R iterations and a first pass.
 
+    They are refined b at a time. All but the images in work is filled in as it becomes known.
+
     Attributes:
-        iteration: int32 [], the last that is done; -1 = none.
-        image: float32 [n, H, W, C].
+        samples: int32 [], of how many everything is known.
+        iteration: int32 [], the last that the next b samples have behind them; -1 = none.
+        image: float32 [b, H, W, C], of those.
         first_pass: as stored, [n, H, W, C].
+        refined: as stored, [n, H, W, C].
         followed: as stored, [R + 1, k, H, W, C], the first samples of the run; None for others.
         nfe: int32 [R + 1, n], network evaluations so far.
         broke_at: int32 [n], the first iteration after which a sample is not finite, or -1.
         scores: by name, each [R + 1, n].
     """
 
+    samples: Any
     iteration: Any
     image: Any
     first_pass: Any
+    refined: Any
     followed: Any
     nfe: Any
     broke_at: Any
@@ -115,7 +124,8 @@ class Run:
         experiment: what to do.
         samples: how many, at least 1.
         seed: of the noise; the keys are ``sample_keys(jax.random.key(seed), samples)``.
-        batch_size: samples per compiled call, as for ``evaluate``.
+        batch_size: samples per compiled call, as for ``evaluate``, and in work at once; with "auto"
+            all of a file are.
         storage: how they are kept.
 
     Raises:
@@ -151,16 +161,20 @@ class Run:
         return self.experiment.iterations + 1
 
     def state(self, shard: Shard) -> State:
-        """Before the first pass: the tree of ``jax.ShapeDtypeStruct``."""
+        """Its shapes and dtypes: the tree of ``jax.ShapeDtypeStruct``."""
         n, shape = shard.samples, self.task.image_shape
-        image = jax.ShapeDtypeStruct((n, *shape), np.float32)
-        stored, passes = np.dtype(self.storage.dtype), self.passes
+        b = n if self.batch_size == "auto" else min(n, self.batch_size)
+        image = jax.ShapeDtypeStruct((b, *shape), np.float32)
+        images = jax.ShapeDtypeStruct((n, *shape), np.dtype(self.storage.dtype))
+        passes, stored = self.passes, images.dtype
         scores = jax.eval_shape(self.task.score, image)
         followed = (passes, min(n, FOLLOWED), *shape)
         return State(
+            samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),
             image=image,
-            first_pass=jax.ShapeDtypeStruct((n, *shape), stored),
+            first_pass=images,
+            refined=images,
             followed=None if shard.number else jax.ShapeDtypeStruct(followed, stored),
             nfe=jax.ShapeDtypeStruct((passes, n), np.int32),
             broke_at=jax.ShapeDtypeStruct((n,), np.int32),
@@ -177,7 +191,8 @@ class Status(NamedTuple):
     Attributes:
         done: passes over a sample, of ``total``.
         total: first passes and iterations of all samples of this process.
-        lines: metrics by iteration, of the samples in files; until there are any, of those in work.
+        lines: metrics by iteration, of the samples that are done; until there are any, of those in
+            work.
         compile_seconds: of this call, so far.
         seconds: the same without compilation.
     """
@@ -206,11 +221,12 @@ def refine(
         run: what to do.
         folder: a new one, or one that holds this run.
         settings: JSON data that tells all that decides the results: model, versions, devices.
-        preempted: asked before every compiled call, whether to save the state and end.
+        preempted: asked again and again, whether to save the state and end; the device is not
+            waited for.
 
     Returns:
-        A generator of how far it is, after every iteration and every file. Closed early, it saves
-        the state.
+        A generator of how far it is, after every pass over a batch and every file. Closed early, it
+        saves the state.
 
     Raises:
         ValueError: before anything is written: the folder holds something else, or a file is not
@@ -221,7 +237,7 @@ def refine(
     files.claim(folder, settings)
     (folder / "samples").mkdir(exist_ok=True)
     own = run.shards[jax.process_index() :: jax.process_count()]
-    found = {shard: _tallies(_verified(folder, shard)) for shard in own if _done(folder, shard)}
+    found = {shard: _recorded(_verified(folder, shard)) for shard in own if _done(folder, shard)}
     return _refine(run, folder, own, found, preempted)
 
 
@@ -229,57 +245,72 @@ def _refine(
     run: Run,
     folder: Path,
     own: Sequence[Shard],
-    found: dict[Shard, list[Tally]],
+    found: dict[Shard, Tallies],
     preempted: Callable[[], bool],
 ) -> Generator[Status, None, None]:
-    start, compiled, lines = time.perf_counter(), 0.0, _lines([*found.values()])
+    start, compiled, total = time.perf_counter(), 0.0, _sum(found.values())
 
-    def status(begun: int = 0) -> Status:
+    def status(state: State | None = None) -> Status:
+        """With what is done of the samples in work."""
+        begun, lines = 0, total
+        if state is not None:
+            through, at_work = slice(0, int(state.samples)), _rows(state)
+            number, iteration = at_work.stop - at_work.start, int(state.iteration)
+            begun = run.passes * through.stop + number * (iteration + 1)
+            if through.stop:
+                lines = _sum([_tallies(state, through, run.passes)], total)
+            elif not total:
+                lines = _tallies(state, at_work, iteration + 1)
         return Status(
             done=run.passes * sum(shard.samples for shard in found) + begun,
             total=run.passes * sum(shard.samples for shard in own),
-            lines=lines,
+            lines=_lines(lines),
             compile_seconds=compiled,
             seconds=time.perf_counter() - start - compiled,
         )
 
     folder_of_state = folder / f"state-{jax.process_index()}"
     todo = [shard for shard in own if shard not in found]
+    size, saved = run.batch_size, time.monotonic()
     with resume.checkpoints(folder_of_state, own=True) as manager:
-        begun = _begun(run, manager, todo) if todo else {}
-        yield status(sum(one.samples * (int(begun[one].iteration) + 1) for one in begun))
+        begun = _begun(run, manager, todo)
+        todo.sort(
+            key=lambda shard: shard not in begun
+        )  # its checkpoints must go before others come
+        yield status(*begun.values())
         for shard, batch in zip(todo, _ahead(run.source, todo), strict=True):
             state = begun.get(shard) or _before(run, shard)
-            steps = evaluate(
-                run.task,
-                run.denoise,
-                batch,
-                run.experiment,
-                jax.random.key(run.seed),
-                batch_size=run.batch_size,
-                first=shard.first,
-                done=_progress(state),
-                preempted=preempted,
-            )
-            saved, compiled_before = time.monotonic(), compiled
             try:
-                for progress in steps:
-                    state = _after(run, state, progress)
-                    compiled = compiled_before + progress.compile_seconds
-                    if time.monotonic() - saved >= 60 * run.storage.save_minutes:
-                        _save(run, manager, shard, state)
-                        saved = time.monotonic()
-                    if not found:
-                        lines = _lines([_tally(state)])
-                    yield status(shard.samples * (progress.iteration + 1))
+                while state.samples < shard.samples:
+                    steps = evaluate(
+                        run.task,
+                        run.denoise,
+                        _filled(batch, state),
+                        run.experiment,
+                        jax.random.key(run.seed),
+                        batch_size=size,
+                        first=shard.first + int(state.samples),
+                        done=_progress(state),
+                        preempted=preempted,
+                    )
+                    before = compiled
+                    for progress in steps:
+                        state = _after(run, state, progress)
+                        size, compiled = progress.batch_size, before + progress.compile_seconds
+                        if time.monotonic() - saved >= 60 * run.storage.save_minutes:
+                            _save(run, manager, shard, state)
+                            saved = time.monotonic()
+                        yield status(state)
             except (PreemptionError, KeyboardInterrupt, GeneratorExit):
                 _save(run, manager, shard, state)
                 raise
             _write(run, folder, shard, batch.editable, state)
-            found[shard] = _tally(state)
-            lines = _lines([*found.values()])
+            resume.remove(manager, lambda _: True)
+            saved = time.monotonic()
+            found[shard] = _tallies(state, slice(0, shard.samples), run.passes)
+            total = _sum([found[shard]], total)
             yield status()
-    shutil.rmtree(folder_of_state)
+    shutil.rmtree(folder_of_state, ignore_errors=True)
     _finish(run, folder)
 
 
@@ -304,41 +335,59 @@ def _before(run: Run, shard: Shard) -> State:
     return state._replace(iteration=np.int32(-1), broke_at=state.broke_at - 1)
 
 
+def _rows(state: State) -> slice:
+    """Those in work, of the samples of the file."""
+    return slice(int(state.samples), min(int(state.samples) + len(state.image), len(state.refined)))
+
+
+def _filled(batch: Batch, state: State) -> Batch:
+    """Of the samples of the file those in work; copies of the last one make b of them."""
+    rows = _index(state)
+    return Batch(*(part[rows] for part in batch))
+
+
+def _index(state: State) -> np.ndarray:
+    """Which samples of the file are in the b places."""
+    rows = _rows(state)
+    return np.minimum(rows.start + np.arange(len(state.image)), rows.stop - 1)
+
+
 def _after(run: Run, state: State, progress: Progress) -> State:
-    """With what an iteration did; nothing of the state before is changed."""
-    which = progress.iteration
-    followed = state.followed
-
-    def replaced(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
-        rows = rows.copy()
-        rows[which] = row
-        return rows
-
-    if followed is not None:
-        images = progress.image[: followed.shape[1]]
-        followed = replaced(followed, run.storage.stored(images))
-    return State(
-        iteration=np.int32(which),
+    """With what a pass over the samples in work did, filled in."""
+    rows, which = _rows(state), progress.iteration
+    number, last = rows.stop - rows.start, which == run.passes - 1
+    if last or which == 0 or state.followed is not None:
+        images = run.storage.stored(progress.image[:number])
+        if which == 0:
+            state.first_pass[rows] = images
+        if last:
+            state.refined[rows] = images
+        if state.followed is not None:
+            followed = state.followed[which, rows]
+            followed[:] = images[: len(followed)]
+    state.nfe[which, rows] = progress.nfe[:number]
+    for name, values in state.scores.items():
+        values[which, rows] = progress.scores[name][:number]
+    broke = ~progress.finite[:number] & (state.broke_at[rows] < 0)
+    state.broke_at[rows][broke] = which
+    return state._replace(
+        samples=np.int32(rows.stop if last else rows.start),
+        iteration=np.int32(-1 if last else which),
         image=progress.image,
-        first_pass=run.storage.stored(progress.image) if which == 0 else state.first_pass,
-        followed=followed,
-        nfe=replaced(state.nfe, progress.nfe),
-        broke_at=np.where(progress.finite | (state.broke_at >= 0), state.broke_at, np.int32(which)),
-        scores={name: replaced(rows, progress.scores[name]) for name, rows in state.scores.items()},
     )
 
 
 def _progress(state: State) -> Progress | None:
     """For ``evaluate`` to go on from; None before the first pass."""
-    which = int(state.iteration)
+    which, rows = int(state.iteration), _index(state)
     if which < 0:
         return None
     return Progress(
         iteration=which,
         image=state.image,
-        scores={name: rows[which] for name, rows in state.scores.items()},
-        finite=state.broke_at < 0,
-        nfe=state.nfe[which].astype(np.int64),
+        scores={name: values[which, rows] for name, values in state.scores.items()},
+        finite=state.broke_at[rows] < 0,
+        nfe=state.nfe[which, rows].astype(np.int64),
         compile_seconds=0.0,
         seconds=0.0,
         iteration_seconds=0.0,
@@ -346,33 +395,37 @@ def _progress(state: State) -> Progress | None:
     )
 
 
-def _tally(state: State) -> list[Tally]:
-    """Of every iteration that is done."""
+def _tallies(state: State, rows: slice, passes: int) -> Tallies:
+    """Of some samples, after every one of the first passes."""
+    broke_at = state.broke_at[rows]
     return [
         metrics.tally(
-            {name: rows[which] for name, rows in state.scores.items()},
-            (state.broke_at < 0) | (state.broke_at > which),
-            state.nfe[which],
+            {name: values[which, rows] for name, values in state.scores.items()},
+            (broke_at < 0) | (broke_at > which),
+            state.nfe[which, rows],
         )
-        for which in range(int(state.iteration) + 1)
+        for which in range(passes)
     ]
 
 
 def _save(run: Run, manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
-    """Begin to write the state, if something is done and it is not there yet."""
-    step = run.passes * shard.number + int(state.iteration)
-    if state.iteration >= 0 and manager.latest_step() != step:
-        resume.save(manager, step, state._replace(image=np.asarray(state.image))._asdict())
+    """Begin to write a copy of the state, if something is done and it is not there yet."""
+    done = run.passes * int(state.samples) + int(state.iteration) + 1
+    step = run.passes * shard.first + done
+    if done > 0 and manager.latest_step() != step:
+        resume.save(manager, step, jax.tree.map(np.array, state._asdict()))
 
 
 def _begun(run: Run, manager: ocp.CheckpointManager, todo: Sequence[Shard]) -> dict[Shard, State]:
-    """The state that was saved last, and of which samples, if it is of some that are to do."""
-    shards = run.shards
-    saved = resume.restore(manager, lambda step: run.state(shards[step // run.passes])._asdict())
-    if saved is None:
-        return {}
-    shard = shards[saved[0] // run.passes]
-    return {shard: State(**saved[1])} if shard in todo else {}
+    """The state that was saved last, and of which samples, of those that are to do."""
+    shards, size = run.shards, run.passes * run.storage.shard_size
+
+    def shard_of(step: int) -> Shard:
+        return shards[(step - 1) // size]
+
+    resume.remove(manager, lambda step: shard_of(step) not in todo)
+    saved = resume.restore(manager, lambda step: run.state(shard_of(step))._asdict())
+    return {} if saved is None else {shard_of(saved[0]): jax.tree.map(np.array, State(**saved[1]))}
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -391,7 +444,7 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
     """The samples, and then the record that says that they are there."""
     arrays = {
         "first_pass": state.first_pass,
-        "refined": run.storage.stored(state.image),
+        "refined": state.refined,
         "editable": editable,
         **state.scores,
         "nfe": state.nfe[-1],
@@ -415,9 +468,15 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
         "not_finite": [
             {"sample": shard.first + int(i), "iteration": int(state.broke_at[i])} for i in broken
         ],
-        "tallies": [tally._asdict() for tally in _tally(state)],
+        "tallies": [each._asdict() for each in _tallies(state, slice(None), run.passes)],
     }
-    files.write_text(shard.path(folder, ".json"), json.dumps(record))
+    text = json.dumps(record | {"checksum": _checksum(record)})
+    files.write_text(shard.path(folder, ".json"), text)
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """Of a record as JSON."""
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def _record(folder: Path, shard: Shard) -> dict[str, Any]:
@@ -427,12 +486,15 @@ def _record(folder: Path, shard: Shard) -> dict[str, Any]:
         ValueError: it is damaged, or of other samples.
     """
     path = shard.path(folder, ".json")
+    record: dict[str, Any] = {}
     try:
         record = json.loads(path.read_text())
-        same = all(record[name] == value for name, value in shard._asdict().items())
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged; remove it to refine its samples again") from error
-    if not same:
+        whole = record.pop("checksum") == _checksum(record)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged; remove it to refine its samples again")
+    if any(record[name] != value for name, value in shard._asdict().items()):
         raise ValueError(f"{path} is of other samples; remove it to refine its samples again")
     return record
 
@@ -452,20 +514,23 @@ def _verified(folder: Path, shard: Shard) -> dict[str, Any]:
     return record
 
 
-def _tallies(record: Mapping[str, Any]) -> list[Tally]:
-    """Those of a record."""
+def _recorded(record: Mapping[str, Any]) -> Tallies:
+    """The tallies of a record."""
     return [
         Tally(**each | {"means": {name: Moments(*m) for name, m in each["means"].items()}})
         for each in record["tallies"]
     ]
 
 
-def _lines(parts: Sequence[list[Tally]]) -> list[Line]:
-    """Metrics by iteration of the samples of some files together."""
-    return [
-        {"iteration": which, **metrics.line(reduce(metrics.add, tallies))}
-        for which, tallies in enumerate(zip(*parts, strict=True))
-    ]
+def _sum(parts: Iterable[Tallies], total: Tallies | None = None) -> Tallies:
+    """Of all samples together; of none, no tallies."""
+    every = [*([total] if total else []), *parts]
+    return [reduce(metrics.add, tallies) for tallies in zip(*every, strict=True)]
+
+
+def _lines(tallies: Tallies) -> list[Line]:
+    """Metrics by iteration."""
+    return [{"iteration": which, **metrics.line(each)} for which, each in enumerate(tallies)]
 
 
 def _finish(run: Run, folder: Path) -> None:
@@ -476,8 +541,10 @@ def _finish(run: Run, folder: Path) -> None:
     """
     if not all(_done(folder, shard) for shard in run.shards):
         return
+    for left in folder.glob("state-*"):  # of more processes than went on
+        shutil.rmtree(left, ignore_errors=True)
     records = [_record(folder, shard) for shard in run.shards]
-    lines = _lines([_tallies(record) for record in records])
+    lines = _lines(_sum(map(_recorded, records)))
     manifest = {
         "samples": run.samples,
         "dtype": run.storage.dtype,

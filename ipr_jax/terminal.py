@@ -14,6 +14,9 @@ from rich.markup import escape
 from ipr_jax.files import printable
 from ipr_jax.resume import PreemptionError
 
+PREEMPTED = 128 + signal.SIGTERM
+"""Exit code of what saved its state and ended because it was told to."""
+
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -59,29 +62,26 @@ def _show(message: Warning | str, *_: Any) -> None:
 
 @contextlib.contextmanager
 def interruptible(remains: str) -> Iterator[None]:
-    """End with exit code 130 on an interrupt, and say what remains of the run."""
+    """End with exit code 130 on an interrupt, 143 when preempted, and say what remains."""
     try:
         yield
     except KeyboardInterrupt:
         errors.print(f"interrupted: {remains}")
         sys.exit(130)
+    except PreemptionError:
+        errors.print(f"terminated: {remains}")
+        sys.exit(PREEMPTED)
 
 
 @contextlib.contextmanager
-def preemptible(remains: str) -> Iterator[Callable[[], bool]]:
-    """End with exit code 143 on SIGTERM as with 130 on an interrupt, and say what remains.
-
-    Yields:
-        A function that tells whether SIGTERM came, for what then saves its state and raises
-        ``PreemptionError``; nothing else ends at it.
-    """
+def sigterm() -> Iterator[Callable[..., bool]]:
+    """A function of anything that tells whether SIGTERM came; that by itself ends nothing then."""
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     try:
-        with interruptible(remains):
-            yield lambda: bool(came)
-    except PreemptionError:
-        errors.print(f"terminated: {remains}")
-        sys.exit(128 + signal.SIGTERM)
+        yield lambda *_: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if (
+            not jax.distributed.is_initialized()
+        ):  # done, it waits for others, and must not end first
+            signal.signal(signal.SIGTERM, before)

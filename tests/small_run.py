@@ -74,9 +74,9 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def stopped_after(number, folder):
+def stopped_after(number, folder, **changes):
     """Begin, and close after some messages."""
-    run = shards.refine(run_of(), folder, SETTINGS)
+    run = shards.refine(run_of(**changes), folder, SETTINGS)
     said = list(itertools.islice(run, number))
     run.close()
     return said

@@ -140,12 +140,11 @@ def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
     fields = {field.name for field in dataclasses.fields(cli.RefineOptions)}
     assert set(told["arguments"]) == fields - HOSTS
     assert told["arguments"] | {"seed": 4, "model": str(tiny_folder)} == told["arguments"]
-    assert told["arguments"]["out"] == str(folder)
     assert told["model"]["widths"] == [8]
     assert told["provenance"] == {"made": "at random"}
     assert told["versions"]["jax"] == jax.__version__
     assert told["versions"]["ipr_jax"] == importlib.metadata.version("ipr_jax")
-    assert told["device"].startswith(f"{jax.device_count()} x ")
+    assert told["device"].startswith(f"{jax.local_device_count()} x ")
 
 
 def test_the_seed_decides_everything(finished, tiny_folder, work):

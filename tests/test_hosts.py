@@ -1,9 +1,12 @@
 """Several processes, each with devices of its own, on this machine."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,8 @@ from ipr_jax.hosts import HostOptions
 ROOT = Path(__file__).parents[1]
 
 
-def processes(words, devices):
-    """Run a program with every set of words at once, each on so many virtual devices."""
+def begun(words, devices):
+    """A program with every set of words at once, each on so many virtual devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
         "XLA_FLAGS": flags,
@@ -24,14 +27,19 @@ def processes(words, devices):
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
     }
     pipe = subprocess.PIPE
-    begun = [
+    return [
         subprocess.Popen(
             [sys.executable, *map(str, each)], stdout=pipe, stderr=pipe, text=True, env=environment
         )
         for each in words
     ]
-    said = [each.communicate(timeout=300) for each in begun]
-    assert [each.returncode for each in begun] == [0] * len(begun), said
+
+
+def processes(words, devices):
+    """The same, until they end."""
+    running = begun(words, devices)
+    said = [each.communicate(timeout=300) for each in running]
+    assert [each.returncode for each in running] == [0] * len(running), said
     return [out for out, _ in said]
 
 
@@ -48,10 +56,41 @@ def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
     processes([(*words, tmp_path / "one")], 4)
     coordinator = ("--coordinator", address(), "--num-processes", 2, "--process-id")
     said = processes([(*words, tmp_path / "two", *coordinator, k) for k in range(2)], 4)
-    one, two = bits(tmp_path / "one"), bits(tmp_path / "two")
-    assert one.keys() == two.keys()
-    assert {name for name in one if one[name] != two[name]} == {"config.json"}
+    assert bits(tmp_path / "one") == bits(tmp_path / "two")
     assert "written: " in said[0] + said[1]
+
+
+@pytest.mark.heavy
+def test_an_error_of_one_process_ends_them_all(tiny_folder, tmp_path):
+    """It is refused for its seed, while the other refines and then would wait for it."""
+    words = ("-m", "ipr_jax.cli", "refine", "--model", tiny_folder, "--out", tmp_path / "run")
+    where = ("--coordinator", address(), "--num-processes", 2, "--process-id")
+    first, second = begun([(*words, *where, 0), (*words, "--seed", 1, *where, 1)], 4)
+    errors = [each.communicate(timeout=200)[1] for each in (first, second)]
+    refused = "holds a run of another configuration (arguments.seed is "
+    assert 2 in (first.returncode, second.returncode)
+    assert 0 not in (first.returncode, second.returncode)
+    assert any(refused in error for error in errors)
+
+
+@pytest.mark.heavy
+def test_training_in_two_processes_ends_with_143_at_the_same_step(tmp_path):
+    folder = tmp_path / "run"
+    words = ("-m", "ipr_jax.cli", "train", "mini-sudoku", "--batch-size", 4, "--log-every", 1)
+    where = ("--coordinator", address(), "--num-processes", 2, "--process-id")
+    both = begun([(*words, "--out", folder, *where, k) for k in range(2)], 1)
+    deadline = time.monotonic() + 200
+    while not (folder / "log.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert [each.poll() for each in both] == [None, None]
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGTERM)
+    errors = [each.communicate(timeout=200)[1] for each in both]
+    assert [each.returncode for each in both] == [143, 143], errors
+    assert all("terminated: started again, it goes on" in error for error in errors)
+    (saved,) = (folder / "checkpoints").iterdir()
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == int(saved.name)
 
 
 @pytest.mark.heavy

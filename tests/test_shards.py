@@ -104,7 +104,7 @@ def test_it_says_how_far_it_is(finished):
         *(0, 4, 8, 12, 16, 16, 20, 24, 28, 32, 32, 34, 36, 38, 40, 40)
     ]
     assert [len(status.lines) for status in said[:6]] == [0, 1, 2, 3, 4, 4]
-    assert [status.lines[-1]["samples"] for status in said[4:]] == [4] * 6 + [8] * 5 + [10]
+    assert [status.lines[-1]["samples"] for status in said[4:]] == [4] * 5 + [8] * 5 + [10] * 2
 
 
 def test_a_sample_that_breaks_is_named_and_not_counted(finished, tmp_path):
@@ -143,31 +143,39 @@ def test_a_sample_that_breaks_is_named_and_not_counted(finished, tmp_path):
 # --- what may happen to it ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch_size", [3, 64])  # 3 does not divide the 4 samples of a file
 @pytest.mark.parametrize("number", [1, 2, 4, 5, 6, 9, 14, 15, 16])
-def test_closed_it_goes_on_from_there(finished, tmp_path, number):
-    before = stopped_after(number, tmp_path / "run")
-    after = done(tmp_path / "run")
+def test_closed_it_goes_on_from_there(finished, tmp_path, number, batch_size):
+    before = stopped_after(number, tmp_path / "run", batch_size=batch_size)
+    after = done(tmp_path / "run", batch_size=batch_size)
     assert after[-1][:3] == finished[1][-1][:3]
     assert bits(tmp_path / "run") == bits(finished[0])
     assert after[0].done == before[-1].done  # nothing is done twice
 
 
-def test_told_to_end_it_saves_and_goes_on(finished, tmp_path):
-    """Also in the middle of an iteration: after some of its batches."""
-    for calls in (2, 7, 12):
-        asked = itertools.count()
-        storage = Storage(shard_size=4, save_minutes=60)
-        run = run_of(batch_size=1, storage=storage)
-        folder = tmp_path / str(calls)
-        steps = shards.refine(
-            run, folder, SETTINGS, preempted=lambda a=asked, n=calls: next(a) >= n
-        )
-        with pytest.raises(PreemptionError):
-            list(steps)
-        saved = list((folder / "state-0").iterdir())
-        assert len(saved) == (calls >= 6)  # two to compile, four for the first pass
-        list(shards.refine(run, folder, SETTINGS))
-        assert bits(folder) == bits(finished[0])
+def test_told_to_end_it_loses_no_more_than_a_pass_over_a_batch(finished, tmp_path):
+    run = run_of(batch_size=2, storage=Storage(shard_size=4, save_minutes=60))
+    steps = shards.refine(run, tmp_path / "run", SETTINGS, preempted=lambda: len(said) > 6)
+    said = []
+    with pytest.raises(PreemptionError):
+        said.extend(status.done for status in steps)
+    assert said == [0, 2, 4, 6, 8, 10, 12]
+    said = []
+    said.extend(status.done for status in shards.refine(run, tmp_path / "run", SETTINGS))
+    assert said[:3] == [12, 14, 16]
+    assert bits(tmp_path / "run") == bits(finished[0])
+
+
+def test_told_to_end_it_does_not_wait_for_the_device():
+    work = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, a: jax.numpy.tanh(a @ a), x))
+    x = np.ones((1000, 1000), np.float32)
+    work.lower(x).compile()
+    begun = work(x)
+    with pytest.raises(PreemptionError):
+        evaluate._wait(begun, lambda: True)
+    assert not begun.is_ready()
+    evaluate._wait(begun, lambda: False)
+    assert begun.is_ready()
 
 
 def test_a_finished_run_is_left_as_it_is(finished):
@@ -175,7 +183,8 @@ def test_a_finished_run_is_left_as_it_is(finished):
     before = bits(folder)
     assert done(folder)[-1][:3] == said[-1][:3]
     assert bits(folder) == before
-    with pytest.raises(ValueError, match="holds a run of another configuration"):
+    said = r"configuration \(what is \"a test\" there and \"something else\" here\); choose"
+    with pytest.raises(ValueError, match=f"holds a run of another {said}"):
         shards.refine(run_of(), folder, {"what": "something else"})
 
 
@@ -183,7 +192,7 @@ def test_a_finished_run_is_left_as_it_is(finished):
 def half(tmp_path):
     """A run of which one file is written, and two checkpoints of the next are there."""
     stopped_after(9, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run" / "state-0").iterdir()) == ["5", "6"]
+    assert sorted(path.name for path in (tmp_path / "run" / "state-0").iterdir()) == ["18", "19"]
     return tmp_path / "run"
 
 
@@ -208,19 +217,47 @@ def test_a_damaged_file_is_refused_and_can_be_made_again(finished, half, name, m
     if (name, how) != ("00000.json", "removed"):  # then its samples are not done
         with pytest.raises(ValueError, match=message):
             done(half)
-        assert (half / "state-0" / "6").is_dir()
+        assert (half / "state-0" / "19").is_dir()
         for left in (half / "samples").glob("00000.*"):
             left.unlink()
     done(half)
     assert bits(half) == bits(finished[0])
 
 
-@pytest.mark.parametrize("which", ["not heavy", pytest.param("heavy", marks=pytest.mark.heavy)])
-def test_damaged_checkpoints(which):
+def test_a_record_in_which_a_bit_is_another_is_refused(half):
+    path = half / "samples" / "00000.json"
+    data = path.read_bytes()
+    for at in range(0, len(data), 5):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(ValueError, match=r"00000.json is damaged; remove it to refine its sam"):
+            shards.refine(run_of(), half, SETTINGS)
+
+
+def test_files_before_the_one_in_work_can_be_made_again(finished, half):
+    """Which goes on first, so that the state of the others can be saved as well."""
+    for path in (half / "samples").glob("00000.*"):
+        path.unlink()
+    said = [stopped_after(number, half) for number in (5, 3, 3)]
+    assert [part[0].done for part in said] == [12, 24, 32]
+    done(half)
+    assert bits(half) == bits(finished[0])
+
+
+def test_two_runs_at_once_in_a_folder_are_refused(finished, tmp_path):
+    run = shards.refine(run_of(), tmp_path / "run", SETTINGS)
+    next(run)
+    with pytest.raises(ValueError, match=r"another process is at work in .*state-0"):
+        done(tmp_path / "run")
+    list(run)
+    assert bits(tmp_path / "run") == bits(finished[0])
+
+
+@pytest.mark.heavy
+def test_damaged_checkpoints():
     """In a process of its own: what Orbax has under way when a read fails complains at any time."""
     plugins = ("-p", "no:unraisableexception", "-p", "no:threadexception")
     file = Path(__file__).parent / "damaged_checkpoints.py"
-    words = [sys.executable, "-m", "pytest", "-n", "0", "-qm", which, *plugins, str(file)]
+    words = [sys.executable, "-m", "pytest", "-n", "0", "-q", *plugins, str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -270,15 +307,14 @@ def test_bad_storage_is_refused(change, message):
 WORDS = ("--samples", 8, "--iterations", 3, "--shard-size", 4, "--save-minutes", 0, "--seed", 3)
 
 
-def program(*words):
+def program(*words, **environment):
     pipe = subprocess.PIPE
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path.cwd())}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path.cwd())} | environment
     words = list(map(str, words))
     return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-def begin(*words, before=()):
-    return program(*before, sys.executable, "-m", "ipr_jax.cli", "refine", *words)
+REFINE = (sys.executable, "-m", "ipr_jax.cli", "refine")
 
 
 def finals(folder):
@@ -296,7 +332,7 @@ def commanded(tiny_folder, tmp_path_factory):
 def test_sigterm_saves_and_ends_with_143(commanded, tiny_folder, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     words = ("--model", tiny_folder, *WORDS, "--out", folder)
-    process = begin(*words)
+    process = program(*REFINE, *words)
     while not list(folder.glob("state-0/*")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -305,13 +341,7 @@ def test_sigterm_saves_and_ends_with_143(commanded, tiny_folder, tmp_path, monke
     assert (process.returncode, out) == (143, "")
     assert err == f"terminated: started again with --out {folder}, it goes on\n"
     assert call("refine", *words)[0] == 0
-    same(folder, commanded)
-
-
-def same(folder, other):
-    """But for the configurations, which name their folder."""
-    one, two = finals(folder), finals(other)
-    assert one | {"config.json": 0} == two | {"config.json": 0}
+    assert finals(folder) == finals(commanded)
 
 
 FULL = ("bash", "-c", 'trap "" XFSZ; ulimit -f 10; exec "$0" "$@"')
@@ -322,7 +352,7 @@ FULL = ("bash", "-c", 'trap "" XFSZ; ulimit -f 10; exec "$0" "$@"')
 def test_a_full_disk_is_one_line_and_loses_nothing(commanded, tiny_folder, tmp_path, save_minutes):
     words = ("--model", tiny_folder, *WORDS, "--out", tmp_path / "run")
     stored = ("--save-minutes", save_minutes)
-    process = begin(*words, *stored, before=FULL)
+    process = program(*FULL, *REFINE, *words, *stored)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
     assert "file too large" in err.lower()
@@ -330,7 +360,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(commanded, tiny_folder, tmp_p
     assert err.count("\n") == 1
     assert not list((tmp_path / "run" / "samples").iterdir())
     assert call("refine", *words, *stored)[0] == 0
-    same(tmp_path / "run", commanded)
+    assert finals(tmp_path / "run") == finals(commanded)
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tiny_folder, tmp_path, monkeypatch):
@@ -343,33 +373,42 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tiny_folder, tmp_path, m
     assert err == f"error: [Errno 30] Read-only file system: '{tmp_path / 'run'}'\n"
 
 
-def kill(start, finish):
-    """Start processes and kill them at 30 moments in all; after a while each run may finish."""
-    rng, kills, longest = random.Random(0), 0, 1.0
+def kill(command, finish, folder):
+    """Kill the runs of a command at 30 moments in all; now and then one may finish.
+
+    Args:
+        command: its words, but for the folder of the run.
+        finish: called with the folder of every finished run.
+        folder: of all runs, and of the programs that the first one compiles.
+    """
+    cached = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(folder)}
+    cached["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    rng, kills, longest = random.Random(0), 0, None
     for number in itertools.count():
+        out, begun = folder / f"run-{number}", time.monotonic()
         while True:
-            process, began = start(number), time.monotonic()
+            process = program(*command, out, **cached)
             try:
-                _, err = process.communicate(timeout=rng.uniform(1, longest))
+                _, err = process.communicate(timeout=longest and rng.uniform(1, longest))
+                break
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 kills, longest = kills + 1, longest + 0.5
-                continue
-            assert (process.returncode, err) == (0, "")
-            finish(number)
-            longest = max(1.5, time.monotonic() - began)
-            break
+        assert (process.returncode, err) == (0, "")
+        finish(out)
         if kills >= 30:
             return
+        if number < 2:  # the first compiles, the second tells how long a run is
+            longest = number and max(1.5, time.monotonic() - begun)
 
 
 @pytest.mark.heavy
 def test_killed_at_thirty_moments(commanded, tiny_folder, tmp_path):
-    kill(
-        lambda number: begin("--model", tiny_folder, *WORDS, "--out", tmp_path / str(number)),
-        lambda number: same(tmp_path / str(number), commanded),
-    )
+    def finish(folder):
+        assert finals(folder) == finals(commanded)
+
+    kill((*REFINE, "--model", tiny_folder, *WORDS, "--out"), finish, tmp_path)
 
 
 @pytest.mark.heavy
@@ -377,11 +416,7 @@ def test_training_killed_at_thirty_moments(tmp_path):
     list(train(tmp_path / "whole"))
     want = trained(tmp_path / "whole")
 
-    def finish(number):
-        assert trained(tmp_path / str(number)) == want
+    def finish(folder):
+        assert trained(folder) == want
 
-    def start(number):
-        file = Path(__file__).parent / "small_run.py"
-        return program(sys.executable, str(file), tmp_path / str(number))
-
-    kill(start, finish)
+    kill((sys.executable, Path(__file__).parent / "small_run.py"), finish, tmp_path)

@@ -17,6 +17,9 @@ import numpy as np
 from ipr_jax import check
 from ipr_jax.tasks.base import Batch
 
+GRACE_SECONDS = 30
+"""For how long a process that makes batches goes on when it is told to end."""
+
 MakeBatch = Callable[[int, np.ndarray], Batch]
 """``(seed, indices [B]) -> Batch``, such as ``Task.training_batch``."""
 
@@ -108,7 +111,9 @@ def _open_pool(num_workers: int) -> Executor:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that loads
+    # Signals are for the process that loads, which ends this one when it has saved its state.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(GRACE_SECONDS, os._exit, (1,)).start())
     jax.config.update("jax_platforms", "cpu")
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

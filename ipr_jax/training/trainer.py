@@ -262,8 +262,7 @@ def train(
         "training": dataclasses.asdict(config),
     }
     leads = jax.process_index() == 0
-    if leads:
-        files.claim(folder, configuration)
+    files.claim(folder, configuration)
 
     keys = run_keys(config.seed)
     inverse = jnp.ones(noise_levels.NUM_BINS)
@@ -312,6 +311,7 @@ def train(
             shared = jax.make_array_from_process_local_data(sharding.rows(mesh), batch)
             state, losses = train_step(state, step_key, shared, inverse)
             recent.append(losses)
+            jax.block_until_ready(recent[-3:-2])  # or a signal would wait for many steps
             stop = preempted(done)
             save = stop or done % config.save_every == 0 or done == config.num_steps
             if not save and done % config.log_every:
