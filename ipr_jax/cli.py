@@ -753,8 +753,8 @@ def _experiment_help(name: tyro.conf.Positional[str]) -> None:
     """Run an experiment of the papers; ``ipr-jax experiment NAME --help`` lists the options.
 
     Args:
-        name: sudoku-hard, sudoku-corrupted, polygons, even-pixels, ratio, noise-and-regions or
-            samplers.
+        name: sudoku-hard, sudoku-corrupted, polygons, even-pixels, ratio, noise-and-regions,
+            samplers or precision.
     """
     _experiment_command(name)
 

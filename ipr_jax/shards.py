@@ -249,22 +249,24 @@ def _refine(
     preempted: Callable[[], bool],
 ) -> Generator[Status, None, None]:
     start, compiled, total = time.perf_counter(), 0.0, _sum(found.values())
+    lines = _lines(total)
 
     def status(state: State | None = None) -> Status:
         """With what is done of the samples in work."""
-        begun, lines = 0, total
+        nonlocal lines
+        begun = 0
         if state is not None:
             through, at_work = slice(0, int(state.samples)), _rows(state)
             number, iteration = at_work.stop - at_work.start, int(state.iteration)
             begun = run.passes * through.stop + number * (iteration + 1)
-            if through.stop:
-                lines = _sum([_tallies(state, through, run.passes)], total)
-            elif not total:
-                lines = _tallies(state, at_work, iteration + 1)
+            if through.stop and (iteration < 0 or not lines):
+                lines = _lines(_sum([_tallies(state, through, run.passes)], total))
+            elif not through.stop and not total:
+                lines = _lines(_tallies(state, at_work, iteration + 1))
         return Status(
             done=run.passes * sum(shard.samples for shard in found) + begun,
             total=run.passes * sum(shard.samples for shard in own),
-            lines=_lines(lines),
+            lines=lines,
             compile_seconds=compiled,
             seconds=time.perf_counter() - start - compiled,
         )
@@ -274,9 +276,7 @@ def _refine(
     size, saved = run.batch_size, time.monotonic()
     with resume.checkpoints(folder_of_state, own=True) as manager:
         begun = _begun(run, manager, todo)
-        todo.sort(
-            key=lambda shard: shard not in begun
-        )  # its checkpoints must go before others come
+        todo.sort(key=lambda shard: shard not in begun)  # its checkpoints go before others come
         yield status(*begun.values())
         for shard, batch in zip(todo, _ahead(run.source, todo), strict=True):
             state = begun.get(shard) or _before(run, shard)

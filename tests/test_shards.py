@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -279,6 +280,16 @@ def test_a_manifest_that_disagrees_is_refused(finished, tmp_path):
     next(found)
     with pytest.raises(ValueError, match=r"00001.npz is not the file that .*manifest.json descr"):
         next(found)
+
+
+def test_the_readmes_example_reads_a_run(finished, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"^```python\n([^`]*?shards\.read.*?)^```$", readme, re.DOTALL | re.M)
+    monkeypatch.chdir(finished[0].parent)
+    names = {}
+    exec(compile(example.replace('"DIR"', repr(finished[0].name)), "README.md", "exec"), names)
+    assert (names["images"].shape, names["solved"].shape) == ((2, 32, 32, 1), (2,))
+    assert names["images"].dtype == np.float32
 
 
 def test_nothing_is_read_of_a_run_that_is_not_finished(half):
