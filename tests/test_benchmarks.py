@@ -14,6 +14,7 @@ from ipr_jax import Prediction, flops
 from ipr_jax.config import PRESETS
 
 
+@pytest.mark.heavy
 def test_rates_of_data_and_network(monkeypatch, capsys):
     monkeypatch.setitem(data.NETWORKS, "mini-sudoku", TINY)
     with jax.numpy_dtype_promotion("standard"):
@@ -44,6 +45,7 @@ def test_every_task_has_batches_and_a_network_for_them():
         data.batches_of("mnist-sudoku", None)
 
 
+@pytest.mark.heavy
 def test_throughput_of_a_loop_and_its_network(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(PRESETS, "mini-sudoku", TINY)
     monkeypatch.setattr(throughput, "product_rate", lambda precision, repeats: 1e9)

@@ -91,6 +91,7 @@ def test_published_numbers_are_those_of_the_task():
     assert drawn(polygons)["uniform"] == {"refined": {0: 0.988, 50: 1.0}}
 
 
+@pytest.mark.heavy
 def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
     experiment = experiments.ratio(TASK, 2)
     found = collected(run(experiment, tiny_model, tmp_path / "run"))
@@ -140,6 +141,7 @@ def test_corrupted_boards_start_as_they_are(tmp_path, tiny_model):
     assert found["K = 1"][0]["violations"] < found["K = 7"][0]["violations"]
 
 
+@pytest.mark.heavy
 def test_an_interrupted_experiment_goes_on_after_its_last_finished_arm(tmp_path, tiny_model):
     experiment = experiments.noise_and_regions(TASK, 1)
     whole = collected(run(experiment, tiny_model, tmp_path / "whole"))

@@ -359,7 +359,9 @@ FULL = ("bash", "-c", 'trap "" XFSZ; ulimit -f 10; exec "$0" "$@"')
 """No file can be larger than 10 KiB, as on a disk that is full."""
 
 
-@pytest.mark.parametrize("save_minutes", [0, 60])  # a checkpoint or a file is too large
+@pytest.mark.parametrize(  # a checkpoint or a file is too large
+    "save_minutes", [0, pytest.param(60, marks=pytest.mark.heavy)]
+)
 def test_a_full_disk_is_one_line_and_loses_nothing(commanded, tiny_folder, tmp_path, save_minutes):
     words = ("--model", tiny_folder, *WORDS, "--out", tmp_path / "run")
     stored = ("--save-minutes", save_minutes)
@@ -384,50 +386,53 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tiny_folder, tmp_path, m
     assert err == f"error: [Errno 30] Read-only file system: '{tmp_path / 'run'}'\n"
 
 
-def kill(command, finish, folder):
-    """Kill the runs of a command at 30 moments in all; now and then one may finish.
+def kill(times, command, finish, folder):
+    """Kill runs of a command at random moments; each goes on until it finishes.
 
     Args:
+        times: how often, in all, at least.
         command: its words, but for the folder of the run.
         finish: called with the folder of every finished run.
         folder: of all runs, and of the programs that the first one compiles.
     """
     cached = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(folder)}
     cached["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    rng, kills, longest = random.Random(0), 0, None
+    rng, kills, longest = random.Random(0), 0, 0.0
     for number in itertools.count():
         out, begun = folder / f"run-{number}", time.monotonic()
-        while True:
+        while True:  # the first compiles, the second tells how long a run is
             process = program(*command, out, **cached)
             try:
-                _, err = process.communicate(timeout=longest and rng.uniform(1, longest))
+                _, err = process.communicate(timeout=rng.uniform(1, longest) if longest else None)
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
-                kills, longest = kills + 1, longest + 0.5
+                kills += 1
         assert (process.returncode, err) == (0, "")
         finish(out)
-        if kills >= 30:
+        if kills >= times:
             return
-        if number < 2:  # the first compiles, the second tells how long a run is
-            longest = number and max(1.5, time.monotonic() - begun)
+        if number == 1:
+            longest = time.monotonic() - begun
 
 
 @pytest.mark.heavy
-def test_killed_at_thirty_moments(commanded, tiny_folder, tmp_path):
+def test_killed_at_random_moments(commanded, tiny_folder, tmp_path, pytestconfig):
     def finish(folder):
         assert finals(folder) == finals(commanded)
 
-    kill((*REFINE, "--model", tiny_folder, *WORDS, "--out"), finish, tmp_path)
+    times = pytestconfig.getoption("kills")
+    kill(times, (*REFINE, "--model", tiny_folder, *WORDS, "--out"), finish, tmp_path)
 
 
 @pytest.mark.heavy
-def test_training_killed_at_thirty_moments(tmp_path):
+def test_training_killed_at_random_moments(tmp_path, pytestconfig):
     list(train(tmp_path / "whole"))
     want = trained(tmp_path / "whole")
 
     def finish(folder):
         assert trained(folder) == want
 
-    kill((sys.executable, Path(__file__).parent / "small_run.py"), finish, tmp_path)
+    command = (sys.executable, Path(__file__).parent / "small_run.py")
+    kill(pytestconfig.getoption("kills"), command, finish, tmp_path)
