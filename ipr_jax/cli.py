@@ -219,9 +219,7 @@ def refine(options: RefineOptions) -> Path:
             shard_size=options.shard_size, dtype=options.dtype, save_minutes=options.save_minutes
         ),
     )
-    sample = run.source(
-        np.arange(1)
-    )  # which refuses what cannot be made before anything is written
+    sample = run.source(np.arange(1))  # refuses what cannot be made, before anything is written
     folder = _folder(options, options.task)
     aside = {field.name for field in dataclasses.fields(HostOptions)} | {"out", "save_minutes"}
     described = {

@@ -110,15 +110,30 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
     """
     path, text = folder / "config.json", json.dumps(configuration, indent=1)
     found = list(folder.iterdir()) if folder.exists() else []
-    if path.exists():  # looked at last: another process may be making the same folder
-        there = path.read_text()
-        if there != text:
-            raise ValueError(
-                f"{folder} holds a run of another configuration{_differences(there, text)}; choose "
-                f"another folder or the settings in {path}"
-            )
-        return
-    if not all(_PART.match(each.name) for each in found):
-        raise ValueError(f"{folder} exists and holds no run; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    if not path.exists():  # looked at last: another process may be making the same folder
+        if not all(_PART.match(each.name) for each in found):
+            raise ValueError(f"{folder} exists and holds no run; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        _create(path, text)
+    there = path.read_text()
+    if there != text:
+        raise ValueError(
+            f"{folder} holds a run of another configuration{_differences(there, text)}; choose "
+            f"another folder or the settings in {path}"
+        )
+
+
+def _create(path: Path, text: str) -> None:
+    """Write a text file whole, unless another process was faster."""
+    first = path.with_name(f".{uuid4().hex}.{path.name}")
+    try:
+        write_text(first, text)
+        os.link(first, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        if not first.exists():  # it cannot be written
+            raise
+        os.replace(first, path)  # not all file systems have links
+    finally:
+        first.unlink(missing_ok=True)
