@@ -91,7 +91,7 @@ def call(*words: object) -> tuple[int, str, str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=2, help="how often -k killed kills each run")
+    parser.addoption("--kills", type=int, default=30, help="how often -k killed kills each run")
 
 
 @pytest.fixture
