@@ -19,7 +19,7 @@ from flax import nnx
 from rich.console import Console
 
 from benchmarks.report import save
-from ipr_jax import SRM, ModelConfig, Sampling, check, shards
+from ipr_jax import SRM, ModelConfig, Sampling, check, files, shards
 from ipr_jax.environment import environment
 from ipr_jax.evaluate import Refinement, evaluate
 from ipr_jax.tasks import get_task
@@ -63,7 +63,13 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Run ``python -m benchmarks.large``."""
+    """Run ``python -m benchmarks.large``.
+
+    Raises:
+        FileExistsError, FileNotFoundError: ``args.out`` exists, or its folder does not.
+    """
+    if args.out is not None:
+        files.refuse_existing(args.out)
     made_with, task = environment(), get_task("mini-sudoku")
     model = SRM(TINY, rngs=nnx.Rngs(0))
 

@@ -385,7 +385,7 @@ def _progress(state: State) -> Progress | None:
     return Progress(
         iteration=which,
         image=state.image,
-        scores={name: values[which, rows] for name, values in state.scores.items()},
+        scores={},
         finite=state.broke_at[rows] < 0,
         nfe=state.nfe[which, rows].astype(np.int64),
         compile_seconds=0.0,

@@ -81,7 +81,6 @@ def sigterm() -> Iterator[Callable[..., bool]]:
     try:
         yield lambda *_: bool(came)
     finally:
-        if (
-            not jax.distributed.is_initialized()
-        ):  # done, it waits for others, and must not end first
+        # One of several processes waits for the others when it is done, and must not end first.
+        if not jax.distributed.is_initialized():
             signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from benchmarks import data, device, profile, throughput, workload
+from benchmarks import data, device, large, profile, throughput, workload
 from ipr_jax import Prediction, flops
 from ipr_jax.config import PRESETS
 
@@ -356,3 +356,17 @@ def test_a_device_is_measured(tmp_path):
         "published": "--ipr names no clone",
         "against_published": "without published",
     }
+
+
+@pytest.mark.heavy
+def test_a_large_run_is_measured(tmp_path):
+    args = large.Args(samples=6, in_memory=4, batch_size=2, out=tmp_path / "out.json")
+    large.main(args)
+    found = json.loads(args.out.read_text())
+    images = (6 + 6) * 32 * 32 + 3 * 6 * 32 * 32  # in uint8, and 6 that are followed
+    assert images < found["written_bytes"] < 2 * images
+    assert found["peak_bytes"] > 1e8
+    first, last = found["in_memory_per_second"]
+    assert found["ratio"] == pytest.approx(2 * found["on_disk_per_second"] / (first + last))
+    with pytest.raises(FileExistsError, match="is not overwritten"):
+        large.main(args)
