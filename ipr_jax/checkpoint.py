@@ -17,6 +17,7 @@ from flax import nnx
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
 from ipr_jax.files import refuse_existing
+from ipr_jax.keys import rngs
 
 SHIPPED = ("mini-sudoku",)
 """Models that come with the package."""
@@ -95,7 +96,7 @@ def open_model(
     """``load``, with the provenance that was saved beside the weights."""
 
     def build(config: ModelConfig) -> SRM:
-        return SRM(config, dtype=dtype, rngs=nnx.Rngs(0))
+        return SRM(config, dtype=dtype, rngs=rngs(0))
 
     return open_as(path_or_name, {ModelConfig: build})
 

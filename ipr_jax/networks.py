@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ipr_jax import checkpoint
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
+from ipr_jax.keys import rngs
 from ipr_jax.tasks.mnist_classifier import MNISTClassifier, MNISTConfig
 from ipr_jax.tasks.polygon_classifier import PolygonClassifier, PolygonConfig
 
@@ -23,7 +23,7 @@ NETWORKS: dict[type, Any] = {
 
 def build(config: Any) -> Any:
     """The network of a configuration, with random weights; abstract under ``nnx.eval_shape``."""
-    return NETWORKS[type(config)](config, rngs=nnx.Rngs(0))
+    return NETWORKS[type(config)](config, rngs=rngs(0))
 
 
 def open_network(path_or_name: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ipr_jax.denoiser import SRM
+from ipr_jax.keys import rngs
 from ipr_jax.types import Denoiser, Prediction
 
 
@@ -61,7 +62,7 @@ def compute_in(model: SRM, precision: str) -> Denoiser:
     """
     dtype = get_precision(precision).dtype
     if model.unet.dtype != dtype:
-        built = nnx.eval_shape(lambda: SRM(model.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        built = nnx.eval_shape(lambda: SRM(model.config, dtype=dtype, rngs=rngs(0)))
         model = nnx.merge(nnx.graphdef(built), nnx.state(model))
     return jax.tree_util.Partial(_CALLS[precision], model)
 

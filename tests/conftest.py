@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # commands keep programs in the user's home
+# Most of a test is compilation, here with a third less work. XLA_FLAGS= does all of it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 from convert import mapping, srm, torch_file  # noqa: E402
 from ipr_jax import SRM, ModelConfig, checkpoint, cli  # noqa: E402
+from ipr_jax.networks import build  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 PREFIXES = {"ema": "ema_denoiser.module.", "raw": "denoiser."}
@@ -67,7 +70,7 @@ def golden_config(name: str) -> ModelConfig:
 def golden_model(name: str, weights: str) -> SRM:
     tensors = torch_file.state_dict(GOLDEN / name / "last.ckpt", PREFIXES[weights])
     config = golden_config(name)
-    abstract = nnx.eval_shape(lambda: SRM(config, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(config))
     return mapping.fill(abstract, srm.table(config), tensors)
 
 
@@ -107,7 +110,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32))
 
-    abstract = nnx.state(nnx.eval_shape(lambda: SRM(TINY, rngs=nnx.Rngs(0))))
+    abstract = nnx.state(nnx.eval_shape(lambda: build(TINY)))
     folder = tmp_path_factory.mktemp("models") / "tiny"
     checkpoint.save(folder, TINY, jax.tree.map(draw, abstract), {"made": "at random"})
     return folder

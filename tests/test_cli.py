@@ -56,7 +56,7 @@ def samples_of(folder):
 
 
 def save_random(folder, config):
-    abstract = nnx.state(nnx.eval_shape(lambda: ipr_jax.SRM(config, rngs=nnx.Rngs(0))))
+    abstract = nnx.state(nnx.eval_shape(lambda: build(config)))
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), abstract)
     checkpoint.save(folder, config, params, {"made": "of tenths"})
     return folder

@@ -11,6 +11,7 @@ from flax import nnx
 
 from convert import mapping, srm, torch_file
 from ipr_jax import PRESETS, SRM
+from ipr_jax.networks import build
 
 NAMES = ["tiny_even", "tiny_sudoku"]
 CONFIGS = PRESETS | {name: golden_config(name) for name in NAMES}
@@ -22,12 +23,12 @@ def tensors_of(name: str, weights: str = "raw") -> dict[str, np.ndarray]:
 
 
 def fill(tensors: dict[str, np.ndarray], name: str) -> SRM:
-    abstract = nnx.eval_shape(lambda: SRM(CONFIGS[name], rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(CONFIGS[name]))
     return mapping.fill(abstract, srm.table(CONFIGS[name]), tensors)
 
 
 def wanted_shapes(name: str) -> dict[mapping.Path, tuple[int, ...]]:
-    model = nnx.eval_shape(lambda: SRM(CONFIGS[name], rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(CONFIGS[name]))
     return {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 

@@ -8,6 +8,8 @@ from conftest import PREFIXES, golden, golden_config, golden_model, nhwc
 from flax import nnx
 
 from ipr_jax import PRESETS, SRM, ModelConfig, flops, patches, precision, unet
+from ipr_jax.keys import rngs
+from ipr_jax.networks import build
 
 TINY = ModelConfig(
     image_size=(20, 12),
@@ -28,7 +30,7 @@ evaluate = jax.jit(lambda model, z, t, key=None: model(z, t, key))
 
 def randomised(config: ModelConfig, **options) -> SRM:
     """A model without the zero initialisations, so that every part matters."""
-    model = nnx.eval_shape(lambda: SRM(config, rngs=nnx.Rngs(0), **options))
+    model = nnx.eval_shape(lambda: SRM(config, rngs=rngs(0), **options))
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, leaf.dtype), model
@@ -61,13 +63,20 @@ def test_size_and_arithmetic_of_the_released_architectures(
     preset, parameters, gflop, share_of_published
 ):
     config = PRESETS[preset]
-    model = nnx.eval_shape(lambda: SRM(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(config))
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == parameters
     z = jax.ShapeDtypeStruct((1, *config.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1, *config.grid), jnp.float32)
     counted = flops.count(lambda model, z, t: model(z, t), model, z, t) / 1e9
     assert counted == pytest.approx(gflop, rel=2e-4)
     assert counted <= share_of_published
+
+
+@pytest.mark.parametrize("seed_or_key", [0, jax.random.key(1)], ids=["seed", "key"])
+def test_a_new_network_has_the_keys_of_flax(seed_or_key):
+    given = [nnx.state(SRM(TINY, rngs=keys(seed_or_key))) for keys in (nnx.Rngs, rngs)]
+    for got, want in zip(*map(jax.tree.leaves, given), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_flops_of_known_functions():
@@ -203,7 +212,7 @@ def test_impossible_architectures_are_refused(change, message):
 
 
 def test_wrong_shapes_are_refused_by_the_model():
-    model = nnx.eval_shape(lambda: SRM(TINY, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(TINY))
     with pytest.raises(ValueError, match=r"\[B, 20, 12, 2\]"):
         jax.eval_shape(model, jnp.ones((1, 20, 20, 2)), jnp.ones((1, 5, 3)))
     with pytest.raises(ValueError, match=r"\[B, 5, 3\]"):

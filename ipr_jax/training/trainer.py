@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from ipr_jax import check, checkpoint, files, resume, sharding
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
+from ipr_jax.keys import rngs
 from ipr_jax.resume import PreemptionError
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import loader, noise_levels, objective
@@ -140,7 +141,7 @@ def run_keys(seed: int) -> RunKeys:
 
 def init(model: ModelConfig, config: TrainConfig) -> TrainState:
     """The state before the first step; weights are drawn from ``config.seed``."""
-    params = nnx.state(SRM(model, rngs=nnx.Rngs(run_keys(config.seed).init)))
+    params = nnx.state(SRM(model, rngs=rngs(run_keys(config.seed).init)))
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -160,7 +161,7 @@ def make_train_step(model: ModelConfig, config: TrainConfig, placed: Any = None)
     have level 0 and weight 0. ``placed`` is the sharding of the state, by default that of the one
     it is given.
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: SRM(model, rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: SRM(model, rngs=rngs(0))))
     transform = optimizer(config)
     sample = noise_levels.SAMPLERS[config.noise_levels](config.sharpness)
 
