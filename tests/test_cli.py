@@ -36,6 +36,7 @@ FILES = ["config.json", "manifest.json", "metrics.jsonl"]
 PICTURES = ["refinement.gif", "refinement.png", "samples.png"]
 HOSTS = {"distributed", "coordinator", "num_processes", "process_id"}
 SHORT = ("--samples", 3, "--iterations", 2)
+FEW = ("--first-steps-per-patch", 1, "--steps-per-patch", 1)
 
 
 def lines_of(folder):
@@ -352,7 +353,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     monkeypatch.setattr(cli, "SHOWN_ITERATIONS", (0, 2))
     for name in ("samples", "refinement", "animation"):
         keep(name)
-    words = ("--samples", 10, "--iterations", 4)
+    words = ("--samples", 10, "--iterations", 4, *FEW)
     assert call("refine", "--model", tiny_folder, *words, "--out", "run")[0] == 0
     saved = samples_of(work / "run")
     name, grid, iteration, headline = drawn["samples"]
@@ -378,7 +379,7 @@ def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
     colour = dataclasses.replace(TINY, channels=3, patch_size=4)
     model = save_random(tmp_path / "colour", colour)
     words = ("refine", "--task", "even-pixels", "--model", model)
-    code, out, err = call(*words, *SHORT, "--first-steps-per-patch", 1, "--out", "run")
+    code, out, err = call(*words, *SHORT, *FEW, "--out", "run")
     assert (code, err) == (0, "")
     for part in ("balanced %", "95% interval", "imbalance", "saturation_std", "value_std"):
         assert part in out
