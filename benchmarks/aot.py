@@ -322,7 +322,17 @@ def run(args: Args) -> Iterator[dict[str, Any]]:
         row = compile_for(case)
         yield row
         if args.max_batch:
-            yield largest(lambda batch, case=case: compile_for(case._replace(batch=batch)), row)
+            yield largest(lambda batch, case=case: tried(case._replace(batch=batch)), row)
+
+
+def tried(case: Case) -> dict[str, Any]:
+    """``compile_for``, said at once: a search compiles for many minutes."""
+    row = compile_for(case)
+    found = "does not fit"
+    if row["fits"]:
+        found = f"{row['memory_bytes']['total'] / 2**30:.2f} GiB, {row['compile_seconds']:.0f} s"
+    print(f"{case.target} {case.preset}, batch {case.batch:,}: {found}", flush=True)
+    return row
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
