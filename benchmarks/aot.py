@@ -36,6 +36,7 @@ from benchmarks.workload import check_preset, new_model
 from ipr_jax import check, experiments, files, flops, sharding
 from ipr_jax.config import PRESETS
 from ipr_jax.environment import environment
+from ipr_jax.memory import EXHAUSTED
 from ipr_jax.networks import inputs
 from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.terminal import one_line_errors
@@ -251,7 +252,7 @@ def compile_for(case: Case) -> dict[str, Any]:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if EXHAUSTED not in str(error):
             raise
         return row | {"fits": False, "said": files.printable(str(error))}
     took = time.perf_counter() - began

@@ -30,7 +30,7 @@ from rich.table import Table
 from ipr_jax import check, flops
 from ipr_jax.config import PRESETS, ModelConfig
 from ipr_jax.environment import environment
-from ipr_jax.tasks import boards, counting_polygons, get_task, mnist, sudoku
+from ipr_jax.tasks import TASKS, boards, counting_polygons, get_task, mnist, sudoku
 from ipr_jax.tasks.base import Batch, Split
 from ipr_jax.terminal import one_line_errors
 from ipr_jax.training import loader, noise_levels, trainer
@@ -41,7 +41,7 @@ LONG_STEP = 3e11
 STEPS = range(10**9)
 
 NETWORKS: dict[str, ModelConfig] = {
-    **PRESETS,
+    **{task: PRESETS[task] for task in TASKS if task in PRESETS},
     "digits-sudoku": dataclasses.replace(PRESETS["mini-sudoku"], image_size=(72, 72)),
     "counting-stars": PRESETS["counting-polygons"],
 }
@@ -201,7 +201,7 @@ def main(args: Args) -> None:
     """Run the measurement, print a table to stderr and one JSON object to stdout."""
     if args.smoke:
         args = Args(tasks=("mini-sudoku",), num_workers=1, seconds=0.1, repeats=1)
-    tasks = (*args.tasks, "mnist-sudoku") if args.mnist else args.tasks
+    tasks = dict.fromkeys([*args.tasks, *(["mnist-sudoku"] if args.mnist else [])])
     console, rows = Console(stderr=True), {}
     for task in tasks:
         with console.status(task):

@@ -28,6 +28,7 @@ import ipr_jax
 from benchmarks import peers, profile, throughput, workload
 from ipr_jax import check, evaluate, files, selection
 from ipr_jax.environment import environment
+from ipr_jax.memory import EXHAUSTED
 from ipr_jax.options import plain
 from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.tasks import get_task
@@ -222,7 +223,7 @@ def speed(run: Run) -> Iterator[Any]:
                     rows.append(throughput.measure(preset, batch, precision, rates[precision], how))
                     yield rows
                 except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error):
+                    if EXHAUSTED not in str(error):
                         raise
                     run.left_out[name] = "memory is short"
                 longest = max(longest, time.monotonic() - began)

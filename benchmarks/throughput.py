@@ -26,10 +26,8 @@ from benchmarks.timing import seconds, spread
 from ipr_jax import check, experiments, files, flops, selection
 from ipr_jax.environment import environment
 from ipr_jax.precision import get_precision
+from ipr_jax.program import memory_of
 from ipr_jax.terminal import one_line_errors
-
-KINDS = ("argument", "output", "temp")
-"""Of memory on a device."""
 
 ITERATIONS = 50
 """Of the paper's refinement."""
@@ -130,7 +128,7 @@ def measure(preset: str, batch: int, precision: str, rate: float, args: Args) ->
         statistics.median(times) / args.evaluations for times in zip(*pairs, strict=True)
     )
     number = flops.count(workload.network, work)
-    memory = bare.memory_analysis()
+    memory = memory_of(bare)
     return {
         "preset": preset,
         "precision": precision,
@@ -145,7 +143,7 @@ def measure(preset: str, batch: int, precision: str, rate: float, args: Args) ->
         "flop_per_second": number / each,
         "product_flop_per_second": rate,
         "share_of_product": number / each / rate,
-        "memory_bytes": memory and sum(getattr(memory, f"{kind}_size_in_bytes") for kind in KINDS),
+        "memory_bytes": memory and memory.total,
     }
 
 

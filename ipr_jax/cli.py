@@ -132,17 +132,22 @@ class ExportOptions(PassOptions):
 
     Attributes:
         task: the benchmark whose settings hold where nothing is given: mini-sudoku, digits-sudoku,
-            mnist-sudoku, even-pixels, counting-polygons or counting-stars.
+            mnist-sudoku, even-pixels, counting-polygons or counting-stars; by default the one that
+            the model was trained on, if it tells.
         precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
     """
 
-    task: str = "mini-sudoku"
+    task: str | None = None
     precision: str = "float32"
 
 
 def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]:
     """The samples of some indices."""
     check.count("swapped", options.swapped, least=0)
+    for option in ("first_steps_per_patch", "first_overlap"):
+        if options.swapped and getattr(options, option) is not None:
+            name = option.replace("_", "-")
+            raise ValueError(f"swapped cells are refined as they are, leave out --{name}")
     if options.puzzle is None:
         return partial(experiments.source(task, options.swapped).test_batch, options.seed)
     if options.swapped:
@@ -157,7 +162,7 @@ def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]
 
 def _folder(options: TaskOptions, name: str) -> Path:
     """That of the options, or a new one."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return options.out or Path("results") / f"{name}-{now}"
 
 
@@ -264,7 +269,8 @@ def refine(options: RefineOptions) -> Path:
         return folder
     _say_broken(json.loads((folder / "manifest.json").read_text())["not_finite"])
     first = next(shards.read(folder))
-    _draw_samples(folder, task, first)
+    with contextlib.suppress(FileExistsError):  # another process, done at the same time, draws them
+        _draw_samples(folder, task, first)
     if options.puzzle is not None and task.format_sample is not None:
         for title, which in (("first_pass", 0), ("refined", -1)):
             verdict = task.headline if first[task.headline][which, 0] else f"not {task.headline}"
@@ -631,10 +637,13 @@ def export_program(
         out: a new file.
         options: how to refine.
     """
-    refinement = options.refinement(options.task)
     files.refuse_existing(out)
     get_precision(options.precision)
-    program = export.serialize(checkpoint.load(model), refinement, options.precision)
+    network, provenance = checkpoint.open_model(model)
+    task = options.task or provenance.get("task")
+    if task is None:
+        raise ValueError(f"{model} does not tell its task, give --task")
+    program = export.serialize(network, options.refinement(task), options.precision)
     with files.whole(out) as part:
         part.write_bytes(program)
     console.print(f"written: {out} ({len(program) / 2**20:,.1f} MiB)")
@@ -694,6 +703,13 @@ def _experiment_command(name: str) -> Callable[..., Path]:
     ) -> Path:
         opened = options.open(options.task or definition.task)
         made = definition.make(opened.task, options.iterations)
+        arms = made.arms.values()
+        for option, free in (
+            ("precision", not all(arm.precision for arm in arms)),
+            ("iterations", options.iterations in {arm.refinement.iterations for arm in arms}),
+        ):
+            if not free and getattr(options, option) != getattr(ExperimentOptions, option):
+                raise ValueError(f"the experiment {name} leaves no choice, leave out --{option}")
         return compare(f"{name}-{opened.task.name}", made, opened, options)
 
     command.__doc__ = f"{definition.make.__doc__}\n\nArgs:\n    options: its options."

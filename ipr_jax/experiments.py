@@ -222,7 +222,7 @@ EXPERIMENTS: dict[str, Definition] = {
     "samplers": Definition(samplers, "mini-sudoku"),
     "precision": Definition(precision, "mini-sudoku"),
 }
-"""Experiments by name: functions of the task and the number of iterations."""
+"""Experiments by name."""
 
 
 def get_experiment(name: str) -> Definition:

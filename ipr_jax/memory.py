@@ -21,7 +21,7 @@ CPU_SHARE = 0.5
 """The same for a CPU, whose kernels were seen to take up to 1.9 times what the compiler plans."""
 
 EXHAUSTED = "RESOURCE_EXHAUSTED"
-"""What the message of an error begins with when a device's memory is full."""
+"""What the message of an error holds when a device's memory is full."""
 
 Result = TypeVar("Result")
 
@@ -117,7 +117,7 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
 
 
 def usable_bytes() -> int:
-    """What to plan with of the free memory of the device that computes, for a CPU the machine's.
+    """What to plan with of the free memory of a device that computes; CPUs share the machine's.
 
     Raises:
         ValueError: the device does not tell.
@@ -128,7 +128,8 @@ def usable_bytes() -> int:
         return int(SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
     if device.platform != "cpu":
         raise ValueError(f'"auto" needs a device that tells its free memory, {device} does not')
-    return int(CPU_SHARE * min([psutil.virtual_memory().available, *map(_left, _groups())]))
+    free = min([psutil.virtual_memory().available, *map(_left, _groups())])
+    return int(CPU_SHARE * free / len(jax.local_devices()))
 
 
 def _groups() -> Iterator[Path]:

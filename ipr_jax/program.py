@@ -32,6 +32,12 @@ class Memory(NamedTuple):
         return sum(self)
 
 
+def memory_of(compiled: Any) -> Memory | None:
+    """What a ``jax.stages.Compiled`` needs; None where the compiler does not tell."""
+    found, kinds = compiled.memory_analysis(), ("argument", "output", "temp")
+    return found and Memory(*(getattr(found, f"{kind}_size_in_bytes") for kind in kinds))
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """What is known of a program before it runs.
@@ -73,10 +79,7 @@ class Program(Generic[Result]):
         """Compile it and do nothing else."""
         start = time.perf_counter()
         compiled = self.function.lower(*self.arguments, **self.static).compile()
-        seconds, found = time.perf_counter() - start, compiled.memory_analysis()
-        kinds = ("argument", "output", "temp")
-        needed = found and Memory(*(getattr(found, f"{kind}_size_in_bytes") for kind in kinds))
-        return Compiled(seconds, needed)
+        return Compiled(time.perf_counter() - start, memory_of(compiled))
 
 
 def driver(make: Callable[Given, Program[Result]]) -> Callable[Given, Result]:

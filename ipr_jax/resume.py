@@ -55,8 +55,9 @@ def checkpoints(folder: Path, *, own: bool = False) -> Iterator[ocp.CheckpointMa
 
 
 def checksum(tree: Any) -> np.ndarray:
-    """A number that differs if one value of a tree does: uint32 [], of arrays of at most 32 bits.
+    """A number that differs if one value of a tree does, uint32 [].
 
+    The tree holds arrays of 32 bits, or integers or booleans of fewer.
     Sums of integers do not depend on their order, so it is the same on any number of devices. Of
     NumPy's arrays it is computed without the devices, which may be busy.
     """
@@ -82,7 +83,8 @@ _on_devices = jax.jit(_checksum)
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     """Begin to write a state, a tree of arrays that must not change any more, as of a step.
 
-    The step must be larger than that of every checkpoint that is there.
+    Raises:
+        ValueError: the step is not larger than that of every checkpoint that is there.
     """
     given = ocp.args.StandardSave({"state": state, "checksum": checksum(state)})
     if not manager.save(step, args=given):

@@ -6,6 +6,7 @@ how far process 0 is with its next samples. Of n processes each takes every n-th
 none; the one that finds all records writes ``metrics.jsonl`` and ``manifest.json``.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -296,7 +297,9 @@ def _refine(
                     before = compiled
                     for progress in steps:
                         state = _after(run, state, progress)
-                        size, compiled = progress.batch_size, before + progress.compile_seconds
+                        compiled = before + progress.compile_seconds
+                        if shard.samples == run.storage.shard_size:  # a short one tells too little
+                            size = progress.batch_size
                         if time.monotonic() - saved >= 60 * run.storage.save_minutes:
                             _save(run, manager, shard, state)
                             saved = time.monotonic()
@@ -542,7 +545,8 @@ def _finish(run: Run, folder: Path) -> None:
     if not all(_done(folder, shard) for shard in run.shards):
         return
     for left in folder.glob("state-*"):  # of more processes than went on
-        shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(ValueError, FileNotFoundError), files.locked(left):
+            shutil.rmtree(left, ignore_errors=True)
     records = [_record(folder, shard) for shard in run.shards]
     lines = _lines(_sum(map(_recorded, records)))
     manifest = {

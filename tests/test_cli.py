@@ -224,6 +224,7 @@ EXAMPLE = "1..4 .... .3.. ...."
         (("--swapped", "-1"), "swapped must be a whole number of at least 0, got -1"),
         (("--swapped", "9"), "pairs must be"),
         (("--swapped", "1", "--puzzle", EXAMPLE), "swapped must be 0 with a puzzle, got 1"),
+        (("--swapped", "1", "--first-overlap", "0"), "are, leave out --first-overlap"),
         (("--task", "digits-sudoku", "--difficulty", "x"), "unknown difficulty 'x'; known: "),
         (("--model", "nope"), "no model at 'nope': give a model folder or one of ['mini-sudoku']"),
         (("--model", "."), "is not a model of ipr_jax: "),

@@ -39,7 +39,7 @@ def test_the_documented_lines_run_without_the_library_and_equal_it(
 ):
     monkeypatch.chdir(tmp_path)
     code, out, err = call(
-        *("export", tiny_folder, "mini-sudoku.program"),
+        *("export", tiny_folder, "mini-sudoku.program", "--task", "mini-sudoku"),
         *("--iterations", 2, "--ratio", 0.5, "--first-steps-per-patch", 1, "--steps-per-patch", 2),
     )
     assert (code, err) == (0, "")
@@ -91,12 +91,15 @@ def test_the_documented_lines_run_without_the_library_and_equal_it(
         (("mini-sudoku", "out", "--ratio", "0"), "ratio must be in (0, 1], got 0.0"),
         (("mini-sudoku", "out", "--order", "x"), "unknown order 'x'; known: ['certain', "),
         (("mini-sudoku", "out", "--task", "x"), "unknown task 'x'; known: "),
+        (("{untold}", "out"), "does not tell its task, give --task"),
     ],
 )
-def test_bad_words_are_refused_and_nothing_is_written(words, message, tmp_path, monkeypatch):
+def test_bad_words_are_refused_and_nothing_is_written(
+    words, message, tiny_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old").write_text("as it was")
-    code, out, err = call("export", *words)
+    code, out, err = call("export", *(word.format(untold=tiny_folder) for word in words))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

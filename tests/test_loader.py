@@ -122,6 +122,18 @@ def test_batches_that_no_other_process_can_make_are_refused():
         load(lambda seed, indices: MAKE(seed, indices), 0, 4, range(3), 2)
 
 
+def die(seed, indices):
+    if indices[0] == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return MAKE(seed, indices)
+
+
+def test_a_worker_that_is_killed_is_an_error_that_says_so():
+    batches = load(die, 0, 2, range(10), 1)
+    with pytest.raises(ChildProcessError, match=r"was killed, .* fewer num_workers than 1"):
+        list(batches)
+
+
 SCRIPT = """
 import os
 import numpy as np

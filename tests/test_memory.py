@@ -129,8 +129,8 @@ def test_other_errors_and_those_of_a_single_sample_are_raised(error, size):
 # --- free memory ----------------------------------------------------------------------------------
 
 
-def device(monkeypatch, **fields):
-    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(**fields)])
+def device(monkeypatch, number=1, **fields):
+    monkeypatch.setattr(jax, "local_devices", lambda: number * [SimpleNamespace(**fields)])
 
 
 def test_a_device_tells_its_own_free_memory(monkeypatch):
@@ -150,6 +150,8 @@ def test_a_cpu_has_what_the_machine_and_the_container_leave(monkeypatch, tmp_pat
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(memory, "_groups", lambda: [tmp_path])
     assert memory.usable_bytes() == 503
+    device(monkeypatch, 8, memory_stats=lambda: None, platform="cpu")
+    assert memory.usable_bytes() == 62
 
 
 @pytest.mark.heavy

@@ -32,7 +32,7 @@ from small_run import (
     whole,
 )
 
-from ipr_jax import evaluate, metrics, shards
+from ipr_jax import evaluate, files, metrics, shards
 from ipr_jax.resume import PreemptionError
 from ipr_jax.shards import Storage
 
@@ -242,6 +242,35 @@ def test_files_before_the_one_in_work_can_be_made_again(finished, half):
     assert [part[0].done for part in said] == [12, 24, 32]
     done(half)
     assert bits(half) == bits(finished[0])
+
+
+def test_a_short_file_does_not_decide_the_batch_size_of_the_others(tmp_path, monkeypatch):
+    """It goes on first, with 2 samples of the 4 that were asked for at once."""
+    stopped_after(13, tmp_path / "run", batch_size=4)
+    for path in (tmp_path / "run" / "samples").glob("00000.*"):
+        path.unlink()
+    asked = {}
+
+    def told(*arguments, **options):
+        asked[options["first"]] = options["batch_size"]
+        yield from evaluate.evaluate(*arguments, **options)
+
+    monkeypatch.setattr(shards, "evaluate", told)
+    done(tmp_path / "run", batch_size=4)
+    assert asked == {8: 4, 0: 4}
+
+
+def test_the_state_of_a_process_that_is_still_at_work_is_left(finished, tmp_path):
+    """It may be done, and not yet have closed its checkpoints."""
+    stopped_after(1, tmp_path / "run")
+    others = [tmp_path / "run" / f"state-{number}" for number in (1, 2)]
+    for other in others:
+        other.mkdir()
+    with files.locked(others[0]):
+        done(tmp_path / "run")
+    assert [other.is_dir() for other in others] == [True, False]
+    others[0].rmdir()
+    assert bits(tmp_path / "run") == bits(finished[0])
 
 
 def test_two_runs_at_once_in_a_folder_are_refused(finished, tmp_path):

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import jax
 import numpy as np
@@ -96,7 +97,13 @@ def _ahead(num_workers: int, make: Callable[[int], Batch], steps: range) -> Gene
         ahead = itertools.islice(waiting, 2 * max(1, num_workers))
         pending = collections.deque(pool.submit(make, step) for step in ahead)
         while pending:
-            batch = pending.popleft().result()
+            try:
+                batch = pending.popleft().result()
+            except BrokenProcessPool as error:
+                raise ChildProcessError(
+                    "a process that makes batches was killed, as when the memory is full; fewer "
+                    f"num_workers than {num_workers} take less of it"
+                ) from error
             pending.extend(pool.submit(make, step) for step in itertools.islice(waiting, 1))
             yield batch
     finally:
