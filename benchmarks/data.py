@@ -201,9 +201,9 @@ def main(args: Args) -> None:
     """Run the measurement, print a table to stderr and one JSON object to stdout."""
     if args.smoke:
         args = Args(tasks=("mini-sudoku",), num_workers=1, seconds=0.1, repeats=1)
-    tasks = dict.fromkeys([*args.tasks, *(["mnist-sudoku"] if args.mnist else [])])
+    more = ("mnist-sudoku",) if args.mnist else ()
     console, rows = Console(stderr=True), {}
-    for task in tasks:
+    for task in dict.fromkeys(args.tasks + more):
         with console.status(task):
             rows[task] = measure(task, args)
     console.print(table(rows, args.num_workers))
