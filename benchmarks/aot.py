@@ -1,11 +1,11 @@
-"""What XLA makes of refinement for a TPU, without a TPU: does it fit, what do devices exchange.
+"""What XLA makes of refinement for TPUs and GPUs, without one: does it fit, what is exchanged.
 
-``python -m benchmarks.aot`` compiles the program of ``ipr_jax.refine`` ahead of time, by the TPU
-compiler of the package libtpu, with the batch spread over the devices of a topology and the
-parameters on each of them. It prints a table; ``--out FILE`` also writes everything as JSON.
-Nothing is run and nothing is timed but the compiler. Memory is what the compiler reserves. The
-settings are the paper's, constants of the program. For the target ``cuda``, which needs a GPU to
-compile, the program is lowered to StableHLO and no more.
+``python -m benchmarks.aot`` compiles the program of ``ipr_jax.refine`` ahead of time, for a TPU by
+the package libtpu, for a GPU by the plugin of ``jax[cuda12]``, with the batch spread over the
+devices of a topology and the parameters on each of them. It prints a table; ``--out FILE`` also
+writes everything as JSON. Nothing is run and nothing is timed but the compiler. Memory is what the
+compiler reserves. The settings are the paper's, constants of the program. On a GPU that is there,
+XLA also times kernels and chooses among them, so that memory may differ there.
 """
 
 import dataclasses
@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
-from jax import export
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from rich.console import Console
@@ -43,24 +42,67 @@ from ipr_jax.terminal import one_line_errors
 
 
 class Chip(NamedTuple):
-    """A generation of TPU.
+    """A generation of TPU, or a GPU.
 
     Attributes:
         hbm_gib: memory of a device, which is a chip.
         options: of its topology, so that a chip is one device, as it is on a machine.
     """
 
-    hbm_gib: int
+    hbm_gib: float
     options: dict[str, str]
 
 
-CHIPS = {
+HOPPER = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
+  core_count: 132
+  fpus_per_core: 128
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  memory_bandwidth: {bandwidth}
+  device_memory_size: {memory}
+}}
+platform_name: "CUDA"
+runtime_version {{ major: 12 minor: 9 }}
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{name}"
+"""
+"""What XLA asks a GPU with 132 multiprocessors of compute capability 9.0."""
+
+
+def hopper(name: str, hbm_gib: float, bandwidth: int) -> Chip:
+    """A GPU by the size of its memory and its bandwidth, bytes per second."""
+    config = HOPPER.format(name=name, memory=int(hbm_gib * 2**30), bandwidth=bandwidth)
+    return Chip(hbm_gib, {"target_config": config})
+
+
+TPUS = {
     "v4": Chip(32, {"chip_config_name": "megacore"}),
     "v5e": Chip(16, {}),
     "v5p": Chip(95, {}),
     "v6e": Chip(32, {}),
 }
 """Source of the sizes: Google's pages on Cloud TPU versions."""
+
+GPUS = {
+    "h100": hopper("NVIDIA H100 80GB HBM3", 79.2, 3_350_000_000_000),
+    "h200": hopper("NVIDIA H200", 139.8, 4_800_000_000_000),
+}
+"""Source of the sizes: NVIDIA's data sheets of the SXM modules."""
+
+CHIPS = TPUS | GPUS
 
 KINDS = ("argument", "output", "temp")
 """Of memory on a device."""
@@ -90,11 +132,11 @@ PLACES = ("once", "per iteration", "per evaluation")
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Compile refinement for TPUs.
+    """Compile refinement for TPUs and GPUs.
 
     Attributes:
-        target: topologies, chips of v4, v5e, v5p or v6e, such as v5e:2x2 or v4:2x2x1; or cuda,
-            which is lowered only.
+        target: topologies of TPUs, chips of v4, v5e, v5p or v6e, such as v5e:2x2 or v4:2x2x1; or
+            GPUs of a machine, h100 or h200 and how many, such as h200:8.
         preset: architectures.
         batch: samples at once, on all chips together.
         precision: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16 (parameters, norms, noise
@@ -118,21 +160,30 @@ class Args:
         for precision in self.precision:
             get_precision(precision)
         for target in self.target:
-            known = re.fullmatch(rf"cuda|({'|'.join(CHIPS)}):\d+(x\d+)+", target)
-            if not known:
+            tpus, gpus = (rf"({'|'.join(chips)})" for chips in (TPUS, GPUS))
+            if not re.fullmatch(rf"{tpus}:\d+(x\d+)+|{gpus}:[1-9]\d*", target):
                 raise ValueError(
-                    f"target must be cuda or a topology of {', '.join(CHIPS)}, such as v5e:2x2, "
-                    f"got {target!r}"
+                    f"target must be a topology of {', '.join(TPUS)}, such as v5e:2x2, or a number "
+                    f"of {', '.join(GPUS)}, such as h200:1, got {target!r}"
                 )
 
 
 def topology(target: str) -> list[Any]:
-    """The devices of a TPU topology, which can be compiled for.
+    """The devices of a topology, which can be compiled for.
 
     Raises:
-        ModuleNotFoundError: libtpu is not installed; names the extra.
+        ModuleNotFoundError: the compiler is not installed; names the package.
         ValueError: there is no such topology.
     """
+    kind, _, shape = target.partition(":")
+    if kind in GPUS:
+        if importlib.util.find_spec("jax_cuda12_plugin") is None:
+            raise ModuleNotFoundError(
+                "compiling for a GPU needs its compiler: "
+                f'pip install "jax[cuda12]=={jax.__version__}"'
+            )
+        options = {"topology": f"1x1x{shape}", **GPUS[kind].options}
+        return topologies.get_topology_desc("", "cuda", **options).devices
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             'compiling for a TPU needs its compiler, libtpu: pip install -e ".[aot]"'
@@ -140,8 +191,7 @@ def topology(target: str) -> list[Any]:
     for name, value in WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
     try:
-        chip = CHIPS[target.partition(":")[0]]
-        return topologies.get_topology_desc(target, "tpu", **chip.options).devices
+        return topologies.get_topology_desc(target, "tpu", **TPUS[kind].options).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"no topology {target}: {error}") from error
 
@@ -218,14 +268,14 @@ def gflop_per_sample(preset: str) -> float:
 
 
 def compile_for(case: Case) -> dict[str, Any]:
-    """Compile refinement for a TPU topology.
+    """Compile refinement for a topology.
 
     Returns:
-        A row of the results: ``fits``; where it does, ``memory_bytes`` of a device and
-        ``collectives`` by place; where it does not, what the compiler says.
+        A row of the results: ``fits``; unless the compiler refuses, ``memory_bytes`` of a device
+        and ``collectives`` by place; if it does, what it says.
 
     Raises:
-        ModuleNotFoundError: libtpu is not installed.
+        ModuleNotFoundError: the compiler is not installed.
         ValueError: there is no such topology, or its chips do not divide the batch.
     """
     devices = topology(case.target)
@@ -245,7 +295,7 @@ def compile_for(case: Case) -> dict[str, Any]:
     row = case._asdict() | {
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
-        "hbm_bytes": CHIPS[case.target.partition(":")[0]].hbm_gib * 2**30,
+        "hbm_bytes": int(CHIPS[case.target.partition(":")[0]].hbm_gib * 2**30),
         "gflop_per_sample": gflop_per_sample(case.preset),
     }
     began = time.perf_counter()
@@ -260,22 +310,10 @@ def compile_for(case: Case) -> dict[str, Any]:
     memory = {kind: getattr(sizes, f"{kind}_size_in_bytes") for kind in (*KINDS, "alias")}
     total = sum(memory[kind] for kind in KINDS) - memory["alias"]
     return row | {
-        "fits": True,
+        "fits": total <= row["hbm_bytes"],
         "compile_seconds": took,
         "memory_bytes": memory | {"total": total},
         "collectives": by_place(compiled.as_text() or "", COLLECTIVES),
-    }
-
-
-def lower_for_cuda(case: Case) -> dict[str, Any]:
-    """Lower refinement for a GPU: that it can be, and nothing of what a GPU makes of it."""
-    refine, given = program(case)
-    began = time.perf_counter()
-    lowered = export.export(jax.jit(refine), platforms=["cuda"])(*given)
-    return case._asdict() | {
-        "gflop_per_sample": gflop_per_sample(case.preset),
-        "lower_seconds": time.perf_counter() - began,
-        "stablehlo_bytes": len(lowered.mlir_module_serialized),
     }
 
 
@@ -317,9 +355,6 @@ def run(args: Args) -> Iterator[dict[str, Any]]:
     """Compile for every target, preset, precision and batch."""
     for words in itertools.product(args.target, args.preset, args.precision, args.batch):
         case = Case(*words)
-        if case.target == "cuda":
-            yield lower_for_cuda(case)
-            continue
         row = compile_for(case)
         yield row
         if args.max_batch:
@@ -345,14 +380,13 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         cells = [row["target"], row["preset"], row["precision"], f"{row['batch']:,}"]
         cells.append(f"{row['gflop_per_sample']:.3g}")
-        if row["target"] == "cuda":
-            cells += ["-"] * 6 + ["lowered, not compiled"]
-        elif not row["fits"]:
+        if "memory_bytes" not in row:
             cells += ["-"] * 5 + [f"{row['hbm_bytes'] / 2**30:.0f}", "does not fit"]
         else:
             sizes = (row["memory_bytes"][kind] / 2**30 for kind in (*KINDS, "total"))
             cells += [f"{row['compile_seconds']:.0f}", *(f"{size:.2f}" for size in sizes)]
-            cells += [f"{row['hbm_bytes'] / 2**30:.0f}", "yes", exchanged(row["collectives"])]
+            cells += [f"{row['hbm_bytes'] / 2**30:.0f}", "yes" if row["fits"] else "no"]
+            cells.append(exchanged(row["collectives"]))
         shown.add_row(*cells)
     return shown
 
@@ -373,8 +407,9 @@ def main(args: Args) -> None:
     jax.config.update("jax_platforms", "cpu")
     rows = list(run(args))
     described = environment()
-    if importlib.util.find_spec("libtpu") is not None:
-        described["versions"]["libtpu"] = importlib.metadata.version("libtpu")
+    for name in ("libtpu", "jax-cuda12-plugin"):
+        if importlib.util.find_spec(name.replace("-", "_")) is not None:
+            described["versions"][name] = importlib.metadata.version(name)
     Console(width=180).print(table(rows))
     print(f"compiled on {described['device']}, jax {described['versions']['jax']}")
     save(args, described, rows=rows)

@@ -69,7 +69,7 @@ def test_collectives_are_counted_by_the_loops_around_them():
 @pytest.fixture
 def tiny_case(monkeypatch):
     monkeypatch.setitem(PRESETS, "mini-sudoku", TINY)
-    return aot.Case("cuda", "mini-sudoku", "float32", 4)
+    return aot.Case("v5e:2x2", "mini-sudoku", "float32", 4)
 
 
 def test_the_network_is_in_the_inner_loop_of_refinement(tiny_case):
@@ -90,25 +90,45 @@ def test_refinement_lowers_for_tpu_and_gpu(tiny_case):
     assert nfe.shape == finite.shape == (aot.ITERATIONS, 4)
 
 
-def test_a_gpu_is_lowered_for_and_no_more(tiny_case, tmp_path, capsys):
+@pytest.mark.parametrize(("hbm_gib", "fits"), [(1, True), (1e-6, False)])
+def test_a_compiled_program_is_a_row(tiny_case, hbm_gib, fits, tmp_path, capsys, monkeypatch):
+    """Compiled for this CPU in the place of a GPU."""
+    monkeypatch.setitem(aot.CHIPS, "h200", aot.Chip(hbm_gib, {}))
+    monkeypatch.setattr(aot, "topology", lambda target: jax.devices())
     args = aot.Args(
-        target=("cuda",),
+        target=("h200:1",),
         preset=("mini-sudoku",),
         batch=(2,),
         precision=("float32",),
         out=tmp_path / "out.json",
     )
     aot.main(args)
-    assert "lowered, not compiled" in capsys.readouterr().out
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "h200:1" in line)
+    assert line.split()[-2:] == ["yes" if fits else "no", "nothing"]
     result = json.loads((tmp_path / "out.json").read_text())
     assert {"versions", "device", "commit", "arguments"} <= result.keys()
     (row,) = result["rows"]
     assert row["gflop_per_sample"] == aot.gflop_per_sample("mini-sudoku") > 0
-    assert (row["target"], row["batch"]) == ("cuda", 2)
-    assert row["stablehlo_bytes"] > 0
-    assert "fits" not in row
+    assert (row["target"], row["batch"], row["fits"]) == ("h200:1", 2, fits)
+    assert row["memory_bytes"]["total"] > row["memory_bytes"]["argument"] > 0
     with pytest.raises(FileExistsError, match="is not overwritten"):
         aot.main(args)
+
+
+def test_gpus_of_a_machine_are_described_to_their_compiler(monkeypatch):
+    asked = []
+
+    def described(*names, **options):
+        asked.append((names, options))
+        return jax.sharding.Mesh(jax.devices(), "x")
+
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin")
+    monkeypatch.setattr(aot.topologies, "get_topology_desc", described)
+    aot.topology("h200:8")
+    ((names, options),) = asked
+    assert (names, options["topology"]) == (("", "cuda"), "1x1x8")
+    assert f"device_memory_size: {int(139.8 * 2**30)}\n" in options["target_config"]
+    assert 'device_description_str: "NVIDIA H200"' in options["target_config"]
 
 
 def test_too_large_a_program_does_not_fit(tiny_case, monkeypatch):
@@ -166,8 +186,9 @@ def test_not_one_sample_per_device_fits():
     [
         (
             {"target": ("v9:2x2",)},
-            "target must be cuda or a topology of v4, v5e, v5p, v6e, ",
+            "target must be a topology of v4, v5e, v5p, v6e, .* or a number of h100, h200, ",
         ),
+        ({"target": ("h200:2x2",)}, "target must be .* got 'h200:2x2'"),
         ({"target": ("v5e",)}, "target must be .* got 'v5e'"),
         ({"preset": ("x",)}, "unknown preset 'x'; known: mini-sudoku, even-pixels, counting-p"),
         ({"batch": (0,)}, "batch must be a whole number of at least 1, got 0"),
@@ -186,6 +207,8 @@ def test_what_cannot_be_compiled_for_is_named(tiny_case, monkeypatch):
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'libtpu: pip install -e "\.\[aot\]"'):
         aot.topology("v5e:2x2")
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "jax\[cuda12\]=='):
+        aot.topology("h200:1")
 
 
 @pytest.mark.heavy
