@@ -388,9 +388,8 @@ FULL = ("bash", "-c", 'trap "" XFSZ; ulimit -f 10; exec "$0" "$@"')
 """No file can be larger than 10 KiB, as on a disk that is full."""
 
 
-@pytest.mark.parametrize(  # a checkpoint or a file is too large
-    "save_minutes", [0, pytest.param(60, marks=pytest.mark.heavy)]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("save_minutes", [0, 60])  # a checkpoint or a file is too large
 def test_a_full_disk_is_one_line_and_loses_nothing(commanded, tiny_folder, tmp_path, save_minutes):
     words = ("--model", tiny_folder, *WORDS, "--out", tmp_path / "run")
     stored = ("--save-minutes", save_minutes)
