@@ -79,7 +79,7 @@ runtime_version {{ major: 12 minor: 9 }}
 dnn_version_info {{ major: 9 minor: 8 }}
 device_description_str: "{name}"
 """
-"""What XLA asks a GPU with 132 multiprocessors of compute capability 9.0."""
+"""What XLA otherwise asks the GPU: of one with 132 multiprocessors, compute capability 9.0."""
 
 
 def hopper(name: str, hbm_gib: float, bandwidth: int) -> Chip:
@@ -100,7 +100,7 @@ GPUS = {
     "h100": hopper("NVIDIA H100 80GB HBM3", 79.2, 3_350_000_000_000),
     "h200": hopper("NVIDIA H200", 139.8, 4_800_000_000_000),
 }
-"""Source of the sizes: NVIDIA's data sheets of the SXM modules."""
+"""The SXM modules: bandwidths of NVIDIA's data sheets; memory, about what their driver reports."""
 
 CHIPS = TPUS | GPUS
 

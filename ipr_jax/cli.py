@@ -709,7 +709,7 @@ def _experiment_command(name: str) -> Callable[..., Path]:
             ("iterations", options.iterations in {arm.refinement.iterations for arm in arms}),
         ):
             if not free and getattr(options, option) != getattr(ExperimentOptions, option):
-                raise ValueError(f"the experiment {name} leaves no choice, leave out --{option}")
+                raise ValueError(f"the experiment {name} sets its {option}, leave out --{option}")
         return compare(f"{name}-{opened.task.name}", made, opened, options)
 
     command.__doc__ = f"{definition.make.__doc__}\n\nArgs:\n    options: its options."

@@ -70,11 +70,18 @@ def iteration_keys(keys: jax.Array, iteration: jax.Array | int) -> IterationKeys
 
 
 def rngs(seed_or_key: int | jax.Array) -> Any:
-    """The ``rngs`` of a new network: the keys that ``nnx.Rngs`` would give it.
+    """The ``rngs`` of a new network, for its initial weights: the keys ``nnx.Rngs`` would give.
 
     ``nnx.Rngs`` counts in an array what it has given. Under a trace, as in ``nnx.eval_shape``,
-    every count makes JAX look through all that was traced before: 2.0 of the 2.2 seconds that the
-    largest released network takes.
+    every count makes JAX look through all that was traced before: the largest released network
+    took 1.9 to 2.6 seconds of a CPU, and takes 0.3 to 0.5.
+
+    Args:
+        seed_or_key: a seed, or a scalar key from ``jax.random.key``; it is folded with the number
+            of each draw, from 0, and is not to be used for anything else.
+
+    Returns:
+        An object of which ``params()`` is the next key, as the layers of ``nnx`` call it.
     """
     key = jax.random.key(seed_or_key) if isinstance(seed_or_key, int) else seed_or_key
     numbers = itertools.count()

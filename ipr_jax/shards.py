@@ -298,8 +298,9 @@ def _refine(
                     for progress in steps:
                         state = _after(run, state, progress)
                         compiled = before + progress.compile_seconds
-                        if shard.samples == run.storage.shard_size:  # a short one tells too little
-                            size = progress.batch_size
+                        full = shard.samples == run.storage.shard_size
+                        if full or progress.batch_size < len(state.image):
+                            size = progress.batch_size  # not if a short file has no more samples
                         if time.monotonic() - saved >= 60 * run.storage.save_minutes:
                             _save(run, manager, shard, state)
                             saved = time.monotonic()

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ipr_jax.files import printable
+from ipr_jax.memory import EXHAUSTED
 from ipr_jax.resume import PreemptionError
 
 PREEMPTED = 128 + signal.SIGTERM
@@ -32,7 +33,7 @@ def one_line_errors() -> Iterator[None]:
             warnings.showwarning = _show
             yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not isinstance(error, MemoryError) and EXHAUSTED not in str(error):
             raise
         said = ": ".join(filter(None, ["out of memory", escape(printable(str(error), 200))]))
         errors.print(f"[red]error:[/] {said}")

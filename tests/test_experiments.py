@@ -260,8 +260,8 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
             "mini-sudoku makes images (32, 32, 1) in 4 x 4 patches of 8, the task even-pixels "
             "needs (32, 32, 3) in 8 x 8 patches of 4",
         ),
-        (("precision", "--precision", "bfloat16"), "leaves no choice, leave out --precision"),
-        (("samplers", "--iterations", 3), "leaves no choice, leave out --iterations"),
+        (("precision", "--precision", "bfloat16"), "sets its precision, leave out --precision"),
+        (("samplers", "--iterations", 3), "sets its iterations, leave out --iterations"),
         (("even-pixels",), "no model ships for the task even-pixels, give --model FOLDER"),
         (("sudoku-hard",), "the task mnist-sudoku needs a classifier"),
         (("ratio", "--samples", 0), "samples must be a whole number of at least 1, got 0"),

@@ -38,7 +38,6 @@ LAYERS = [
         "files",
         "resume",
         "environment",
-        "terminal",
         "patches",
         "check",
         "config",
@@ -65,7 +64,7 @@ LAYERS = [
     *("training", "training.noise_levels", "training.objective", "training.loader"),
     *("training.trainer", "training.recipes", "training.digit_reader"),
     *("metrics", "evaluate", "shards", "export", "experiments", "pictures"),
-    *("hosts", "options", "cache", "cli"),
+    *("terminal", "hosts", "options", "cache", "cli"),
 ]
 """Every file of the package; each imports only from those before it."""
 CONVERT = [

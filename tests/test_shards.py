@@ -260,6 +260,19 @@ def test_a_short_file_does_not_decide_the_batch_size_of_the_others(tmp_path, mon
     assert asked == {8: 4, 0: 4}
 
 
+def test_a_halved_batch_stays_halved_in_a_short_file(tmp_path, monkeypatch):
+    asked = []
+
+    def halved(*arguments, **options):
+        asked.append(options["batch_size"])
+        for progress in evaluate.evaluate(*arguments, **options):
+            yield progress._replace(batch_size=1)
+
+    monkeypatch.setattr(shards, "evaluate", halved)
+    done(tmp_path / "run", samples=6, batch_size=2, storage=Storage(shard_size=64))
+    assert asked == [2, 1, 1]
+
+
 def test_the_state_of_a_process_that_is_still_at_work_is_left(finished, tmp_path):
     """It may be done, and not yet have closed its checkpoints."""
     stopped_after(1, tmp_path / "run")
