@@ -1,15 +1,18 @@
 """The command line: ``python -m convert import``, ``export`` and ``verify``."""
 
+import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
-from convert import conversion
+from convert import conversion, formats
 from ipr_jax.files import printable
-from ipr_jax.terminal import console, one_line_errors
+from ipr_jax.terminal import console, one_line_errors, unraisable
 
 Checkpoint = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -21,7 +24,7 @@ TOLERANCE = 1e-4
 
 def say(text: str) -> None:
     """Print one line, whatever the names in it."""
-    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(Text(printable(text)), soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ def import_(args: Annotated[ImportArgs, tyro.conf.arg(name="")]) -> None:
     )
     which = "" if read.weights == "only" else f", {read.weights} weights"
     say(f"{read.layout.title}{which}: {len(read.tensors)} tensors used")
+    for note in read.notes:
+        say(note)
     for reason, names in read.ignored.items():
-        examples = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        say(f"ignored ({reason}): {len(names)}: {examples}")
+        say(f"ignored ({reason}): {len(names)}: {formats.first(names)}")
     say(str(config))
     say(f"written: {args.out}")
 
@@ -79,7 +83,7 @@ def export(model: Model, out: Out) -> None:
 
     Args:
         model: a shipped model or a model folder.
-        out: the new file.
+        out: the new file, *.safetensors.
     """
     count = conversion.export(model, out)
     say(f"written: {out}, {count} tensors")
@@ -104,7 +108,7 @@ def verify(
     for title in ("output", "largest difference", "largest magnitude"):
         table.add_column(title, justify="left" if title == "output" else "right")
     for name, (difference, magnitude) in found.items():
-        table.add_row(name, f"{difference:.1e}", f"{magnitude:.2g}")
+        table.add_row(Text(printable(name)), f"{difference:.1e}", f"{magnitude:.2g}")
     console.print(table)
     wrong = [name for name, (d, m) in found.items() if not d <= TOLERANCE * max(1, m)]
     if wrong:
@@ -116,6 +120,9 @@ def verify(
 def main() -> None:
     """Entry point of ``python -m convert``: refusals end with one clear line, exit code 2."""
     commands = {"import": import_, "export": export, "verify": verify}
+    for name in ("absl", "asyncio"):  # by which Orbax also logs what it raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = unraisable
     with one_line_errors():
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m convert")
 

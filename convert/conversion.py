@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save
 
-from convert import formats, mapping, source, torch_model
+from convert import formats, mapping, source, srm, torch_model
 from ipr_jax import check, checkpoint, files
 from ipr_jax.networks import build, inputs, open_network
 
@@ -47,7 +48,10 @@ def import_checkpoint(
     out = checkpoint.check_path(files.refuse_existing(out))
     read = source.read(path, weights)
     with source.refusing(path):
-        config, origin = _configure(read, preset, given or {})
+        try:
+            config, origin = _configure(read, preset, given or {})
+        except ValueError as error:
+            raise ValueError(formats.as_typed(str(error))) from error
         table = read.layout.table(config)
         network = mapping.fill(nnx.eval_shape(lambda: build(config)), table, read.tensors)
         broken = mapping.nonfinite(network, table)
@@ -99,17 +103,20 @@ def export(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
 
     Args:
         model: a model folder or a shipped model.
-        out: the new file.
+        out: the new file, ``*.safetensors``.
 
     Returns:
         How many tensors were written.
 
     Raises:
         OSError: there is no such model, or ``out`` exists or cannot be written.
-        ValueError: the folder holds no model.
+        ValueError: the folder holds no model, or ``out`` has another name.
     """
     out = files.refuse_existing(out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out} must end in .safetensors, the format that is written")
     network, provenance = open_network(model)
+    _warn_of_groups(network.config)
     tensors = mapping.extract(network, formats.of_config(network.config).table(network.config))
     described = {"config": checkpoint.to_json(network.config), "provenance": provenance}
     metadata = {"format": "pt", source.METADATA: json.dumps(described)}
@@ -118,13 +125,26 @@ def export(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     return len(tensors)
 
 
+def _warn_of_groups(config: Any) -> None:
+    """Say that the published class computes something else, if it does; it loads all the same."""
+    published = srm.PUBLISHED_GROUPS
+    if getattr(config, "num_groups", published) != published:
+        warnings.warn(
+            f"the published class computes something else with these weights: it has "
+            f"nn.GroupNorm({published}, d) in src/model/denoiser/norm_layers.py, which must be "
+            f"nn.GroupNorm({config.num_groups}, d)",
+            stacklevel=3,
+        )
+
+
 def verify(
     path: str | os.PathLike[str], model: str | os.PathLike[str], *, batch: int = 2, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Compare a converted model with PyTorch on random inputs.
 
     What the tensors do not tell (patch size, head width, groups) is that of the model on both
-    sides, so a wrong value does not show.
+    sides, so a wrong value does not show; a number of groups that the published class does not have
+    is warned of.
 
     Args:
         path: the checkpoint.
@@ -145,6 +165,7 @@ def verify(
     check.seed(seed)
     network, provenance = open_network(model)
     config = network.config
+    _warn_of_groups(config)
     read = source.read(path, "raw" if provenance.get("weights") == "raw" else "ema")
     with source.refusing(path):
         if read.layout.config is not type(config):

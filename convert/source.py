@@ -30,16 +30,18 @@ class Source(NamedTuple):
         weights: which were read: "ema", "raw", or "only" where there is one set.
         tensors: those weights by PyTorch name without prefix, read-only.
         ignored: what else the file holds: reasons, and the names that each goes for.
-        sha256: of the file, hexadecimal.
+        notes: what else to know of how they were read, a line each.
         described: what an export says of its model, "config" and "provenance"; else empty.
+        sha256: of the file, hexadecimal.
     """
 
     layout: formats.Format
     weights: str
     tensors: dict[str, np.ndarray]
     ignored: dict[str, list[str]]
-    sha256: str
+    notes: list[str]
     described: dict[str, Any]
+    sha256: str = ""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -62,10 +64,11 @@ def read(path: str | os.PathLike[str], weights: str = "ema") -> Source:
             weights, or has tensors that are of no network; one line that names the path.
     """
     with refusing(path):
+        files.check_utf8(path)
         if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is no file")
+            raise ValueError(f"it is {files.kind_of(path)} and no file")
         with open(path, "rb") as file:
-            safe = file.read(9)[8:] == b"{"  # after the length of its header
+            safe = file.read(9)[4:] == b"\0\0\0\0{"  # after the length of its header
         source = (_read_safetensors if safe else _read_torch)(path, weights)
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -77,37 +80,63 @@ def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn errors about a file into one line that begins with its path."""
     try:
         yield
-    except (ValueError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:
+        reason = files.printable(str(error))
+        raise ValueError(f"{os.fspath(path)} is no readable safetensors file: {reason}") from error
+    except ValueError as error:
         text = files.printable(str(error))
         named = text.startswith(os.fspath(path))
         raise ValueError(text if named else f"{os.fspath(path)}: {text}") from error
 
 
 def _read_torch(path: str | os.PathLike[str], weights: str) -> Source:
-    names, others = torch_file.outline(path)
-    layout, chosen, prefix = formats.recognise(names, weights)
-    used, ignored = _sort(names, layout, prefix)
-    tensors = torch_file.state_dict(path, prefix)
-    for name in used - tensors.keys():
-        ignored.setdefault("no tensor", []).append(prefix + name)
-    if others:
-        ignored["beside the state dict"] = list(others)
-    tensors = {name: tensor for name, tensor in tensors.items() if name in used}
-    return Source(layout, chosen, tensors, ignored, "", {})
+    states, checksums = torch_file.outline(path)
+    chosen, found = formats.recognise(states, weights)
+    used, ignored = _sort(states[chosen.state], chosen, found)
+    read = torch_file.state_dict(path, chosen.state, used.values())
+    without = [wrapped for wrapped in used.values() if wrapped not in read]
+    if without:
+        ignored["no tensor"] = without
+    beside = [
+        name
+        for depth, own in enumerate(chosen.state)
+        for name in states[chosen.state[:depth]]
+        if name != own
+    ]
+    if beside:
+        ignored["beside the state dict"] = beside
+    tensors = {name: read[wrapped] for name, wrapped in used.items() if wrapped in read}
+    notes = _notes(chosen, used.values())
+    if not checksums:
+        notes.append("it has no checksums: weights that were damaged since would not be noticed")
+    return Source(chosen.layout, chosen.weights, tensors, ignored, notes, {})
 
 
 def _read_safetensors(path: str | os.PathLike[str], weights: str) -> Source:
     with safetensors.safe_open(path, framework="numpy") as file:
-        names = list(file.keys())
-        layout, chosen, prefix = formats.recognise(names, weights)
-        used, ignored = _sort(names, layout, prefix)
-        for name in sorted(used):
-            element = file.get_slice(prefix + name).get_dtype()
+        stored = {name: name for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+        for name, same in metadata.items():  # of tensors that share memory only one is stored
+            if same in stored:
+                stored.setdefault(name, same)
+        chosen, found = formats.recognise({(): list(stored)}, weights)
+        used, ignored = _sort(stored, chosen, found)
+        for wrapped in used.values():
+            element = file.get_slice(stored[wrapped]).get_dtype()
             if element not in FLOATING:
-                raise ValueError(f"{name} is {element}, it must be one of {', '.join(FLOATING)}")
-        tensors = {name: file.get_tensor(prefix + name) for name in sorted(used)}
-        described = _description((file.metadata() or {}).get(METADATA))
-    return Source(layout, chosen, tensors, ignored, "", described)
+                known = ", ".join(FLOATING)
+                raise ValueError(f"{wrapped} is {element}, it must be one of {known}")
+        tensors = {name: file.get_tensor(stored[wrapped]) for name, wrapped in used.items()}
+    notes, described = _notes(chosen, used.values()), _description(metadata.get(METADATA))
+    return Source(chosen.layout, chosen.weights, tensors, ignored, notes, described)
+
+
+def _notes(chosen: formats.Found, wrapped: Iterable[str]) -> list[str]:
+    """Where weights were, if not by their own names at the top of the file."""
+    inserted = {part for name in wrapped for part in name.split(".")} & set(formats.WRAPPERS)
+    cut = [*chosen.prefix.split(".")[:-1], *sorted(inserted)]
+    left_out = f"; left out of their names: {', '.join(cut)}" if cut else ""
+    return [f"found {formats.place(chosen.state)}{left_out}"] if chosen.state or cut else []
 
 
 def _description(text: str | None) -> dict[str, Any]:
@@ -129,32 +158,30 @@ def _description(text: str | None) -> dict[str, Any]:
 
 
 def _sort(
-    names: Iterable[str], layout: formats.Format, prefix: str
-) -> tuple[set[str], dict[str, list[str]]]:
-    """The names of the wanted weights, prefix cut, and by reason the names to ignore.
+    names: Iterable[str], chosen: formats.Found, found: Iterable[formats.Found]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Where the chosen weights are by their own names, and by reason the names to ignore.
 
     Raises:
-        ValueError: there are others.
+        ValueError: there are others, or two that only wrappers tell apart.
     """
-    other = {start: f"the {kind} weights" for kind, start in layout.prefixes if start != prefix}
-    used: set[str] = set()
+    here = [each for each in found if each.state == chosen.state]
+    here.sort(key=lambda each: len(each.prefix), reverse=True)  # the longest that fits counts
+    used: dict[str, str] = {}
     ignored: dict[str, list[str]] = {}
     unknown = []
     for name in names:
-        own = name.startswith(prefix)
-        reasons = [
-            why
-            for end, why in layout.ignored.items()
-            if name == end or (own and name.endswith(end))
-        ]
-        if own and not reasons:
-            used.add(name.removeprefix(prefix))
-            continue
-        reasons += [why for start, why in other.items() if start and name.startswith(start)]
-        if reasons:
-            ignored.setdefault(reasons[0], []).append(name)
-        else:
+        plain = formats.unwrapped(name)
+        owner = next((each for each in here if plain.startswith(each.prefix)), None)
+        reason = formats.COUNTERS.get(plain.rpartition(".")[2])
+        if reason is None and owner is None:
             unknown.append(name)
+        elif reason is None and owner is chosen:
+            first = used.setdefault(plain.removeprefix(chosen.prefix), name)
+            if first != name:
+                raise ValueError(f"{first} and {name} must not both be there")
+        else:
+            ignored.setdefault(reason or f"the {owner.weights} weights", []).append(name)
     if unknown:
-        raise ValueError(f"tensors of no {layout.title}: {listed(unknown)}")
+        raise ValueError(f"tensors of no {chosen.layout.title}: {listed(unknown)}")
     return used, ignored

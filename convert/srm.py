@@ -31,6 +31,9 @@ RELEASES: dict[str, ModelConfig] = {
 """The architecture of every released SRM checkpoint. Those without a number after the data set are
 the image-level baselines, whose published configurations are called ``*_base``."""
 
+PUBLISHED_GROUPS = 32
+"""Groups of every norm of the published class, which takes no other number."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 

@@ -9,6 +9,7 @@ What reading takes is bounded by the size of the file, not by what the file clai
 compressed is read, and a claimed size is compared with what there is before it is used.
 """
 
+import collections
 import functools
 import io
 import mmap
@@ -18,18 +19,22 @@ import pickle
 import reprlib
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from ipr_jax.files import printable
+from ipr_jax.files import kind_of, printable
+
+State = tuple[str, ...]
+"""Where a dict is in a file: the names on the way to it, none for the outermost."""
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens the files that PyTorch wrote before it used zip
 LEGACY_PROTOCOL = 1001
 MAX_TUPLES, MAX_DEPTH = 1_000_000, 100  # in a tuple: hashing it takes time for all, and C stack
+MAX_NAMES = 8  # on the way to a dict that is listed: with many, listing all takes long
 
 # The element type of each class of storage and, for types without such a class, of each dtype.
 ELEMENTS = {
@@ -371,17 +376,22 @@ class _Builder:
         return self._storages[key, dtype]
 
 
-def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder]:
-    """Return the unpickled contents of a zip file and the builder over its storages.
+def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder, bool]:
+    """Return the unpickled contents of a zip file, the builder over its storages, if it has sums.
+
+    PyTorch can leave out the checksums, which are then 0 for every entry.
 
     Raises:
         ValueError: TorchScript, no PyTorch file, or entries that could take more memory than the
             file has bytes or hide one another.
     """
     archive = zipfile.ZipFile(file)
+    checksums = any(entry.CRC for entry in archive.infolist())
     sizes: dict[str, int] = {}
     for entry in archive.infolist():
         name = entry.filename
+        if not checksums:
+            del entry.CRC  # so that nothing is compared with it
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise ValueError(f"compressed entry {name}: it must be stored as torch.save does")
         if name in sizes:
@@ -392,7 +402,9 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder]:
     if total > available:
         raise ValueError(f"{total} bytes in a file of {available}: entries must not overlap")
     roots = [name.removesuffix("data.pkl") for name in sizes if name.endswith("/data.pkl")]
-    if len(roots) != 1:
+    if not roots:
+        raise ValueError(f"it is {kind_of(file.name)}")
+    if len(roots) > 1:
         raise ValueError(f"zip file with {len(roots)} records */data.pkl: it must have one")
     root = roots[0]
     if f"{root}constants.pkl" in sizes:
@@ -402,15 +414,16 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder]:
         raise ValueError(f"byte order {order!r}: it must be little or big")
     contents = _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
     data = f"{root}data/"
-    return contents, _Builder(
+    build = _Builder(
         {name.removeprefix(data): size for name, size in sizes.items() if name.startswith(data)},
         lambda key: archive.read(data + key),
         swap=order != sys.byteorder,
     )
+    return contents, build, checksums
 
 
-def _open_legacy(file: IO[bytes]) -> tuple[Any, _Builder]:
-    """Return the unpickled contents of a file from before zip and the builder over its storages.
+def _open_legacy(file: IO[bytes]) -> tuple[Any, _Builder, bool]:
+    """Return the same of a file from before zip, which has no checksums.
 
     Raises:
         ValueError: no PyTorch file, or storages that do not have the bytes that they must have.
@@ -421,7 +434,8 @@ def _open_legacy(file: IO[bytes]) -> tuple[Any, _Builder]:
     except Exception:  # not a pickle
         magic = None
     if magic != LEGACY_MAGIC:
-        raise ValueError("it is neither a zip file nor in PyTorch's format from before zip")
+        kind = kind_of(file.name) or "neither a zip file nor in PyTorch's format from before zip"
+        raise ValueError(f"it is {kind}")
     protocol = _Unpickler(data).load()
     if protocol != LEGACY_PROTOCOL:
         raise ValueError(f"protocol {reprlib.repr(protocol)}: it must be {LEGACY_PROTOCOL}")
@@ -436,15 +450,16 @@ def _open_legacy(file: IO[bytes]) -> tuple[Any, _Builder]:
         _check_size(key, min(count * width, len(data) - start), wanted * width)
         places[key] = slice(start, start + wanted * width)
         data.seek(places[key].stop)
-    return contents, _Builder(
+    build = _Builder(
         {key: place.stop - place.start for key, place in places.items()},
         lambda key: data[places[key]],
         swap=sys.byteorder != "little",
     )
+    return contents, build, False
 
 
-def _load(path: str | os.PathLike[str], select: Callable[[Any], Any]) -> Any:
-    """Return a part of the file, built; only the storages of that part are read.
+def _load(path: str | os.PathLike[str], select: Callable[[Any], Any]) -> tuple[Any, bool]:
+    """Return a part of the file, built, and if it has checksums; no other storages are read.
 
     Args:
         path: the file.
@@ -459,8 +474,9 @@ def _load(path: str | os.PathLike[str], select: Callable[[Any], Any]) -> Any:
             magic = file.read(len(ZIP_MAGIC))
             if not magic:
                 raise ValueError("it is empty")
-            contents, build = _open_zip(file) if magic == ZIP_MAGIC else _open_legacy(file)
-            return build(select(contents))
+            opened = _open_zip(file) if magic == ZIP_MAGIC else _open_legacy(file)
+            contents, build, checksums = opened
+            return build(select(contents)), checksums
         except MemoryError:  # a sound file can be too large
             raise
         except Exception as error:  # a damaged pickle can raise anything
@@ -475,30 +491,36 @@ def _refusal(path: str | os.PathLike[str], reason: str) -> ValueError:
     return ValueError(f"{os.fspath(path)} {printable(reason)}")
 
 
-def _entries(value: Any) -> dict[str, Any]:
-    """Return the named entries of a dict or of an ordered dict's placeholder.
+def _entries(value: Any) -> dict[str, Any] | None:
+    """Return the named entries of a dict or of the placeholder of one, None for anything else."""
+    if isinstance(value, Placeholder) and value.module == "collections":  # ordered or default dict
+        value = PLAIN[value.module, value.name](*value.args) | dict(value.items)
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    return value if named else None
+
+
+def _states(contents: Any) -> dict[State, dict[str, Any]]:
+    """Return the dicts in a file by where they are, outer ones first, each once.
 
     Raises:
-        ValueError: something else.
+        ValueError: there is none at the top.
     """
-    if isinstance(value, Placeholder) and value.name == "OrderedDict":
-        value = dict(*value.args) | dict(value.items)
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"it holds {reprlib.repr(value)}: it must hold tensors by name")
-    return value
-
-
-def _split(contents: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return the entries of the state dict in a file, and the names of what is beside it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    entries = _entries(contents)
-    if "state_dict" not in entries:
-        return entries, []
-    state = _entries(entries.pop("state_dict"))
-    return state, list(entries)
+    states: dict[State, dict[str, Any]] = {}
+    queue, seen = collections.deque([((), contents)]), set()
+    while queue:
+        state, value = queue.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        entries = _entries(value)
+        if entries is None:
+            continue
+        states[state] = entries
+        if len(state) < MAX_NAMES:
+            queue.extend(((*state, name), inner) for name, inner in entries.items())
+    if not states:
+        raise ValueError(f"it holds {reprlib.repr(contents)}: it must hold tensors by name")
+    return states
 
 
 def read(path: str | os.PathLike[str]) -> Any:
@@ -515,70 +537,58 @@ def read(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: no such file.
         ValueError: damaged, truncated or not a PyTorch file.
     """
-    return _load(path, lambda contents: contents)
+    return _load(path, lambda contents: contents)[0]
 
 
 class Outline(NamedTuple):
     """What a checkpoint holds.
 
     Attributes:
-        tensors: the names in its state dict, in the order of the file.
-        others: the names of what is beside the state dict, in the order of the file.
+        states: the names in every dict whose names are text, by where it is, outer ones first.
+        checksums: whether the file has what tells that its numbers are whole; PyTorch leaves it out
+            with ``torch.utils.serialization.config.save.compute_crc32 = False``.
     """
 
-    tensors: tuple[str, ...]
-    others: tuple[str, ...]
+    states: dict[State, tuple[str, ...]]
+    checksums: bool
 
 
 def outline(path: str | os.PathLike[str]) -> Outline:
     """List the names in a checkpoint; no tensor is loaded.
-
-    Args:
-        path: the file, with its tensors by name under "state_dict" or else at the top.
-
-    Returns:
-        The names; with the tensors at the top, there are no others.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: damaged, truncated or not a PyTorch file of tensors by name.
     """
 
-    def select(contents: Any) -> tuple[list[str], list[str]]:
-        entries, others = _split(contents)
-        return list(entries), others
+    def select(contents: Any) -> dict[State, list[str]]:
+        return {state: list(entries) for state, entries in _states(contents).items()}
 
-    return Outline(*map(tuple, _load(path, select)))
+    states, checksums = _load(path, select)
+    return Outline({state: tuple(names) for state, names in states.items()}, checksums)
 
 
-def state_dict(path: str | os.PathLike[str], prefix: str = "") -> dict[str, np.ndarray]:
-    """Read the tensors of a checkpoint; no others are loaded.
+def state_dict(
+    path: str | os.PathLike[str], state: State, names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Read tensors of a checkpoint; no others are loaded.
 
     Args:
-        path: the file, with its tensors by name under "state_dict" or else at the top.
-        prefix: what the names must begin with; it is cut.
+        path: the file.
+        state: where the dict is that holds them.
+        names: which ones.
 
     Returns:
-        The arrays, read-only, by name.
+        The arrays, read-only, by name; what is no tensor is left out.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, truncated or not a PyTorch file of tensors by name, or no tensor has
-            the prefix.
+        ValueError: damaged, truncated or not a PyTorch file of these names.
     """
 
-    def select(contents: Any) -> tuple[list[str], dict[str, Any]]:
-        entries, _ = _split(contents)
-        chosen = {name: value for name, value in entries.items() if name.startswith(prefix)}
-        return list(entries), {name.removeprefix(prefix): value for name, value in chosen.items()}
+    def select(contents: Any) -> dict[str, Any]:
+        entries = _states(contents)[state]
+        return {name: entries[name] for name in names}
 
-    names, chosen = _load(path, select)
-    tensors = {name: value for name, value in chosen.items() if isinstance(value, np.ndarray)}
-    if not tensors:
-        heads = sorted({head + dot for head, dot, _ in (name.partition(".") for name in names)})
-        raise _refusal(
-            path,
-            f"has no tensor whose name begins with {prefix!r};"
-            f" its names begin with {', '.join(heads) or 'nothing'}",
-        )
-    return tensors
+    chosen, _ = _load(path, select)
+    return {name: value for name, value in chosen.items() if isinstance(value, np.ndarray)}

@@ -1,9 +1,11 @@
 """Models on disk: an Orbax checkpoint that holds parameters, architecture and provenance."""
 
 import dataclasses
+import errno
 import importlib.resources
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,15 @@ def save(
     Raises:
         FileExistsError: the folder exists; it is not overwritten.
         FileNotFoundError: the folder that it would be in does not exist.
+        OSError: it cannot be written there, such as on a full disk.
         ValueError: a path that Orbax cannot write to.
     """
     path = check_path(refuse_existing(path))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        said = f"{os.strerror(errno.ENOSPC)}, {free} bytes are free, up to {size} are needed"
+        raise OSError(errno.ENOSPC, said, str(path))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(
@@ -53,7 +61,9 @@ def save(
             )
     except BaseException:
         unfinished = path.with_name(path.name + ocp.utils.TMP_DIR_SUFFIX)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for _ in range(10):  # its threads are not stopped, and may be writing still
+            shutil.rmtree(unfinished, ignore_errors=True)
+            time.sleep(0.1)
         raise
 
 

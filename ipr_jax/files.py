@@ -1,28 +1,48 @@
-"""Writing files whole or not at all, and never over existing ones."""
+"""Writing files whole or not at all, and never over existing ones; saying what a file is."""
 
+import codecs
 import contextlib
 import fcntl
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that cannot be written down.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fspath(path).encode(errors="backslashreplace").decode()
+        raise ValueError(f"a path must be UTF-8, got {shown}") from None
+
+
 def refuse_existing(path: str | os.PathLike[str]) -> Path:
-    """The path, if nothing is there and its folder is.
+    """The path, if nothing is there and something can be written there.
 
     Raises:
         FileExistsError: something is there.
         FileNotFoundError: its folder is not.
+        PermissionError: its folder cannot be written to.
+        ValueError: it is not UTF-8.
     """
+    check_utf8(path)
     path = Path(path)
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists and is not overwritten")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder, create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path.parent} cannot be written to")
     return path
 
 
@@ -39,6 +59,9 @@ def whole(path: Path) -> Iterator[Path]:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # that of a full disk has none
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -67,6 +90,82 @@ def printable(text: str, limit: int = 1000) -> str:
     """Text from a file as one line without control characters, cut at ``limit`` characters."""
     kept = "".join(char if char.isprintable() else " " for char in text[:limit])
     return " ".join(kept.split())
+
+
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer (the file itself was not downloaded)",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<?xml": "an XML document",
+    b"%pdf-": "a PDF document",
+    b"\x1f\x8b": "a gzip file (unpack it first)",
+    b"BZh": "a bzip2 file (unpack it first)",
+    b"\xfd7zXZ\0": "an xz file (unpack it first)",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file (unpack it first)",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive (unpack it first)",
+    b"Rar!\x1a\x07": "a RAR archive (unpack it first)",
+    b"\x93NUMPY": "a NumPy array (.npy)",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"\x89PNG\r\n": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GGUF": "a GGUF file",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "a PyTorch file",  # from before it used zip
+}
+"""How files begin; text in lower case, as it may be written in any."""
+
+
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """What a file is by its first bytes, whatever its name, for the error that refuses it.
+
+    Returns:
+        A phrase such as "an HTML page", "a folder" or "a tar archive (unpack it first)"; None where
+        it is of no known kind.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if os.path.isdir(path):
+        return "a folder"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "a pipe, socket or device"  # from which reading might wait for ever
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if not head:
+        return "an empty file"
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return _kind_of_zip(path)
+    if head[257:262] == b"ustar":
+        return "a tar archive (unpack it first)"
+    if head[4:9] == b"\0\0\0\0{":  # after the length of its header
+        return "a safetensors file"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for beginning, kind in _BEGINNINGS.items():
+        if head.startswith(beginning) or start.startswith(beginning):
+            return kind
+    if head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):  # its protocol
+        return "a Python pickle"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return None
+    if not all(char.isprintable() or char.isspace() for char in text):
+        return None
+    if start.startswith(b"{") and b'"weight_map"' in head:
+        return "the index of a model in several files (the tensors are in those that it names)"
+    return "a JSON file" if start.startswith((b"{", b"[")) else "a text file"
+
+
+def _kind_of_zip(path: str | os.PathLike[str]) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # a damaged one can raise anything
+        return "a zip archive that is cut short or damaged"
+    if any(name.endswith("/data.pkl") for name in names):
+        return "a PyTorch file"
+    if names and all(name.endswith(".npy") for name in names):
+        return "a NumPy archive (.npz)"
+    return f"a zip archive of {printable(', '.join(names[:3]), 200) or 'nothing'} (unpack it first)"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -67,8 +67,17 @@ def golden_config(name: str) -> ModelConfig:
     )
 
 
+def tensors_of(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint whose names begin with a prefix, which is cut."""
+    states = torch_file.outline(path).states
+    state = ("state_dict",) if ("state_dict",) in states else ()
+    names = [name for name in states[state] if name.startswith(prefix)]
+    tensors = torch_file.state_dict(path, state, names)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
 def golden_model(name: str, weights: str) -> SRM:
-    tensors = torch_file.state_dict(GOLDEN / name / "last.ckpt", PREFIXES[weights])
+    tensors = tensors_of(GOLDEN / name / "last.ckpt", PREFIXES[weights])
     config = golden_config(name)
     abstract = nnx.eval_shape(lambda: build(config))
     return mapping.fill(abstract, srm.table(config), tensors)

@@ -20,13 +20,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch_writer
-from conftest import GOLDEN, PREFIXES, golden, golden_config, golden_model, nhwc
+from conftest import GOLDEN, PREFIXES, golden, golden_config, golden_model, nhwc, tensors_of
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import ipr_jax
 from convert import __main__ as command
-from convert import classifiers, conversion, formats, mapping, srm, torch_file
+from convert import classifiers, conversion, formats, mapping, source, srm
 from ipr_jax import ModelConfig, checkpoint
 from ipr_jax.networks import build, open_network
 from ipr_jax.tasks.mnist_classifier import read_digits
@@ -35,6 +35,8 @@ from ipr_jax.tasks.polygon_classifier import PolygonConfig, read_counts
 ROOT = Path(__file__).parents[1]
 EVEN = GOLDEN / "tiny_even" / "last.ckpt"
 MNIST = GOLDEN / "classifiers" / "mnist_classifier.pth"
+EVEN_TENSORS = tensors_of(EVEN, PREFIXES["ema"])
+MNIST_TENSORS = tensors_of(MNIST)
 FLAGS = {
     name: {
         "image_size": config.image_size,
@@ -67,10 +69,6 @@ def words(given):
         yield from map(str, value if isinstance(value, tuple) else [value])
 
 
-def tensors_of(path, prefix=PREFIXES["ema"]):
-    return {name: np.array(tensor) for name, tensor in torch_file.state_dict(path, prefix).items()}
-
-
 def random_tensors(config, seed=0):
     """A state dict of random numbers, the repeated tensors the same objects."""
     rng = np.random.default_rng(seed)
@@ -89,11 +87,11 @@ def stored(tensors):
     """Arrays as ``torch_writer.save`` takes them."""
     return {
         name: torch_writer.tensor(
-            torch_writer.storage(array, str(number)),
+            torch_writer.storage(array, str(id(array))),
             array.shape,
             tuple(step // array.itemsize for step in array.strides),
         )
-        for number, (name, array) in enumerate(tensors.items())
+        for name, array in tensors.items()
     }
 
 
@@ -184,7 +182,7 @@ def test_every_command_works_where_torch_cannot_be_imported(tmp_path):
 
 def test_digit_classifier_agrees_with_the_published_one(tmp_path):
     conversion.import_checkpoint(MNIST, tmp_path / "model")
-    save_file(tensors_of(MNIST, ""), tmp_path / "hub.safetensors")
+    save_file(MNIST_TENSORS, tmp_path / "hub.safetensors")
     conversion.import_checkpoint(tmp_path / "hub.safetensors", tmp_path / "from_hub")
     classifier, _ = open_network(tmp_path / "model")
     assert_same(classifier, open_network(tmp_path / "from_hub")[0])
@@ -304,10 +302,8 @@ def test_every_release_is_told_from_its_tensors(name, config):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_floating_types_become_float32(tmp_path, dtype):
-    tensors = tensors_of(MNIST, "")
-    cast = {
-        name: tensor.astype(getattr(ml_dtypes, dtype, dtype)) for name, tensor in tensors.items()
-    }
+    kind = getattr(ml_dtypes, dtype, dtype)
+    cast = {name: tensor.astype(kind) for name, tensor in MNIST_TENSORS.items()}
     conversion.import_checkpoint(save_tensors(tmp_path / "file.pt", cast), tmp_path / "model")
     classifier, _ = open_network(tmp_path / "model")
     kernel = np.asarray(classifier.fc2.kernel[...])
@@ -335,6 +331,7 @@ def test_an_export_is_the_state_dict_of_the_denoiser(tmp_path, weights):
 
 
 @pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:the published class")
 def test_an_import_of_an_export_is_the_same_model(tmp_path):
     other = PolygonConfig(min_vertices=4, max_vertices=8)  # heads like those of the published one
     said = json.dumps({"config": checkpoint.to_json(other), "provenance": {"made": "at random"}})
@@ -358,6 +355,153 @@ def test_an_import_of_an_export_is_the_same_model(tmp_path):
         assert second["architecture"] == "the metadata"
 
 
+# --- how names are wrapped ------------------------------------------------------------------------
+
+
+def under(prefix, tensors=MNIST_TENSORS):
+    return stored({f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+
+
+def inside(wrapper, tensors):
+    """The names of modules that were wrapped one by one: all blocks of the U-Net."""
+    return stored({re.sub(r"(\.\d+\.)", rf"\1{wrapper}.", name): t for name, t in tensors.items()})
+
+
+NUMBER = torch_writer.tensor(torch_writer.storage(np.array(3, np.int64), "n"), (), ())
+WRAPPED = {
+    "DDP, compiled": (under("module._orig_mod."), "at the top of the file", "_orig_mod, module"),
+    "compiled, DDP": (under("_orig_mod.module."), "at the top of the file", "_orig_mod, module"),
+    "a prefix": (under("net.classifier."), "at the top of the file", "net, classifier"),
+    "DeepSpeed": (
+        {"module": under(""), "ds_config": {"a": 1}, "param_shapes": [under("")]},
+        "in module",
+        "",
+    ),
+    "Lightning, DeepSpeed": (
+        {"state_dict": under("_forward_module.model."), "epoch": 3},
+        "in state_dict",
+        "model, _forward_module",
+    ),
+    "model_state_dict": ({"model_state_dict": under("")}, "in model_state_dict", ""),
+    "model": ({"model": under(""), "optimizer": {"state": {0: NUMBER}}}, "in model", ""),
+    "params": ({"params": under("")}, "in params", ""),
+    "ema": ({"step": 7, "ema": under("module.")}, "in ema", "module"),
+    "deep": ({"a": {"b": {"c": under("model.")}}}, "in a/b/c", "model"),
+    "twice the same": ([each := under("")] and {"model": each, "net": each}, "in model", ""),
+    "averaged": (under("module.") | {"n_averaged": NUMBER}, "at the top of the file", "module"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_weights_are_found_and_it_says_where(tmp_path, name):
+    contents, place, cut = WRAPPED[name]
+    read = source.read(torch_writer.save(tmp_path / "file.pt", contents))
+    assert read.notes == [f"found {place}" + (f"; left out of their names: {cut}" if cut else "")]
+    assert read.tensors.keys() == MNIST_TENSORS.keys()
+    for own, tensor in MNIST_TENSORS.items():
+        np.testing.assert_array_equal(read.tensors[own], tensor)
+
+
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_inside_of_a_network_are_left_out(tmp_path, wrapper):
+    path = torch_writer.save(tmp_path / "file.pt", inside(wrapper, EVEN_TENSORS))
+    read = source.read(path)
+    assert read.notes == [f"found at the top of the file; left out of their names: {wrapper}"]
+    assert {own: t.tobytes() for own, t in read.tensors.items()} == {
+        own: t.tobytes() for own, t in EVEN_TENSORS.items()
+    }
+
+
+AVERAGES = {name: tensor + 1 for name, tensor in MNIST_TENSORS.items()}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"model": under(""), "ema": under("", AVERAGES), "opt": {}},
+        {"state_dict": under(""), "state_dict_ema": under("", AVERAGES)},
+        {"model_state_dict": under("module."), "EMA": {"shadow": under("", AVERAGES)}},
+        {"ema": under("online_model.") | under("ema_model.", AVERAGES) | {"initted": 1, "step": 2}},
+        under("net.") | under("net_ema.module.", AVERAGES) | {"net_ema.n_averaged": NUMBER},
+        {"model": under(""), "swa": under("module.", AVERAGES) | {"n_averaged": NUMBER}},
+        under("") | under("ema.", AVERAGES),
+    ],
+)
+def test_averaged_weights_are_told_from_raw_ones(tmp_path, contents):
+    path = torch_writer.save(tmp_path / "file.pt", contents)
+    for weights, wanted in (("ema", AVERAGES), ("raw", MNIST_TENSORS)):
+        read = source.read(path, weights)
+        assert read.weights == weights
+        np.testing.assert_array_equal(read.tensors["fc2.bias"], wanted["fc2.bias"])
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        (
+            {"generator": under(""), "teacher": under("")},
+            "2 networks, save one in a file alone: MNIST classifier in generator; MNIST classifier "
+            "in teacher",
+        ),
+        (
+            under("a.") | under("b."),
+            "2 networks, save one in a file alone: a. at the top of the file; b. at the top of the",
+        ),
+        (
+            {"state_dict": {"blocks.0.fc1.weight": 1, "blocks.1.fc1.weight": 2}, "epoch": 3},
+            "its names are of no known network (SRM denoiser, MNIST classifier, polygon "
+            "classifier); at the top of the file: state_dict, epoch; in state_dict: "
+            "blocks.0.fc1.weight, blocks.1.fc1.weight",
+        ),
+        (
+            {"net": {f"layer{number}": number for number in range(5)}, "epoch": 3, "extra": {}},
+            "in net: layer0, layer1, layer2, ...; at the top of the file: net, epoch, extra",
+        ),
+        ({}, "polygon classifier); none"),
+        (
+            under("") | under("module."),
+            "conv1.weight and module.conv1.weight must not both be there",
+        ),
+    ],
+)
+def test_weights_that_are_not_plainly_there_are_refused(tmp_path, contents, reason):
+    path = torch_writer.save(tmp_path / "file.pt", contents)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        source.read(path)
+
+
+def test_averaged_weights_are_not_taken_for_raw_ones(tmp_path):
+    path = torch_writer.save(tmp_path / "file.pt", {"ema": under("")})
+    with pytest.raises(ValueError, match=r"has no raw weights, only ema$"):
+        source.read(path, "raw")
+
+
+def test_tensors_that_safetensors_stores_once_are_read_under_every_name(tmp_path):
+    """``safetensors.torch.save_model`` leaves a name of the same tensor to the metadata."""
+    repeated = [name for name in EVEN_TENSORS if ".t_emb." in name]
+    own = {name: "time_embedding" + name.partition(".t_emb")[2] for name in repeated}
+    kept = {f"module.{name}": t for name, t in EVEN_TENSORS.items() if name not in own}
+    said = {f"module.{name}": f"module.{same}" for name, same in own.items()}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"} | said)
+    read = source.read(tmp_path / "model.safetensors")
+    assert len(repeated) == 32
+    assert read.tensors.keys() == EVEN_TENSORS.keys()
+    for name, tensor in EVEN_TENSORS.items():
+        np.testing.assert_array_equal(read.tensors[name], tensor)
+
+
+def test_it_says_what_is_unusual_about_a_file(tmp_path, monkeypatch, capsys):
+    path = torch_writer.save(tmp_path / "file.pt", {"[v2]:smile:": under("module.")})
+    assert run(monkeypatch, "import", torch_writer.without_checksums(path), tmp_path / "model") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "MNIST classifier: 8 tensors used",
+        "found in [v2]:smile:; left out of their names: module",
+        "it has no checksums: weights that were damaged since would not be noticed",
+        "MNISTConfig()",
+        f"written: {tmp_path / 'model'}",
+    ]
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -365,7 +509,7 @@ def damaged(change):
     """The averaged weights of a small model, changed, in a checkpoint of their own."""
 
     def write(path):
-        tensors = tensors_of(EVEN)
+        tensors = dict(EVEN_TENSORS)
         change(tensors)
         return save_tensors(path, tensors)
 
@@ -384,7 +528,7 @@ def flip(path):
 
 def described(**metadata):
     def write(path):
-        save_file(tensors_of(EVEN), path, metadata=metadata)
+        save_file(EVEN_TENSORS, path, metadata=metadata)
 
     return write
 
@@ -397,23 +541,37 @@ def bomb(path):
         archive.writestr("archive/data/0", bytes(10_000_000))
 
 
-MNIST_TENSORS = tensors_of(MNIST, "")
 HUGE = torch_writer.tensor(torch_writer.storage(np.ones(1, np.float32), "x"), (1 << 40,), (0,))
 NAN = np.float32("nan")
 NORM = "model.decoder.out.0.weight"
 REFUSED = {
     "empty": (lambda path: path.write_bytes(b""), "it is empty"),
-    "folder": (Path.mkdir, "it is no file"),
+    "folder": (Path.mkdir, "it is a folder and no file"),
     "missing": (lambda path: None, "No such file"),
-    "text": (lambda path: path.write_text("Dear reader, this is not it"), "neither a zip"),
-    "zip of something else": (lambda path: torch_writer.save(path, {"epoch": 3}), "no network"),
+    "text": (lambda path: path.write_text("Dear reader, this is not it"), "it is a text file"),
+    "a pointer": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d"),
+        "it is a Git LFS pointer (the file itself was not downloaded)",
+    ),
+    "a page": (lambda path: path.write_text("\n<!doctype html>\n<p>"), "it is an HTML page"),
+    "an index": (
+        lambda path: path.write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
+        "it is the index of a model in several files (the tensors are in those that it names)",
+    ),
+    "JSON like safetensors": (lambda path: path.write_text('{"a": [{"b": 1}]}'), "a JSON file"),
+    "packed": (lambda path: path.write_bytes(gzip.compress(b"1")), "it is a gzip file (unpack it"),
+    "zip of something else": (
+        lambda path: torch_writer.save(path, {"epoch": 3}),
+        "its names are of no known network (SRM denoiser, MNIST classifier, polygon classifier); "
+        "at the top of the file: epoch",
+    ),
     "a list": (lambda path: torch_writer.save(path, [1, 2]), "it must hold tensors by name"),
     "cut": (cut, "no readable PyTorch file"),
     "flipped": (flip, "no readable PyTorch file"),
     "zip bomb": (bomb, "compressed entry archive/data/0"),
     "cut safetensors": (
         lambda path: path.write_bytes((8).to_bytes(8, "little") + b'{"a":1'),
-        "header",
+        "is no readable safetensors file: Error while deserializing header: ",
     ),
     "metadata that is cut": (described(ipr_jax="[1"), "its metadata ipr_jax must be JSON: Expect"),
     "metadata that is deep": (described(ipr_jax="[" * 100_000), "ipr_jax must be JSON: maximum re"),
@@ -434,7 +592,7 @@ REFUSED = {
         ),
         "is F8_E4M3, it must be one of F64, F32, F16, BF16",
     ),
-    "a pipe": (os.mkfifo, "it is no file"),
+    "a pipe": (os.mkfifo, "it is a pipe, socket or device and no file"),
     "a name of many lines": (
         damaged(lambda t: t.update({"model.\n\x1b[2J[red]x": t[NORM]})),
         "1 too many: + model. [2J[red]x",
@@ -444,7 +602,7 @@ REFUSED = {
         "weights must be finite in float32 (or give --allow-nonfinite), 1 tensors are not: model.d",
     ),
     "a tensor that claims to be huge": (
-        lambda path: torch_writer.save(path, stored(tensors_of(EVEN)) | {NORM: HUGE}),
+        lambda path: torch_writer.save(path, stored(EVEN_TENSORS) | {NORM: HUGE}),
         f"{NORM} has shape (1099511627776,); unet.out_norm.scale needs (32,)",
     ),
     "names that are no text": (
@@ -492,7 +650,7 @@ REFUSED = {
         "tensors of no SRM denoiser: teacher.x",
     ),
     "no averaged weights": (
-        lambda path: lightning.write(path, tensors_of(EVEN)),
+        lambda path: lightning.write(path, EVEN_TENSORS),
         "it has no ema weights, only raw",
     ),
 }
@@ -525,8 +683,11 @@ def test_a_bad_file_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, c
         (["--preset", "ms1000"], "concat_clues=True, but its tensors say channels=3, widths=(32, "),
         ([], "give --image-size, --patch-size, --head-width, or --preset; presets that fit the te"),
         (["--patch-size", "4"], "give --image-size, --head-width, or --preset"),
-        ([*words(FLAGS["tiny_even"] | {"patch_size": 5})], "multiples of patch_size=5, got (16,"),
-        ([*words(FLAGS["tiny_even"] | {"head_width": 5})], "multiples of head_width=5, got 32"),
+        (
+            [*words(FLAGS["tiny_even"] | {"patch_size": 5})],
+            "--image-size must be positive multiples of --patch-size=5",
+        ),
+        ([*words(FLAGS["tiny_even"] | {"head_width": 5})], "multiples of --head-width=5, got 32"),
     ],
 )
 def test_what_the_tensors_do_not_tell_must_be_said_and_fit(
@@ -554,7 +715,7 @@ def test_presets_that_fit_are_offered(tmp_path):
 
 
 def test_a_classifier_takes_no_patches(tmp_path):
-    with pytest.raises(ValueError, match=r"MNIST classifier: \['patch_size'\] cannot be given"):
+    with pytest.raises(ValueError, match="MNIST classifier: --patch-size cannot be given"):
         conversion.import_checkpoint(MNIST, tmp_path / "model", given={"patch_size": 4})
 
 
@@ -587,9 +748,10 @@ def test_a_folder_of_another_network_is_refused(tmp_path):
 
 def test_metadata_preset_and_options_must_agree(tmp_path):
     path = tmp_path / "mini.safetensors"
-    conversion.export("mini-sudoku", path)
+    with pytest.warns(UserWarning, match="published class"):
+        conversion.export("mini-sudoku", path)
     for options, said in (
-        ({"given": {"patch_size": 4}}, "says patch_size=8, but preset or options patch_size=4"),
+        ({"given": {"patch_size": 4}}, "says --patch-size=8, but preset or options --patch-size=4"),
         ({"preset": "ep_4"}, "says channels=1, .* or options channels=3, "),
     ):
         with pytest.raises(ValueError, match=f"its metadata {said}"):

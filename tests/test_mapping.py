@@ -6,20 +6,17 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, PREFIXES, golden_config, golden_model
+from conftest import GOLDEN, PREFIXES, golden_config, golden_model, tensors_of
 from flax import nnx
 
-from convert import mapping, srm, torch_file
+from convert import mapping, srm
 from ipr_jax import PRESETS, SRM
 from ipr_jax.networks import build
 
+EVEN = GOLDEN / "tiny_even" / "last.ckpt"
 NAMES = ["tiny_even", "tiny_sudoku"]
 CONFIGS = PRESETS | {name: golden_config(name) for name in NAMES}
 FIRST_TIME = "time_embedding.mlp.0.weight"
-
-
-def tensors_of(name: str, weights: str = "raw") -> dict[str, np.ndarray]:
-    return torch_file.state_dict(GOLDEN / name / "last.ckpt", PREFIXES[weights])
 
 
 def fill(tensors: dict[str, np.ndarray], name: str) -> SRM:
@@ -41,7 +38,7 @@ def test_every_parameter_has_one_entry_and_every_name_one_place(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_of_the_published_state_dict_has_an_entry(name):
-    tensors, shapes = tensors_of(name), wanted_shapes(name)
+    tensors, shapes = tensors_of(GOLDEN / name / "last.ckpt", PREFIXES["raw"]), wanted_shapes(name)
     table = srm.table(CONFIGS[name])
     assert {torch for entry in table for torch in entry.names} == tensors.keys()
     for entry in table:
@@ -73,7 +70,7 @@ def test_only_the_time_embedding_is_repeated_once_per_residual_block():
 )
 def test_layout_of_each_kind_of_tensor(torch, path, axes):
     leaf = dict(nnx.to_flat_state(nnx.state(golden_model("tiny_even", "raw"))))["unet", *path]
-    tensor = tensors_of("tiny_even")[torch].transpose(axes)
+    tensor = tensors_of(EVEN, PREFIXES["raw"])[torch].transpose(axes)
     np.testing.assert_array_equal(leaf[...], tensor.reshape(leaf.shape))
 
 
@@ -143,7 +140,7 @@ OUT = "model.decoder.out.2.weight"
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_refused_by_name(damage, said):
-    tensors = tensors_of("tiny_even")
+    tensors = tensors_of(EVEN, PREFIXES["raw"])
     damage(tensors)
     with pytest.raises(ValueError, match=re.escape(said[0])) as raised:
         fill(tensors, "tiny_even")
@@ -153,4 +150,4 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_name(damage, said):
 
 def test_a_state_dict_of_another_architecture_is_refused():
     with pytest.raises(ValueError, match=r"\d+ too many: \+ .*; \d+ missing: - "):
-        fill(tensors_of("tiny_even"), "tiny_sudoku")
+        fill(tensors_of(EVEN, PREFIXES["raw"]), "tiny_sudoku")

@@ -1,6 +1,7 @@
 """Files of ``torch.save``: read as they are, refused in one line, and never run."""
 
 import builtins
+import gzip
 import json
 import os
 import pickle
@@ -20,12 +21,22 @@ import lightning
 import ml_dtypes
 import numpy as np
 import pytest
-from torch_writer import KINDS, Call, Storage, named, save, save_legacy, storage, tensor
+from conftest import GOLDEN, tensors_of
+from torch_writer import (
+    KINDS,
+    Call,
+    Storage,
+    named,
+    save,
+    save_legacy,
+    storage,
+    tensor,
+    without_checksums,
+)
 
-from convert.torch_file import Outline, Placeholder, outline, read, state_dict
+from convert.torch_file import Placeholder, outline, read, state_dict
 
-GOLDEN = Path(__file__).parent / "golden"
-FUNCTIONS = read, state_dict, outline
+FUNCTIONS = read, tensors_of, outline
 
 
 def refusal(function: Callable[[Path], Any], path: Path) -> str:
@@ -283,7 +294,7 @@ def test_nothing_is_run_by_any_opcode(path: Path) -> None:
 def test_files_cut_anywhere_are_refused(path: Path, write: Any) -> None:
     write(path, {"state_dict": {"a": tensor(storage(np.full(10, 7, np.int8)), (10,), (1,))}})
     data = path.read_bytes()
-    assert outline(path).tensors == ("a",)
+    assert outline(path).states == {(): ("state_dict",), ("state_dict",): ("a",)}
     for kept in range(len(data)):
         path.write_bytes(data[:kept])
         for function in FUNCTIONS:
@@ -300,6 +311,29 @@ def test_flipped_bits_are_noticed(path: Path) -> None:
         read(path)
 
 
+def test_files_without_checksums_are_read(path: Path, rng: np.random.Generator) -> None:
+    array = rng.standard_normal(100, np.float32)
+    save(path, {"state_dict": {"a": tensor(storage(array), (100,), (1,))}})
+    assert outline(path).checksums
+    assert not outline(without_checksums(path)).checksums
+    np.testing.assert_array_equal(tensors_of(path)["a"], array)
+    with zipfile.ZipFile(path) as archive:
+        assert {entry.CRC for entry in archive.infolist()} == {0}
+
+
+def test_a_single_missing_checksum_is_damage(path: Path) -> None:
+    save(path, {"state_dict": {"a": tensor(storage(np.ones(9)), (9,), (1,))}})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.getinfo("archive/data/0").CRC = 0
+        archive.comment = b"so that the directory is written anew"
+    assert outline(path).checksums
+    assert "Bad CRC-32" in refusal(tensors_of, path)
+
+
+def test_files_from_before_zip_have_no_checksums(path: Path) -> None:
+    assert not outline(save_legacy(path, {})).checksums
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_foreign_files_are_refused(path: Path, function: Any) -> None:
     with pytest.raises(FileNotFoundError):
@@ -310,12 +344,13 @@ def test_foreign_files_are_refused(path: Path, function: Any) -> None:
     neither = "it is neither a zip file nor in PyTorch's format from before zip"
     for data, reason in (
         (b"", "it is empty"),
-        (b"P", neither),
-        (b"version https://git-lfs.github.com/spec/v1\n", neither),
-        (b"<!DOCTYPE html>\n", neither),
+        (b"P", "it is a text file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer (the file it"),
+        (b"<!DOCTYPE html>\n", "it is an HTML page"),
+        (gzip.compress(b"1"), "it is a gzip file (unpack it first)"),
         (generator.randbytes(10_000), neither),
-        (pickle.dumps({"a": 1}), neither),
-        (pickle.dumps(0x1950A86A20F9469CFC6B), neither),
+        (pickle.dumps({"a": 1}), "it is a Python pickle"),
+        (pickle.dumps(0x1950A86A20F9469CFC6B), "it is a Python pickle"),
         (pickle.dumps(0x1950A86A20F9469CFC6C) + pickle.dumps(7), "protocol 7: it must be 1001"),
         (b"PK\3\4" + generator.randbytes(10_000), "it is damaged or truncated (BadZipFile: "),
     ):
@@ -326,7 +361,10 @@ def test_foreign_files_are_refused(path: Path, function: Any) -> None:
 def test_other_zip_files_are_refused(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", b"")
-    assert "zip file with 0 records" in refusal(read, path)
+    assert "it is a NumPy archive (.npz)" in refusal(read, path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("last.ckpt", b"")
+    assert "it is a zip archive of last.ckpt (unpack it first)" in refusal(read, path)
     assert "TorchScript archive" in refusal(read, save(path, {}, **{"constants.pkl": b""}))
     with zipfile.ZipFile(save(path, 1), "a") as archive:
         archive.filelist.append(archive.filelist[0])
@@ -338,9 +376,6 @@ def test_messages_are_one_short_line(path: Path) -> None:
     odd = "a\n\u2028b\r\x1b" * 1000
     value = tensor(Storage(odd, "0", b"", 0), (0,), (1,))
     assert "elements of type a b a b" in refusal(read, save(path, value, 4))
-    save(path, {odd: tensor(storage(np.ones(1)), (1,), (1,))})
-    assert "begin with a b a b" in refusal(lambda path: state_dict(path, "x"), path)
-    assert "begins with 'a\\n" in refusal(lambda path: state_dict(path, odd + "x"), path)
     recursive = save(path, b"]" * 100_000 + b"a" * 99_999 + b".")
     assert "RecursionError" in refusal(read, recursive)
 
@@ -444,25 +479,25 @@ def test_many_tensors_are_read_fast(path: Path) -> None:
     value = {f"{i}": tensor(storage(np.zeros(1), f"{i}"), (1,), (1,)) for i in range(7000)}
     save(path, value)
     start = time.process_time()
-    assert len(outline(path).tensors) == 7000
+    assert len(outline(path).states[()]) == 7000
     assert time.process_time() - start < 2
 
 
-def test_state_dict_selects_by_prefix_and_reads_no_more(path: Path) -> None:
+def test_state_dict_reads_what_is_named_and_no_more(path: Path) -> None:
     one = tensor(storage(np.ones(2, np.float32)), (2,), (1,))
     lost = tensor(Storage("FloatStorage", "1", b"", 2), (2,), (1,))
     names = OrderedDict({"net.w": one, "net.step": 3, "other.w": lost})
-    for value in ({"state_dict": names, "epoch": 1}, names):
+    for value, state in (
+        (names, ()),
+        ({"state_dict": names, "epoch": 1}, ("state_dict",)),
+        ({"epoch": 1, "a": {"b": defaultdict(list, names)}}, ("a", "b")),
+    ):
         save(path, value)
-        got = state_dict(path, "net.")
-        assert list(got) == ["w"]
-        np.testing.assert_array_equal(got["w"], [1, 1])
+        got = state_dict(path, state, ["net.w", "net.step"])
+        assert list(got) == ["net.w"]
+        np.testing.assert_array_equal(got["net.w"], [1, 1])
         with pytest.raises(ValueError, match="storage 1 has 0 bytes"):
-            state_dict(path)
-        with pytest.raises(ValueError, match=r"file\.pt .*'ema\.'; .*begin with net\., other\."):
-            state_dict(path, "ema.")
-    with pytest.raises(ValueError, match=r"begins with ''; .*begin with nothing"):
-        state_dict(save(path, {}))
+            state_dict(path, state, ["other.w"])
 
 
 @pytest.mark.parametrize("write", [save, save_legacy])
@@ -470,29 +505,45 @@ def test_outline_is_of_names_and_reads_no_storage(path: Path, write: Any) -> Non
     one = tensor(storage(np.ones(2, np.float32)), (3,), (1,))  # cannot be read
     names = OrderedDict({"net.w": one, "net.step": 3, "other.w": one})
     tensors = "net.w", "net.step", "other.w"
-    assert outline(write(path, {"epoch": 1, "state_dict": names, "loops": {}})) == Outline(
-        tensors, ("epoch", "loops")
-    )
-    assert outline(write(path, names)) == (tensors, ())
-    assert outline(write(path, {})) == ((), ())
-    for value in (
-        [one],
-        one,
-        None,
-        {4: one},
-        {"state_dict": [one]},
-        Call(named("somewhere", "Thing")),
-    ):
-        for function in (outline, state_dict):
+    value = {"epoch": 1, "state_dict": names, "loops": {}, "optimizer": {"state": {0: one}}}
+    assert outline(write(path, value)).states == {
+        (): ("epoch", "state_dict", "loops", "optimizer"),
+        ("state_dict",): tensors,
+        ("loops",): (),
+        ("optimizer",): ("state",),
+    }
+    assert outline(write(path, names)).states == {(): tensors}
+    assert outline(write(path, {"model": names, "again": names})).states == {
+        (): ("model", "again"),
+        ("model",): tensors,
+    }
+    assert outline(write(path, {})).states == {(): ()}
+    for value in ([one], one, None, {4: one}, Call(named("somewhere", "Thing"))):
+        for function in (outline, tensors_of):
             reason = refusal(function, write(path, value))
             assert "PyTorch file: it holds " in reason
             assert ": it must hold tensors by name" in reason
 
 
+def test_dicts_in_dicts_are_listed_once_and_fast(path: Path) -> None:
+    inner = {f"{i}": i for i in range(10_000)}
+    deep: Any = {}
+    for _ in range(50):
+        deep = {"a": deep, "b": deep}
+    save(path, {"wide": {f"{i}": inner for i in range(10_000)}, "deep": deep})
+    start = time.process_time()
+    states = outline(path).states
+    assert time.process_time() - start < 2
+    assert states.keys() == {
+        *((), ("wide",), ("wide", "0")),
+        *(("deep", *"a" * depth) for depth in range(8)),
+    }
+
+
 @pytest.mark.parametrize("name", ["tiny_even", "tiny_sudoku"])
 def test_lightning_checkpoint(name: str) -> None:
     path = GOLDEN / name / "last.ckpt"
-    raw, ema = state_dict(path, "denoiser."), state_dict(path, "ema_denoiser.module.")
+    raw, ema = tensors_of(path, "denoiser."), tensors_of(path, "ema_denoiser.module.")
     assert raw.keys() == ema.keys()
     assert len(raw) > 10
     assert any(not np.array_equal(raw[key], ema[key]) for key in raw)
@@ -501,12 +552,12 @@ def test_lightning_checkpoint(name: str) -> None:
     assert set(whole) > {"state_dict", "optimizer_states", "callbacks", "loops"}
     assert len(whole["optimizer_states"][0]["state"]) > 0
     np.testing.assert_array_equal(
-        whole["state_dict"]["ema_denoiser.n_averaged"], state_dict(path)["ema_denoiser.n_averaged"]
+        whole["state_dict"]["ema_denoiser.n_averaged"], tensors_of(path)["ema_denoiser.n_averaged"]
     )
 
 
 def test_plain_state_dict() -> None:
-    tensors = state_dict(GOLDEN / "classifiers" / "mnist_classifier.pth")
+    tensors = tensors_of(GOLDEN / "classifiers" / "mnist_classifier.pth")
     assert len(tensors) == 8
     assert sum(array.ndim == 4 for array in tensors.values()) == 2
 
@@ -557,11 +608,11 @@ def read_damaged(path: Path, events: list[str]) -> dict[str, np.ndarray]:
     """Return the tensors in a file, none if it is refused, and check that no more is done."""
     got: dict[str, np.ndarray] = {}
     events.append("reading")
-    reason = refusal(lambda path: got.update(state_dict(path)), path)
+    reason = refusal(lambda path: got.update(tensors_of(path)), path)
     done = events[1:]
     events.clear()
     assert done == []
-    assert bool(reason) is not bool(got)
+    assert not (reason and got)
     return got
 
 
@@ -572,7 +623,7 @@ def test_damaged_zip_files_are_refused_or_read_as_they_were(path: Path, events: 
         "b.weight": np.ones(1, np.float32),
     }
     lightning.write(path, weights, ema={name: -array for name, array in weights.items()})
-    data, original = path.read_bytes(), described(state_dict(path))
+    data, original = path.read_bytes(), described(tensors_of(path))
     assert len(original) == 5
     got = []
     for _ in range(4000):
@@ -628,11 +679,11 @@ def test_lightning_writer(path: Path, rng: np.random.Generator) -> None:
     ema = {name: rng.standard_normal(array.shape, np.float32) for name, array in raw.items()}
     lightning.write(path, raw, ema=ema)
     for prefix, arrays in (("denoiser.", raw), ("ema_denoiser.module.", ema)):
-        assert described(state_dict(path, prefix)) == described(arrays)
+        assert described(tensors_of(path, prefix)) == described(arrays)
     names = [f"denoiser.{name}" for name in raw]
     names += ["ema_denoiser.n_averaged", *(f"ema_denoiser.module.{name}" for name in ema)]
-    assert outline(path).tensors == tuple(names)
-    assert outline(path).others == outline(example).others
+    assert outline(path).states[("state_dict",)] == tuple(names)
+    assert outline(path).states[()] == outline(example).states[()]
     assert named_in(path) == named_in(example)
 
     got, wanted = read(path), read(example)
@@ -654,5 +705,7 @@ def test_lightning_writer(path: Path, rng: np.random.Generator) -> None:
 
 def test_lightning_writer_of_weights_only(path: Path) -> None:
     lightning.write(path, {"a": np.ones(2, np.float32)}, optimizer=False)
-    others = "epoch", "global_step", "pytorch-lightning_version", "loops"
-    assert outline(path) == (("denoiser.a",), others)
+    assert set(outline(path).states[()]) == {
+        *("epoch", "global_step", "pytorch-lightning_version", "loops", "state_dict")
+    }
+    assert outline(path).states[("state_dict",)] == ("denoiser.a",)
