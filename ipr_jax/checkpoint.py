@@ -18,7 +18,7 @@ from flax import nnx
 
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
-from ipr_jax.files import refuse_existing
+from ipr_jax.files import kind_of, refuse_existing
 from ipr_jax.keys import rngs
 
 SHIPPED = ("mini-sudoku",)
@@ -131,8 +131,10 @@ def open_as(
     if str(path_or_name) in SHIPPED:
         path = Path(str(importlib.resources.files("ipr_jax") / "models" / str(path_or_name)))
     if not path.is_dir():
+        there = f", which is {kind_of(path) or 'a file'}" if path.exists() else ""
         raise FileNotFoundError(
-            f"no model at {str(path_or_name)!r}: give a model folder or one of {list(SHIPPED)}"
+            f"no model at {str(path_or_name)!r}{there}: "
+            f"give a model folder or one of {list(SHIPPED)}"
         )
     path = path.absolute()
     try:

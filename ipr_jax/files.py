@@ -155,6 +155,41 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
     return "a JSON file" if start.startswith((b"{", b"[")) else "a text file"
 
 
+def contents(folder: Path, most: int = 8) -> str:
+    """What is in a folder, or that there is none: a sentence for the error that misses a file."""
+    if not folder.exists():
+        return f"there is no folder {folder}"
+    if not folder.is_dir():
+        return f"{folder} is {kind_of(folder) or 'a file'} and no folder"
+    names = sorted(each.name for each in folder.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{folder} holds {printable(', '.join(names[:most])) or 'nothing'}{more}"
+
+
+@contextlib.contextmanager
+def refusing(path: str | os.PathLike[str], needed: str, *kinds: str) -> Iterator[None]:
+    """Turn whatever is raised while a file is read into one line.
+
+    It says what the file is, if ``kind_of`` knows that and it is something else; or what is wrong.
+
+    Args:
+        path: the file.
+        needed: what it should be, such as "an image".
+        kinds: what ``kind_of`` may say of such a file.
+
+    Raises:
+        ValueError: the block raised something.
+    """
+    try:
+        yield
+    except Exception as error:  # readers of damaged files raise anything
+        wrong = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        with contextlib.suppress(OSError):
+            kind = kind_of(path)
+            wrong = wrong if kind is None or kind in kinds else f"it is {kind}"
+        raise ValueError(f"{path} cannot be read as {needed}: {printable(wrong)}") from error
+
+
 def _kind_of_zip(path: str | os.PathLike[str]) -> str:
     try:
         with zipfile.ZipFile(path) as archive:

@@ -229,33 +229,57 @@ def test_splits_share_no_background_and_training_mirrors(tmp_path):
     assert seen == {"train": set(range(38)), "test": {38, 39}}
 
 
-@pytest.mark.parametrize("size", [(300, 128), (128, 200), (64, 40), (1024, 1024)])
+@pytest.mark.parametrize("size", [(300, 128), (128, 200), (64, 40), (1024, 1024), (1, 1), (1, 900)])
 def test_backgrounds_of_any_size_are_scaled_and_cropped_to_their_middle(tmp_path, size):
-    for name in "ab":
-        ramp = np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[1], size[0])
-        Image.fromarray(ramp).save(tmp_path / f"{name}.png")
+    ramp = np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[1], size[0])
+    Image.fromarray(ramp).save(tmp_path / "a.png")
     background = np.asarray(counting_polygons._read(tmp_path / "a.png"))
     assert background.shape == (128, 128, 3)
-    assert abs(background[64, 64, 0] - 127.5) < 3
+    assert abs(background[64, 64, 0] - ramp.mean()) < 3
+
+
+def test_a_background_of_16_bits_is_neither_white_nor_black(tmp_path):
+    for name in "ab":
+        Image.fromarray(np.full((128, 128), 40 * 257, np.uint16)).save(tmp_path / f"{name}.png")
+    image = counting_polygons.batch(POLYGONS, "test", 0, np.arange(1), tmp_path).image
+    np.testing.assert_array_equal(np.round((np.median(image, axis=(1, 2)) + 1) * 127.5), 40)
+
+
+def make(folder):
+    return counting_polygons.make("polygons", lambda images: None, folder)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "only.jpg")
-    for folder, number in ((tmp_path, 1), (tmp_path / "missing", 0)):
-        with pytest.raises(ValueError, match=r"at least 2 images \(\.bmp, \.jpeg") as error:
-            counting_polygons.batch(POLYGONS, "train", 0, np.arange(1), folder)
-        assert f"found {number} in {folder}" in str(error.value)
+    (tmp_path / "file").write_bytes(b"PK\3\4")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "only.jpg")
+    for path, found in (
+        (folder, f"found 1: {folder} holds only.jpg"),
+        (tmp_path / "missing", f"found 0: there is no folder {tmp_path / 'missing'}"),
+        (tmp_path / "file", f"found 0: {tmp_path / 'file'} is a zip archive that is cut"),
+    ):
+        for use in (
+            make,
+            lambda path: counting_polygons.batch(POLYGONS, "train", 0, np.arange(1), path),
+        ):
+            with pytest.raises(ValueError, match=r"at least 2 images \(\.bmp, \.gif") as error:
+                use(path)
+            assert found in str(error.value)
 
 
-def test_a_damaged_background_is_refused_by_name(tmp_path, rng):
+def test_a_damaged_background_is_refused_by_name_when_the_task_is_made(tmp_path, rng):
     noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
-    for name in "ab":
-        noise.save(tmp_path / f"{name}.png")
+    for name in ("a.png", "b.jpg", "c.png"):
+        noise.save(tmp_path / name)
+    task = make(tmp_path)
     data = (tmp_path / "a.png").read_bytes()
     for damaged in (data[:2000], b"text", b""):
         (tmp_path / "a.png").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"a\.png cannot be read: "):
-            counting_polygons.batch(POLYGONS, "train", 0, np.arange(1), tmp_path)
+        with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: "):
+            make(tmp_path)
+        with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: "):
+            task.training_batch(0, np.arange(9))
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ipr_jax.config import PRESETS
+from ipr_jax.networks import open_network
 from ipr_jax.tasks import boards, mnist, mnist_classifier, mnist_sudoku, sudoku
 
 GRAY = np.arange(10) * 25
@@ -38,13 +39,13 @@ def idx(array):
     )
 
 
-def write_mnist(folder, split, labels, *, zipped=False, seed=0):
+def write_mnist(folder, split, labels, *, before="-", zipped=False, seed=0):
     """Write the two files of a split; returns the images."""
     images, prefix = some_images(labels, seed), {"train": "train", "test": "t10k"}[split]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, array in (("images-idx3", images), ("labels-idx1", labels.astype(np.uint8))):
-        content = idx(array)
-        path = folder / f"{prefix}-{name}-ubyte{'.gz' if zipped else ''}"
+    for name, array in (("images", images), ("labels", labels.astype(np.uint8))):
+        content, end = idx(array), f"idx{array.ndim}-ubyte{'.gz' if zipped else ''}"
+        path = folder / f"{prefix}-{name}{before}{end}"
         path.write_bytes(gzip.compress(content, 1) if zipped else content)
     return images
 
@@ -62,10 +63,11 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("inside", [".", "MNIST/raw"])
+@pytest.mark.parametrize("before", ["-", "."])
+@pytest.mark.parametrize("inside", [".", "raw", "MNIST/raw"])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_mnist_is_read_as_written(tmp_path, split, zipped, inside):
-    written = write_mnist(tmp_path / inside, split, LABELS, zipped=zipped)
+def test_mnist_is_read_as_written(tmp_path, split, inside, before, zipped):
+    written = write_mnist(tmp_path / inside, split, LABELS, before=before, zipped=zipped)
     images, labels = mnist.load_mnist(str(tmp_path), split)
     assert (images.dtype, labels.dtype) == (np.float32, np.int32)
     np.testing.assert_array_equal(labels, LABELS)
@@ -74,10 +76,39 @@ def test_mnist_is_read_as_written(tmp_path, split, zipped, inside):
     assert images[written == 255].min() == 1
 
 
-def test_a_missing_file_is_named_with_where_to_get_it(folder):
-    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte.gz; get it from https:"):
+def test_names_do_not_tell_whether_files_are_packed(folder):
+    images, labels = mnist.load_mnist(folder, "test")
+    for path in list(folder.iterdir()):
+        packed = gzip.compress(path.read_bytes())
+        path.write_bytes(packed)
+        np.testing.assert_array_equal(mnist.load_mnist(folder, "test")[0], images)
+        path.unlink()
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.decompress(packed))
+        np.testing.assert_array_equal(mnist.load_mnist(folder, "test")[1], labels)
+
+
+def test_a_missing_file_is_named_with_what_is_there_and_where_to_get_it(folder):
+    with pytest.raises(FileNotFoundError) as error:
         mnist.load_mnist(folder, "train")
-    (folder / "t10k-labels-idx1-ubyte").unlink()
+    assert str(error.value) == (
+        f"{folder} has no train-images-idx3-ubyte or train-images.idx3-ubyte, with or without .gz, "
+        f"itself or in raw or MNIST/raw; {folder} holds t10k-images-idx3-ubyte, "
+        f"t10k-labels-idx1-ubyte; get it from {mnist.MNIST_URL}"
+    )
+    raw = folder / "raw"
+    raw.mkdir()
+    with pytest.raises(FileNotFoundError, match=f"t10k-labels-idx1-ubyte; {raw} holds nothing; "):
+        mnist.load_mnist(folder, "train")
+    for number in range(9):
+        (raw / f"{number}.png").touch()
+    with pytest.raises(FileNotFoundError, match=r" holds 0\.png, .*, 7\.png and 1 more; get it"):
+        mnist.load_mnist(raw, "train")
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {raw / 'none'}; get it from"):
+        mnist.load_mnist(raw / "none", "train")
+    path = folder / "t10k-labels-idx1-ubyte"
+    with pytest.raises(FileNotFoundError, match=f"{path} is a file and no folder; get it from"):
+        mnist.load_mnist(path, "train")
+    path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no t10k-labels-idx1-ubyte or .*https:"):
         mnist.load_mnist(folder, "test")
     with pytest.raises(ValueError, match="'train' or 'test', got 'val'"):
@@ -91,14 +122,18 @@ def header(*words):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("images-idx3", b"", "begin with 00000803, got  and 0 bytes"),
-        ("images-idx3", header(2051, 40, 28), "with 3 axes"),
+        ("images-idx3", b"", "of bytes with 3 axes: it is an empty file"),
+        ("images-idx3", b"<html>", "of bytes with 3 axes: it is an HTML page"),
+        ("labels-idx1", b"version https://git-lfs.github.com", "1 axes: it is a Git LFS pointer"),
+        ("labels-idx1", gzip.compress(b"<html>"), "begin with 00000801, got 3c68746d and 6 bytes"),
+        ("images-idx3", header(2051, 40, 28), "with 3 axes: it must begin with 00000803, got 0000"),
         ("images-idx3", idx(LABELS.astype(np.uint8)), "begin with 00000803, got 00000801"),
         ("images-idx3", idx(some_images(LABELS))[:-1], r"\[40, 28, 28\] is 31360 bytes, got 31359"),
         ("images-idx3", idx(some_images(LABELS)) + b"0", "31360 bytes, got 31361"),
         ("images-idx3", header(2051, 2**32 - 1, 28, 28), "bytes, got 0"),
         ("images-idx3", idx(np.zeros((40, 7, 28), np.uint8)), r"\[N, 28, 28\], got \[40, 7, 28\]"),
         ("images-idx3", idx(some_images(LABELS[1:])), "39 images, but .* has 40 labels"),
+        ("images-idx3", idx(some_images(LABELS) // 128), r"gray values in 0\.\.255, some above 1"),
         ("labels-idx1", idx(some_images(LABELS)), "begin with 00000801, got 00000803"),
         ("labels-idx1", idx(np.full(40, 10, np.uint8)), r"labels in 0\.\.9, got 10"),
     ],
@@ -111,19 +146,29 @@ def test_damaged_files_are_refused_by_name(folder, name, content, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["cut", "checksum", "middle", "plain"])
+@pytest.mark.parametrize("damage", ["cut", "checksum", "middle", "head"])
 def test_damaged_archives_are_refused_by_name(folder, damage):
     path = folder / "t10k-images-idx3-ubyte"
     whole = bytearray(gzip.compress(path.read_bytes()))
     path.unlink()
     if damage == "cut":
         whole = whole[: len(whole) // 2]
-    elif damage == "plain":
-        whole = b"not an archive"
     else:
-        whole[-6 if damage == "checksum" else len(whole) // 2] ^= 0xFF
+        whole[{"checksum": -6, "middle": len(whole) // 2, "head": 2}[damage]] ^= 0xFF
     path.with_suffix(".gz").write_bytes(whole)
-    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is damaged: \w+"):
+    with pytest.raises(ValueError, match=r"ubyte\.gz cannot be read as an IDX file .* axes: \w+"):
+        mnist.load_mnist(folder, "test")
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(folder, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress((folder / "t10k-images-idx3-ubyte").read_bytes()))
+    (folder / "t10k-images-idx3-ubyte").unlink()
+    monkeypatch.setattr(gzip, "open", fail)
+    with pytest.raises(ValueError, match=f"{path} cannot .* with 3 axes: Input/output error$"):
         mnist.load_mnist(folder, "test")
 
 
@@ -179,10 +224,10 @@ CSV = "label,image_index,confidence\n" + "".join(f"{digit},0,0.5\n" for digit in
     [
         (b"", "must list 1 images of digit 1, got 0"),
         (CSV.replace("5,0,0.5\n", "").encode(), "must list 1 images of digit 5, got 0"),
-        (CSV.replace("confidence", "sure").encode(), "must have the columns"),
-        (CSV.replace("7,0,", "7,,").encode(), "must have the columns"),
+        (CSV.replace("confidence", "sure").encode(), "as a table with the columns"),
+        (CSV.replace("7,0,", "7,,").encode(), "as a table with the columns"),
         (CSV.encode() + b"1\n", "whole labels and indices"),
-        (CSV.encode() + b"\xff\xfe\n", "must have the columns"),
+        (CSV.encode() + b"\xff\xfe\n", "as a table with the columns"),
         (CSV.replace("3,0,0.5", "3,0,nan").encode(), "finite confidences"),
         (CSV.replace("3,0,0.5", "3,0.5,0.5").encode(), "whole labels and indices"),
         (CSV.replace("3,0,0.5", "3,9,0.5").encode(), r"images 0\.\.3 of digit 3, got 9"),
@@ -193,7 +238,7 @@ CSV = "label,image_index,confidence\n" + "".join(f"{digit},0,0.5\n" for digit in
 def test_a_damaged_list_is_refused_by_name(tmp_path, content, message):
     write_mnist(tmp_path, "train", LABELS)
     path = tmp_path / "top_5000_values.csv"
-    with pytest.raises(FileNotFoundError, match=r"top_5000_values.csv; it is in .*Chrixtar/SRM"):
+    with pytest.raises(FileNotFoundError, match=r"values.csv, which is in .*Chrixtar/SRM.* holds"):
         mnist.load_confident(tmp_path, 1)
     path.write_text(CSV)
     assert mnist.load_confident(tmp_path, 1)[0].shape == (9, 28, 28)
@@ -231,18 +276,43 @@ OTHER_BOARDS = {
     "objects": (lambda b: b.astype(object), "Python objects"),
     "few": (lambda b: b[:3], "more than 3 boards, got 3"),
 }
+FOREIGN = {
+    b"": "an empty file",
+    b"version https://git-lfs.github.com/spec/v1": "a Git LFS pointer .*",
+    b"PK\3\4": "a zip archive that is cut short or damaged",
+}
 
 
 @pytest.mark.parametrize(("alter", "message"), OTHER_BOARDS.values(), ids=OTHER_BOARDS)
 def test_other_boards_are_refused_by_name(tmp_path, monkeypatch, alter, message):
     monkeypatch.setattr(mnist, "NUM_TEST_BOARDS", 3)
     path = tmp_path / "sudokus.npy"
-    with pytest.raises(FileNotFoundError, match=r"no file .*sudokus.npy; it is in datasets.zip of"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*sudokus.npy, which is in datasets.zip"):
         mnist.load_boards(tmp_path)
     np.save(path, alter(sudoku.boards_9x9(1, "test", np.arange(5))))
     with pytest.raises(ValueError, match=message) as error:
         mnist.load_boards(tmp_path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "kind"), FOREIGN.items(), ids=FOREIGN.values())
+def test_other_files_of_boards_say_what_they_are(tmp_path, content, kind):
+    path = tmp_path / "sudokus.npy"
+    path.write_bytes(content)
+    for use in (
+        lambda: mnist.load_boards(tmp_path),
+        lambda: mnist_sudoku.open_boards(tmp_path, read_digits),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{path} cannot be read as a NumPy array: it is {kind}"
+        ):
+            use()
+
+
+def test_half_of_the_release_is_not_taken_for_plain_mnist(folder):
+    (folder / "top_5000_values.csv").write_text(CSV)
+    with pytest.raises(FileNotFoundError, match=r"no file .*sudokus\.npy, which is in datasets"):
+        mnist_sudoku.open_boards(folder, read_digits)
 
 
 @given(st.integers(0, 150), st.integers(0, 255), st.booleans())
@@ -294,6 +364,8 @@ def test_the_hub_is_read_as_written(tmp_path, dtype):
         ({"mnist_images": np.zeros((9, 4, 28, 28), np.uint8)}, r"\[10, N, 28, 28\], got \[9,"),
         ({"mnist_images": np.full((10, 4, 28, 28), np.nan, np.float32)}, "gray values"),
         ({"mnist_images": np.full((10, 4, 28, 28), 256, np.int32)}, "gray values"),
+        ({"mnist_images": np.ones((10, 4, 28, 28), np.float32)}, r"gray values .* some above 1"),
+        ({"mnist_images": np.ones((10, 4, 28, 28), bool)}, "gray values"),
         ({"sudokus": np.ones((6, 9, 9), np.int64)}, "board 0 of .* is not valid"),
         ({"sudokus": np.ones((6, 81), np.int64)}, r"\[M, 9, 9\]"),
     ],
@@ -308,16 +380,24 @@ def test_other_tensors_are_refused_by_name(tmp_path, changed, message):
 
 def test_a_damaged_file_of_the_hub_is_refused_by_name(tmp_path):
     path = tmp_path / "sudoku-mnist.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"safetensors; it is in https://huggingface.co/"):
+    with pytest.raises(FileNotFoundError, match=r"safetensors, which is in https://huggingface"):
         mnist.load_hub(path)
     write_hub(path)
     whole = path.read_bytes()
     other = whole.replace(b"sudokus", b"sudokas")
-    for content in (b"", whole[:7], whole[:100], whole[:-1], b"\xff" * 8 + whole[8:], other):
+    for content, message in (
+        (b"", "it is an empty file"),
+        (b"<!doctype html>", "it is an HTML page"),
+        (gzip.compress(whole), r"it is a gzip file \(unpack it first\)"),
+        (whole[:7], r"\w"),
+        (whole[:100], r"\w"),
+        (whole[:-1], r"\w"),
+        (b"\xff" * 8 + whole[8:], r"\w"),
+        (other, r"File does not contain tensor sudokus"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"is damaged or has other tensors: \w+") as error:
+        with pytest.raises(ValueError, match=f"{path} cannot be read as a safe.*: {message}"):
             mnist.load_hub(path)
-        assert str(path) in str(error.value)
 
 
 # --- MNIST Sudoku ---------------------------------------------------------------------------------
@@ -384,7 +464,10 @@ def test_boards_of_the_release(release):
 def test_boards_of_the_hub(tmp_path):
     path = tmp_path / "sudoku-mnist.safetensors"
     tensors = write_hub(path)
-    board_of = mnist_sudoku.open_boards(path, read_digits)
+    board_of = mnist_sudoku.open_boards(tmp_path, read_digits)
+    np.testing.assert_array_equal(
+        board_of.tiles("test").images, mnist_sudoku.open_boards(path, read_digits).tiles("test")[0]
+    )
     check_task(mnist_sudoku.make(board_of, "medium"), board_of)
     drawn = board_of.draw_boards(0, "test", np.arange(100))
     assert {board.tobytes() for board in drawn} == {b.tobytes() for b in tensors["sudokus"]}
@@ -424,6 +507,9 @@ def test_other_settings_are_refused(release, folder):
             mnist_sudoku.published_test(release, "hard", number)
     with pytest.raises(FileNotFoundError, match="has no t10k-images-idx3-ubyte or"):
         mnist_sudoku.open_boards(folder / "nowhere", read_digits)
+    (folder / "mnist.zip").write_bytes(b"PK\3\4")
+    with pytest.raises(ValueError, match=r"mnist\.zip cannot be read as .*: it is a zip archive"):
+        mnist_sudoku.open_boards(folder / "mnist.zip", read_digits)
 
 
 def test_the_classifier_scores_boards(folder):
@@ -442,3 +528,10 @@ def test_the_classifier_scores_boards(folder):
     tile = network(jnp.asarray(tiles_of(image)[1, 2, 3])[None, ..., None])
     assert read[1, 2, 3] == mnist_classifier.read_digits(tile)[0]
     assert jax.eval_shape(board_of.score, image)["violations"].shape == (2,)
+
+
+def test_a_file_is_no_classifier_and_says_what_it_is(tmp_path):
+    path = tmp_path / "mnist_classifier.pth"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(FileNotFoundError, match=r"pth', which is a Git LFS pointer .*: give a mod"):
+        open_network(path)

@@ -1,5 +1,7 @@
-"""Sudoku rules against recorded scores and a slow oracle, the digits, and mini-sudoku."""
+"""Sudoku rules against recorded scores and a slow oracle; digits, mini-sudoku; JAX's settings."""
 
+import contextlib
+import functools
 import subprocess
 import sys
 from collections import Counter
@@ -9,11 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ipr_jax.tasks import digits, mini_sudoku, sudoku
+from ipr_jax.networks import build
+from ipr_jax.tasks import boards as board_images
+from ipr_jax.tasks import (
+    counting_polygons,
+    digits,
+    get_task,
+    mini_sudoku,
+    polygon_classifier,
+    sudoku,
+)
+from ipr_jax.tasks.counting_polygons import STARS
+from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
+from ipr_jax.tasks.polygon_classifier import PolygonConfig, read_counts
 from ipr_jax.training import digit_reader
 
 GOLDEN = Path(__file__).parent / "golden" / "evaluations.npz"
@@ -349,6 +364,84 @@ def test_render_draws_the_puzzle():
     for wrong in (np.full((4, 4), 5), np.zeros((4, 5), int)):
         with pytest.raises(ValueError, match="4x4 grid of 0"):
             mini_sudoku.render(wrong, 0)
+
+
+# --- JAX's settings ---------------------------------------------------------------------------
+
+
+def noisy(task):
+    """Images of a task with noise, as a user may have them: float64."""
+    image = get_task(task).test_batch(0, np.arange(2)).image
+    return image + 0.3 * np.random.default_rng(0).standard_normal(image.shape)
+
+
+def found_in(task):
+    """All that a task finds in images."""
+    made = get_task(task)
+    functions = [made.score, *filter(None, (made.read, made.violating))]
+    return jax.jit(lambda images: [function(images) for function in functions])(noisy(task))
+
+
+@functools.cache
+def network(config):
+    return nnx.jit(lambda: build(config))()
+
+
+def found_by_polygons():
+    classifier = network(PolygonConfig())
+
+    def find(images):
+        task = counting_polygons.make(
+            "polygons", lambda images: read_counts(classifier(images), PolygonConfig())
+        )
+        return classifier(images), task.score(images), task.read(images)
+
+    return jax.jit(find)(noisy("even-pixels").repeat(4, axis=1).repeat(4, axis=2))
+
+
+def found_by_mnist():
+    classifier = network(MNISTConfig())
+    logits = jax.jit(classifier)(noisy("mini-sudoku")[:, 4:, 4:])
+    return logits, read_digits(logits)
+
+
+def legible():
+    return board_images.legible(
+        *digits.load_digits("test"), lambda x: digits.read_digits(x[..., 0])
+    )
+
+
+FUNCTIONS = {
+    **{f"{task} scores": functools.partial(found_in, task)
+       for task in ("mini-sudoku", "even-pixels")},
+    **{f"{task} data": functools.partial(get_task(task).training_batch, 0, np.arange(2))
+       for task in ("mini-sudoku", "digits-sudoku", "even-pixels")},
+    "corrupted": lambda: get_task("digits-sudoku").corrupted(3).test_batch(0, np.arange(2)),
+    "puzzle": lambda: get_task("mini-sudoku").parse_puzzle(PUZZLE, 0).batch,
+    "counting-stars data": lambda: counting_polygons.batch(STARS, "train", 0, np.arange(1)),
+    "polygons": found_by_polygons,
+    "mnist": found_by_mnist,
+    "legible": legible,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def strict():
+    with jax.enable_x64(True), jax.debug_nans(True):
+        yield
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_results_and_dtypes_are_the_same_whatever_jax_is_told(name, monkeypatch):
+    """Like everything here, with strict promotion of ranks and dtypes."""
+    monkeypatch.setattr(polygon_classifier, "BLOCKS", (1,))  # a quick network of the same kind
+    expected = jax.device_get(FUNCTIONS[name]())
+    for setting in (strict, jax.disable_jit):
+        with setting():
+            found = jax.device_get(FUNCTIONS[name]())
+        for one, other in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
 
 
 def test_import_is_light():

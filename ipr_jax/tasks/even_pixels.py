@@ -87,7 +87,7 @@ def scores(images: jax.Array) -> dict[str, jax.Array]:
     far from two colours; the other two scores say so.
 
     Args:
-        images: float32 [B, 32, 32, 3]; clipped to [-1, 1].
+        images: float [B, 32, 32, 3]; clipped to [-1, 1].
 
     Returns:
         balanced: bool [B], either half has exactly 512 pixels.
@@ -100,11 +100,12 @@ def scores(images: jax.Array) -> dict[str, jax.Array]:
     """
     if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
         raise ValueError(f"images must have shape [B, 32, 32, 3], got {images.shape}")
+    images = jnp.asarray(images, jnp.float32)
     hue, saturation, value = rgb_to_hsv(((images + 1) / 2).clip(0, 1))
     # The last bin has its right edge; a hue just below 0 is rounded up to it.
     bins = (hue * NUM_BINS).astype(jnp.int32).clip(0, NUM_BINS - 1).reshape(-1, NUM_PIXELS)
     histogram = jax.vmap(functools.partial(jnp.bincount, length=NUM_BINS))(bins)
-    peak = histogram.argmax(axis=1, keepdims=True)
+    peak = histogram.argmax(axis=1, keepdims=True).astype(jnp.int32)
     near_peak = (bins - peak + NUM_BINS // 4) % NUM_BINS < NUM_BINS // 2
     imbalance = jnp.abs(near_peak.sum(axis=1, dtype=jnp.int32) - NUM_PIXELS // 2)
     return {

@@ -9,14 +9,12 @@ import csv
 import gzip
 import math
 import os
-import tokenize
-import zlib
 from pathlib import Path
 
 import numpy as np
 import safetensors
 
-from ipr_jax import check
+from ipr_jax import check, files
 from ipr_jax.tasks import sudoku
 from ipr_jax.tasks.base import SPLITS, Split
 
@@ -25,6 +23,12 @@ MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 RELEASE_URL = "datasets.zip of https://github.com/Chrixtar/SRM/releases"
 HUB_URL = "https://huggingface.co/datasets/BartekPog/mnist-sudoku"
 
+PLACES = ("", "raw", "MNIST/raw")
+"""Where in a folder the files of MNIST may be."""
+PACKED = "a gzip file (unpack it first)"
+"""What ``files.kind_of`` calls them if they are packed."""
+
+HUB_FILE = "sudoku-mnist.safetensors"
 BOARDS_FILE = "sudokus.npy"
 CONFIDENCES_FILE = "top_5000_values.csv"
 NUM_TEST_BOARDS = 10_000
@@ -37,8 +41,9 @@ def load_mnist(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray
     """Load MNIST.
 
     Args:
-        folder: has the four IDX files under their standard names, such as train-images-idx3-ubyte
-            or train-images-idx3-ubyte.gz, itself or in MNIST/raw, where torchvision puts them.
+        folder: has the four IDX files under their usual names, such as train-images-idx3-ubyte or
+            train-images.idx3-ubyte, with or without .gz; itself, in raw or in MNIST/raw, where
+            torchvision puts them.
         split: "train" (60,000 images) or "test" (10,000).
 
     Returns:
@@ -46,9 +51,9 @@ def load_mnist(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray
         labels: int32 [N] in 0..9.
 
     Raises:
-        FileNotFoundError: names the missing file and where to get it.
+        FileNotFoundError: names the missing file, what is there and where to get it.
         ValueError: ``split`` is neither "train" nor "test"; a file is damaged or no such IDX file;
-            or there are not as many labels as images.
+            no gray value is above 1; or there are not as many labels as images.
 
     Source: Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST database of handwritten digits.
     """
@@ -66,7 +71,7 @@ def load_mnist(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray
         )
     if len(labels) and labels.max() > 9:
         raise ValueError(f"{labels_path} must hold labels in 0..9, got {labels.max()}")
-    return _scale(images), labels.astype(np.int32)
+    return _scale(images, images_path), labels.astype(np.int32)
 
 
 def load_confident(
@@ -128,10 +133,8 @@ def load_boards(folder: str | os.PathLike[str]) -> np.ndarray:
             than those for tests.
     """
     path = _existing(Path(folder) / BOARDS_FILE, RELEASE_URL)
-    try:
+    with files.refusing(path, "a NumPy array", "a NumPy array (.npy)"):
         array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, TypeError, SyntaxError, OverflowError, tokenize.TokenError) as error:
-        raise ValueError(f"{path} is damaged or no .npy file: {error}") from error
     if len(boards := _check_boards(array, path)) <= NUM_TEST_BOARDS:
         raise ValueError(f"{path} must have more than {NUM_TEST_BOARDS} boards, got {len(boards)}")
     return boards
@@ -153,70 +156,77 @@ def load_hub(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.n
         ValueError: the file is damaged or has other tensors, a gray value or a board is not valid.
     """
     path = _existing(Path(path), HUB_URL)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            images, boards = file.get_tensor("mnist_images"), file.get_tensor("sudokus")
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or has other tensors: {error}") from error
+    with (
+        files.refusing(path, f"a safetensors file such as {HUB_FILE}", "a safetensors file"),
+        safetensors.safe_open(path, framework="numpy") as file,
+    ):
+        images, boards = file.get_tensor("mnist_images"), file.get_tensor("sudokus")
     if images.ndim != 4 or len(images) != 10 or images.shape[2:] != (SIDE, SIDE):
         raise ValueError(
             f"mnist_images of {path} must have shape [10, N, 28, 28], got {list(images.shape)}"
         )
-    if not ((images >= 0) & (images <= 255)).all():
-        raise ValueError(f"mnist_images of {path} must be gray values in 0..255")
     labels = np.repeat(np.arange(10, dtype=np.int32), images.shape[1])
-    return _scale(images.reshape(-1, SIDE, SIDE)), labels, _check_boards(boards, path)
+    return _scale(images.reshape(-1, SIDE, SIDE), path), labels, _check_boards(boards, path)
 
 
 def _existing(path: Path, source: str) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; it is in {source}")
+        there = files.contents(path.parent)
+        raise FileNotFoundError(f"there is no file {path}, which is in {source}; {there}")
     return path
 
 
 def _find(folder: str | os.PathLike[str], name: str) -> Path:
-    for place in (Path(folder), Path(folder) / "MNIST" / "raw"):
-        for path in (place / name, place / f"{name}.gz"):
-            if path.is_file():
+    """The IDX file of a name, under any of its usual ones."""
+    dotted = name.replace("-idx", ".idx")
+    for place in PLACES:
+        for spelling in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
+            if (path := Path(folder, place, spelling)).is_file():
                 return path
-    raise FileNotFoundError(f"{folder} has no {name} or {name}.gz; get it from {MNIST_URL}")
+    below = [path for place in PLACES[1:] if (path := Path(folder, place)).is_dir()]
+    there = "; ".join(map(files.contents, [Path(folder), *below]))
+    raise FileNotFoundError(
+        f"{folder} has no {name} or {dotted}, with or without .gz, itself or in "
+        f"{' or '.join(PLACES[1:])}; {there}; get it from {MNIST_URL}"
+    )
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Read an IDX file of bytes: uint8, ``ndim`` axes."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    """Read an IDX file of bytes, packed by gzip or not: uint8, ``ndim`` axes."""
     magic, start = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
-    if content[:4] != magic or len(content) < start:
-        raise ValueError(
-            f"{path} must be an IDX file of bytes with {ndim} axes and begin with {magic.hex()}, "
-            f"got {content[:4].hex()} and {len(content)} bytes"
-        )
-    shape = np.frombuffer(content[4:start], ">u4").tolist()
-    if len(content) - start != math.prod(shape):
-        raise ValueError(
-            f"{path} is damaged: {shape} is {math.prod(shape)} bytes, got {len(content) - start}"
-        )
+    with files.refusing(path, f"an IDX file of bytes with {ndim} axes", PACKED):
+        is_packed = files.kind_of(path) == PACKED
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            content = file.read()
+        if content[:4] != magic or len(content) < start:
+            raise ValueError(
+                f"it must begin with {magic.hex()}, got {content[:4].hex()} and "
+                f"{len(content)} bytes"
+            )
+        shape = np.frombuffer(content[4:start], ">u4").tolist()
+        if len(content) - start != math.prod(shape):
+            raise ValueError(f"{shape} is {math.prod(shape)} bytes, got {len(content) - start}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _scale(images: np.ndarray) -> np.ndarray:
+def _scale(images: np.ndarray, path: Path) -> np.ndarray:
     """Turn gray values 0..255 into float32 in [-1, 1]."""
+    if not (
+        images.dtype.kind in "iuf"
+        and ((images >= 0) & (images <= 255)).all()
+        and (images > 1).any()
+    ):
+        raise ValueError(f"the images of {path} must have gray values in 0..255, some above 1")
     return images.astype(np.float32) / 255 * 2 - 1
 
 
 def _read_confidences(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read the columns label, image_index (among the images of this label) and confidence."""
     columns = ("label", "image_index", "confidence")
-    try:
+    with files.refusing(path, f"a table with the columns {columns} of numbers", "a text file"):
         with path.open(newline="", encoding="utf-8") as file:
             rows = [[row[name] for name in columns] for row in csv.DictReader(file)]
         label, position, confidence = np.array(rows, np.float64).reshape(-1, 3).T
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} must have the columns {columns} of numbers: {error}") from error
     whole = np.stack([label, position])
     if not np.isfinite(confidence).all() or (whole != np.clip(np.round(whole), 0, 60_000)).any():
         raise ValueError(f"{path} must have whole labels and indices >= 0 and finite confidences")

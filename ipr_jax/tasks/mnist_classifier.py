@@ -38,8 +38,9 @@ class MNISTClassifier(nnx.Module):
         self.fc2 = linear(128, 10)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Score digits: float32 [N, 28, 28, 1] in [-1, 1] -> logits float32 [N, 10] of 0..9."""
-        x = nnx.max_pool(nnx.relu(self.conv1(images)), (2, 2), (2, 2))
+        """Score digits: float [N, 28, 28, 1] in [-1, 1] -> logits float32 [N, 10] of 0..9."""
+        x = nnx.relu(self.conv1(jnp.asarray(images, jnp.float32)))
+        x = nnx.max_pool(x, (2, 2), (2, 2))
         x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
         flat = x.transpose(0, 3, 1, 2).reshape(len(x), 64 * 7 * 7)  # channel first, as published
         return self.fc2(nnx.relu(self.fc1(flat)))

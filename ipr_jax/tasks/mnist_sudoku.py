@@ -27,8 +27,8 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
     - the folder of the SRM release, with sudokus.npy, top_5000_values.csv and the training images
       of MNIST: published boards, the last 10,000 of them for tests; of each digit the published
       1,000 images, for training and for tests;
-    - sudoku-mnist.safetensors of the Hugging Face hub: published boards and digits, the same for
-      training and for tests.
+    - sudoku-mnist.safetensors of the Hugging Face hub, or its folder: published boards and digits,
+      the same for training and for tests.
 
     Args:
         data: the folder or the file.
@@ -40,10 +40,11 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
         ValueError: a file is damaged, with its name and the reason; or a digit has no image.
     """
     data = Path(data)
-    if data.suffix == ".safetensors":
-        images, labels, published = mnist.load_hub(data)
+    hub = data / mnist.HUB_FILE if data.is_dir() else data
+    if hub.is_file() or data.suffix == ".safetensors":
+        images, labels, published = mnist.load_hub(hub)
         parts = {"train": published, "test": published}
-    elif (data / mnist.BOARDS_FILE).exists():
+    elif any((data / name).exists() for name in (mnist.BOARDS_FILE, mnist.CONFIDENCES_FILE)):
         published = mnist.load_boards(data)
         images, labels = mnist.load_confident(data)
         parts = {

@@ -154,12 +154,12 @@ class PolygonClassifier(nnx.Module):
         """Answer every question.
 
         Args:
-            images: float32 [B, 128, 128, 3] in [-1, 1].
+            images: float [B, 128, 128, 3] in [-1, 1].
 
         Returns:
             Logits by head, float32 [B, classes]; the classes are those of ``config.heads``.
         """
-        x = nnx.relu(self.stem(images))
+        x = nnx.relu(self.stem(jnp.asarray(images, jnp.float32)))
         x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for block in self.blocks:
             x = block(x)
