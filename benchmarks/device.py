@@ -166,7 +166,7 @@ def boards(run: Run) -> Iterator[Any]:
     for precision in ("float32", "bfloat16"):
         denoise = compute_in(model, precision)
         steps = evaluate.evaluate(task, denoise, puzzles, refinement, jax.random.key(0))
-        lines[precision] = [evaluate.summarise(progress) for progress in steps]
+        lines[precision] = [evaluate.summarise(progress, task) for progress in steps]
         last = lines[precision][-1]
         console.print(
             f"{precision}: {last['valid']} of {last['samples']} boards are valid after "

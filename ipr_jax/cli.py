@@ -166,8 +166,10 @@ def _folder(options: TaskOptions, name: str) -> Path:
     return options.out or Path("results") / f"{name}-{now}"
 
 
-def _table(task: Task, lines: list[dict[str, Any]]) -> Table:
-    """The scores of the task, the headline with its interval, and what they cost."""
+def _table(task: Task, lines: list[dict[str, Any]], start: str) -> Table:
+    """The scores of the task, the headline with its interval, and what they cost; ``start`` is
+    what iteration 0 is.
+    """
     table = Table(box=None, header_style="bold")
     rates = [f"{name} %" for name in task.rates[1:]]
     timed = all("samples_per_second" in line for line in lines)
@@ -184,7 +186,7 @@ def _table(task: Task, lines: list[dict[str, Any]]) -> Table:
     for line in lines:
         ends = (f"{task.headline}_low", f"{task.headline}_high")
         table.add_row(
-            "first pass" if line["iteration"] == 0 else str(line["iteration"]),
+            str(line["iteration"] or start),
             percent(line, f"{task.headline}_rate"),
             percent(line, *ends) if ends[0] in line else "-",
             *(percent(line, f"{name}_rate") for name in task.rates[1:]),
@@ -224,6 +226,7 @@ def refine(options: RefineOptions) -> Path:
             shard_size=options.shard_size, dtype=options.dtype, save_minutes=options.save_minutes
         ),
     )
+    start = run.experiment.start
     sample = run.source(np.arange(1))  # refuses what cannot be made, before anything is written
     folder = _folder(options, options.task)
     aside = {field.name for field in dataclasses.fields(HostOptions)} | {"out", "save_minutes"}
@@ -253,7 +256,7 @@ def refine(options: RefineOptions) -> Path:
                     running, completed=status.done, total=status.total, description="refining"
                 )
                 grid = Table.grid()
-                grid.add_row(_table(task, status.lines))
+                grid.add_row(_table(task, status.lines, start))
                 grid.add_row(bar)
                 live.update(grid)
     assert status is not None
@@ -262,7 +265,7 @@ def refine(options: RefineOptions) -> Path:
     if finished:
         text = (folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
-    console.print(_table(task, lines))
+    console.print(_table(task, lines, start))
     console.print(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
     if not finished:
         console.print(f"other processes have not finished their part of {folder}")
@@ -270,7 +273,7 @@ def refine(options: RefineOptions) -> Path:
     _say_broken(json.loads((folder / "manifest.json").read_text())["not_finite"])
     first = next(shards.read(folder))
     with contextlib.suppress(FileExistsError):  # another process, done at the same time, draws them
-        _draw_samples(folder, task, first)
+        _draw_samples(folder, task, first, start)
     if options.puzzle is not None and task.format_sample is not None:
         for title, which in (("first_pass", 0), ("refined", -1)):
             verdict = task.headline if first[task.headline][which, 0] else f"not {task.headline}"
@@ -312,7 +315,7 @@ def _look(task: Task) -> Callable[[Any, np.ndarray, np.ndarray], Any]:
     return look
 
 
-def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], start: str) -> None:
     """Draw the finite samples of the first file, unless they were drawn: many at the end, few over
     the iterations, one in motion.
     """
@@ -326,7 +329,7 @@ def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray]) ->
     if len(finite) and not path.exists():
         many = finite[:SHOWN_IN_GRID]
         grid = look(arrays["refined"][many], editable[many], solved[last][many])
-        pictures.samples(path, grid, last, headline)
+        pictures.samples(path, grid, last, headline, start)
     few = finite[finite < followed.shape[1]]
     if not len(few):
         return
@@ -338,11 +341,11 @@ def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray]) ->
     if not path.exists():
         chosen = (*SHOWN_ITERATIONS, last)
         columns = {which: shown for which, shown in moments.items() if which in chosen}
-        pictures.refinement(path, columns, headline)
+        pictures.refinement(path, columns, headline, start)
     path = folder / "refinement.gif"
     if not path.exists():
         improved = int((~solved[0][few] & solved[last][few]).argmax())  # 0 if there is none
-        pictures.animation(path, moments, improved, headline)
+        pictures.animation(path, moments, improved, headline, start)
 
 
 def stream(task: str, options: StreamOptions) -> Path:
@@ -378,7 +381,7 @@ def stream(task: str, options: StreamOptions) -> Path:
             stop=rule,
             patience=options.patience,
         )
-    line = evaluate.summarise_stream(progress, found)
+    line = evaluate.summarise_stream(progress, opened.task, found)
     described = {
         "task": task,
         "arguments": plain(options) | {"out": str(folder)},
@@ -405,7 +408,10 @@ def stream(task: str, options: StreamOptions) -> Path:
         many, headline = finite[:SHOWN_IN_GRID], opened.task.headline
         solved = progress.scores[headline][many]
         grid = _look(opened.task)(progress.image[many], batch.editable[many], solved)
-        pictures.samples(folder / "samples.png", grid, None, headline)
+        note = f"up to {options.iterations} iterations"
+        if described["uses_verifier"]:
+            note += "; a verifier chose when to stop"
+        pictures.samples(folder / "samples.png", grid, None, headline, note=note)
     asked = f"{options.iterations} iterations, stop: {options.stop}, patience: {options.patience}"
     console.print(f"{task}, {options.samples} samples, {asked}", style="bold")
     console.print(_stream_table(opened.task, line))
@@ -487,7 +493,7 @@ def compare(
     for label, arm in found.items():
         console.print(f"\n{label}", style="bold")
         shown = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
-        console.print(_table(task, shown))
+        console.print(_table(task, shown, experiment.arms[label].refinement.start))
     _say_differences(experiment, folder)
     _draw(folder / f"{name}.png", experiment, task, found, options.samples)
     console.print(f"\nwritten: {folder}")
@@ -495,7 +501,8 @@ def compare(
 
 
 def _say_differences(experiment: experiments.Experiment, folder: Path) -> None:
-    differences = json.loads((folder / "results.json").read_text())["differences"]
+    found = json.loads((folder / "results.json").read_text())["differences"]
+    differences = {label: line for label, line in found.items() if line}
     if differences:
         console.print(f"\nat the end, compared with {experiment.reference}", style="bold")
     for label, line in differences.items():
@@ -511,23 +518,26 @@ def _draw(
     found: dict[str, list[experiments.Line]],
     samples: int,
 ) -> None:
-    """Draw the scores of an experiment, as far as they have intervals, unless it was drawn."""
+    """Draw the scores of an experiment, as far as there are any, unless it was drawn."""
     from ipr_jax import pictures
 
     panels = []
     for score in experiment.scores:
         share = score in task.rates
-        ends = (f"{score}_low", f"{score}_rate" if share else score, f"{score}_high")
+        value = f"{score}_rate" if share else score
+        ends = (f"{score}_low", value, f"{score}_high")
         bands = {
-            label: np.array([[line[end] for end in ends] for line in arm])
+            label: np.array([[line.get(end, np.nan) for end in ends] for line in arm])
             for label, arm in found.items()
-            if all(end in line for end in ends for line in arm)
+            if all(value in line for line in arm)
         }
         if bands:
             published = experiment.published.get(score, {})
             panels.append(pictures.Panel(score.replace("_", " "), share, bands, published))
     if panels and not path.exists():
-        pictures.curves(path, panels, f"{experiment.title}: {task.name}, {samples} samples")
+        title = f"{experiment.title}: {task.name}, {samples} samples"
+        starts = dict.fromkeys(arm.refinement.start for arm in experiment.arms.values())
+        pictures.curves(path, panels, title, " or ".join(starts))
 
 
 def train(

@@ -51,9 +51,14 @@ class Refinement:
         check.count("iterations", self.iterations, least=0)
         selection.region_sizes(1, self.ratio)
 
+    @property
+    def start(self) -> str:
+        """What iteration 0 is, for tables and pictures."""
+        return "input" if self.first is None else "first pass"
+
 
 class Progress(NamedTuple):
-    """The samples after an iteration; 0 is the first pass. N samples.
+    """The samples after an iteration; 0 is the first pass, or the input. N samples.
 
     Attributes:
         iteration: how many are done.
@@ -344,11 +349,11 @@ def evaluate_stream(
     return progress, found
 
 
-def summarise(progress: Progress) -> metrics.Line:
+def summarise(progress: Progress, task: Task) -> metrics.Line:
     """``metrics.line`` of a progress, with iteration, batch_size, seconds (without compilation) and
     samples_per_second (of this iteration).
     """
-    found = metrics.line(metrics.tally(progress.scores, progress.finite, progress.nfe))
+    found = metrics.line(metrics.tally(progress.scores, progress.finite, progress.nfe), task.means)
     return found | {
         "iteration": progress.iteration,
         "batch_size": progress.batch_size,
@@ -357,7 +362,7 @@ def summarise(progress: Progress) -> metrics.Line:
     }
 
 
-def summarise_stream(progress: Progress, found: Streamed) -> metrics.Line:
+def summarise_stream(progress: Progress, task: Task, found: Streamed) -> metrics.Line:
     """``summarise`` of a stream, and what it saved, with 95% intervals.
 
     Returns:
@@ -368,8 +373,8 @@ def summarise_stream(progress: Progress, found: Streamed) -> metrics.Line:
     iterations = np.asarray(found.iterations)
     early = int((iterations < progress.iteration).sum())
     return (
-        summarise(progress)
-        | metrics.mean("iterations", metrics.Moments.of(iterations))
+        summarise(progress, task)
+        | metrics.mean("iterations", metrics.Moments.of(iterations), progress.iteration)
         | metrics.rate("left_early", early, len(iterations))
         | {"wasted": found.wasted}
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from ipr_jax import check, files, memory, selection
 from ipr_jax.evaluate import Refinement, evaluate, summarise
-from ipr_jax.metrics import Line, Moments, mean
+from ipr_jax.metrics import Line, difference
 from ipr_jax.order import ORDERS, graph_order, random_order
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.tasks.base import Task
@@ -255,8 +255,9 @@ def run(
     """Refine and score every arm in ``folder``, from where it stopped if it holds this experiment.
 
     Writes ``config.json`` (the experiment and ``settings``); when an arm is finished
-    ``arms/LABEL.json``, its metrics and which samples it solved; when all are ``results.json``, all
-    settings, all metrics and the differences between arms. Each is there whole or not at all.
+    ``arms/LABEL.json``, its metrics and which samples it solved (null for one that is not finite);
+    when all are ``results.json``, all settings, all metrics and the differences between arms. Each
+    is there whole or not at all.
 
     Args:
         experiment: what to compare.
@@ -298,16 +299,16 @@ def run(
                 yield from ((label, line) for line in lines)
                 continue
             batch = source(task, arm.swapped).test_batch(seed, np.arange(samples))
-            key, lines, solved = jax.random.key(seed), [], np.empty(0)
+            key, lines, solved = jax.random.key(seed), [], []
             model = denoise(arm.precision)
             for progress in evaluate(
                 task, model, batch, arm.refinement, key, batch_size=batch_size
             ):
-                lines.append(summarise(progress))
-                solved = progress.scores[task.headline]
+                lines.append(summarise(progress, task))
+                solved = np.where(progress.finite, progress.scores[task.headline], None).tolist()
                 yield label, lines[-1]
             path.parent.mkdir(exist_ok=True)
-            files.write_text(path, json.dumps({"metrics": lines, "solved": solved.tolist()}))
+            files.write_text(path, json.dumps({"metrics": lines, "solved": solved}))
         if not (folder / "results.json").exists():
             arms = {
                 label: json.loads((folder / "arms" / f"{label}.json").read_text())
@@ -335,15 +336,21 @@ def source(task: Task, swapped: int) -> Task:
     return task.corrupted(swapped)
 
 
-def _differences(
-    experiment: Experiment, arms: Mapping[str, Mapping[str, list]]
-) -> dict[str, dict[str, float]]:
-    """By how much the final headline rate of each arm exceeds the reference's, sample by sample."""
+def _differences(experiment: Experiment, arms: Mapping[str, Mapping[str, list]]) -> dict[str, Line]:
+    """By how much the final headline rate of each arm exceeds the reference's, sample by sample.
+
+    A sample that is not finite in one of the two is left out.
+    """
     if experiment.reference is None:
         return {}
-    reference = np.array(arms[experiment.reference]["solved"], float)
+    reference = arms[experiment.reference]["solved"]
+
+    def compared(solved: list[bool | None]) -> Line:
+        pairs = [pair for pair in zip(solved, reference, strict=True) if None not in pair]
+        return difference(*np.array(pairs, bool).reshape(-1, 2).T)
+
     return {
-        label: mean("difference", Moments.of(np.array(arm["solved"], float) - reference))
+        label: compared(arm["solved"])
         for label, arm in arms.items()
         if label != experiment.reference
     }

@@ -1,12 +1,20 @@
-"""Rates and means with 95% intervals, from tallies that add up: parts are counted, then summed."""
+"""Rates and means with 95% intervals, from tallies that add up: parts are counted, then summed.
+
+All intervals are score intervals: they stay in the range of what they are of, at any number of
+samples. That of a rate is Wilson's (1927), that of a mean Wilson's with the variance that was
+found, that of a difference of rates of the same samples Newcombe's (1998, method 10).
+"""
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 Line = dict[str, float | int]
 """Numbers by name, as JSON data."""
+
+Z = NormalDist().inv_cdf(0.975)
 
 
 class Moments(NamedTuple):
@@ -20,8 +28,10 @@ class Moments(NamedTuple):
     def of(cls, values: np.ndarray) -> "Moments":
         """Of values [N], in float64."""
         values = np.asarray(values, np.float64)
-        mean = float(values.mean()) if len(values) else 0.0
-        return cls(len(values), mean, float(((values - mean) ** 2).sum()))
+        if not len(values):
+            return cls(0, 0.0, 0.0)
+        mean = values[0] + (values - values[0]).mean()  # of equal values it is that value
+        return cls(len(values), float(mean), float(((values - mean) ** 2).sum()))
 
 
 class Tally(NamedTuple):
@@ -79,47 +89,100 @@ def add(one: Tally, other: Tally) -> Tally:
     )
 
 
-def line(tally: Tally) -> Line:
+def line(tally: Tally, most: Mapping[str, float]) -> Line:
     """Rates and means over the finite samples, with 95% intervals.
 
+    Args:
+        tally: what was scored.
+        most: by name the most that each of the means can be; the least is 0.
+
     Returns:
-        samples, not_finite; for a bool score such as valid: valid (how many), valid_rate with
-        valid_low and valid_high (Wilson); for another such as violations: violations (the mean)
-        with violations_low and violations_high (normal); nfe (mean per sample, so far). Without a
-        finite sample there are no rate and no mean, with a single one the means have no interval.
+        samples, not_finite; for a bool score such as valid what ``rate`` gives, for another such as
+        violations what ``mean`` gives; nfe (mean per sample, so far).
     """
     found: Line = {"samples": tally.samples, "not_finite": tally.not_finite}
     for name, count in tally.rates.items():
         found |= rate(name, count, tally.samples - tally.not_finite)
     for name, moments in tally.means.items():
-        found |= mean(name, moments)
+        found |= mean(name, moments, most[name])
     return found | {"nfe": tally.nfe / tally.samples}
 
 
 def rate(name: str, count: int, samples: int) -> Line:
-    """How many of some samples, and their rate with its interval (Wilson)."""
-    from scipy import stats
+    """How many of some samples, and their rate with its interval (Wilson).
 
+    Returns:
+        NAME (the count); of at least 1 sample also NAME_rate, NAME_low and NAME_high.
+    """
     if not samples:
         return {name: count}
-    low, high = stats.binomtest(count, samples).proportion_ci(0.95, method="wilson")
+    share = count / samples
+    low, high = _wilson(share, Z**2 / samples)
+    return {name: count, f"{name}_rate": share, f"{name}_low": low, f"{name}_high": high}
+
+
+def mean(name: str, moments: Moments, most: float) -> Line:
+    """The mean of numbers in [0, most], and its interval.
+
+    It is the interval of a rate, at as many samples as give a rate the variance that was found, and
+    with the quantile of Student's t.
+
+    Returns:
+        NAME, NAME_low and NAME_high; of no numbers nothing, of equal ones no interval, as how far
+        they spread is not known.
+    """
+    from scipy import special
+
+    number, centre, squares = moments
+    if not number:
+        return {}
+    if not squares:
+        return {name: centre}
+    share, quantile = centre / most, special.stdtrit(number - 1, 0.975)
+    variance = squares / (number - 1) / most**2
+    low, high = _wilson(share, float(quantile**2) / number * variance / (share * (1 - share)))
+    return {name: centre, f"{name}_low": most * low, f"{name}_high": most * high}
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> Line:
+    """By how much a rate exceeds another, of the same samples, and its interval (Newcombe).
+
+    Args:
+        one: bool [N], of which samples the first holds.
+        other: bool [N], of which the second does.
+
+    Returns:
+        difference, difference_low and difference_high, in [-1, 1]; of no samples nothing.
+    """
+    number = len(one)
+    if not number:
+        return {}
+    first, second = float(one.mean()), float(other.mean())
+    (low, high), (other_low, other_high) = (
+        _wilson(share, Z**2 / number) for share in (first, second)
+    )
+    both, neither = int((one & other).sum()), int((~one & ~other).sum())
+    agreement = both * neither - int((one & ~other).sum()) * int((~one & other).sum())
+    if agreement > 0:
+        agreement = max(agreement - number / 2, 0)  # for continuity
+    scale = number**2 * (first * (1 - first) * second * (1 - second)) ** 0.5
+    correlation = agreement / scale if scale else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return (a**2 - 2 * correlation * a * b + b**2) ** 0.5
+
     return {
-        name: count,
-        f"{name}_rate": count / samples,
-        f"{name}_low": float(low),
-        f"{name}_high": float(high),
+        "difference": first - second,
+        "difference_low": first - second - reach(first - low, other_high - second),
+        "difference_high": first - second + reach(high - first, second - other_low),
     }
 
 
-def mean(name: str, moments: Moments) -> Line:
-    """The mean and its 95% interval (normal), as NAME, NAME_low and NAME_high.
+def _wilson(share: float, spread: float) -> tuple[float, float]:
+    """The ends of Wilson's interval of a share; the spread is z^2 / n > 0."""
 
-    Without values there is no mean, with a single one no interval.
-    """
-    number, centre, squares = moments
-    if number == 0:
-        return {}
-    if number == 1:
-        return {name: centre}
-    error = 1.96 * (squares / (number - 1) / number) ** 0.5
-    return {name: centre, f"{name}_low": centre - error, f"{name}_high": centre + error}
+    def low(share: float) -> float:
+        root = (spread * share * (1 - share) + spread**2 / 4) ** 0.5
+        return share**2 / (share + spread / 2 + root)
+
+    return low(share), 1 - low(1 - share)

@@ -5,13 +5,26 @@ Shapes: B samples, [B, h, w] patches ("cells"), [B, H, W, C] images in [-1, 1]. 
 stands in a green frame, a clue has a blue border, a cell that violates a rule is red.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+if "matplotlib" not in sys.modules:  # it cannot be imported if MPLBACKEND is of another place
+    _named = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if _named is not None:
+        os.environ["MPLBACKEND"] = _named
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = _named  # for the figures of others: all here are files
+
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,8 +50,20 @@ TITLE, LINE, HEADS, CAPTION = 62, 48, 76, 30  # the heights of texts
 
 FIRST, NEXT, LAST = 1200, 500, 3000  # milliseconds of a frame
 
+DASHES = 12
+"""From the beginning of a dash to that of the next, in widths of the line."""
 PUBLISHED = "paper, its own task"
 """What the hollow diamonds are."""
+ARROWS = {
+    (-1, 0): "\N{LEFTWARDS ARROW}",
+    (1, 0): "\N{RIGHTWARDS ARROW}",
+    (0, -1): "\N{DOWNWARDS ARROW}",
+    (0, 1): "\N{UPWARDS ARROW}",
+}
+"""To where a diamond is that is beyond the axes: right and up."""
+
+_PLAIN = style.context(["default", {"text.parse_math": False}])
+"""Whatever the user's matplotlib is set to, and with every text as it is."""
 
 
 class Samples(NamedTuple):
@@ -60,15 +85,22 @@ class Samples(NamedTuple):
     captions: Sequence[str] | None = None
 
 
-def refinement(path: str | os.PathLike[str], moments: Mapping[int, Samples], headline: str) -> None:
+@_PLAIN
+def refinement(
+    path: str | os.PathLike[str],
+    moments: Mapping[int, Samples],
+    headline: str,
+    start: str = "first pass",
+) -> None:
     """Draw samples while they are refined: a row per sample, a column per moment.
 
     The file appears whole or not at all.
 
     Args:
         path: a PNG file that does not exist, in a folder that does.
-        moments: by iteration, increasing, the same B samples after it; 0 = first pass.
+        moments: by iteration, increasing, the same B samples after it.
         headline: what solved samples are, such as "valid".
+        start: what iteration 0 is.
 
     Raises:
         FileExistsError: the file exists; it is not overwritten.
@@ -79,23 +111,30 @@ def refinement(path: str | os.PathLike[str], moments: Mapping[int, Samples], hea
     path = refuse_existing(path)
     _check_moments(moments)
     found = [f"{shown.solved.sum()} of {len(shown.solved)}" for shown in moments.values()]
-    names = [_moment(iteration) for iteration in moments]
-    says = f"{found[0]} {headline} after {names[0]}"
+    whens = [_when(iteration, start) for iteration in moments]
+    says = f"{found[0]} {headline} {whens[0]}"
     if len(moments) > 1:
-        says += f", {found[-1]} after {names[-1]}"
+        says += f", {found[-1]} {whens[-1]}"
+    names = [_iterations(iteration) if iteration else start for iteration in moments]
     sheet = _Sheet(
         boards=np.stack([_boards(shown) for shown in moments.values()], axis=1),
         captions=_captions(moments.values()),
         title="Iterative partial refinement",
-        says=says.replace("first pass", "the first pass"),
+        says=says,
         heads=[(name, f"{each} {headline}") for name, each in zip(names, found, strict=True)],
         legend=_legend(moments.values(), headline),
     )
     _write(_draw_sheet(sheet), path)
 
 
+@_PLAIN
 def samples(
-    path: str | os.PathLike[str], shown: Samples, iteration: int | None, headline: str
+    path: str | os.PathLike[str],
+    shown: Samples,
+    iteration: int | None,
+    headline: str,
+    start: str = "first pass",
+    note: str = "",
 ) -> None:
     """Draw samples in a grid, row by row, about as many rows as columns.
 
@@ -104,9 +143,10 @@ def samples(
     Args:
         path: a PNG file that does not exist, in a folder that does.
         shown: B samples.
-        iteration: the one after which they are, at least 0; 0 = first pass, None = not the same
-            one for all.
+        iteration: the one after which they are, at least 0; None = not the same one for all.
         headline: what solved samples are, such as "valid".
+        start: what iteration 0 is.
+        note: a line on how they were made; may be empty.
 
     Raises:
         FileExistsError: the file exists; it is not overwritten.
@@ -123,20 +163,26 @@ def samples(
     captions = _captions([shown])
     said = f"{number} sample{'' if number == 1 else 's'}"
     if iteration is not None:
-        said += f" after {_moment(iteration)}"
+        said += f" {_when(iteration, start)}"
     sheet = _Sheet(
         boards=boards.reshape(-1, columns, *boards.shape[1:]),
         captions=captions
         if captions is None
         else np.append(captions, [""] * empty).reshape(-1, columns),
-        title=f"{said}: {shown.solved.sum()} {headline}".replace("first pass", "the first pass"),
+        title=f"{said}: {shown.solved.sum()} {headline}",
+        says=note,
         legend=_legend([shown], headline),
     )
     _write(_draw_sheet(sheet), path)
 
 
+@_PLAIN
 def animation(
-    path: str | os.PathLike[str], moments: Mapping[int, Samples], sample: int, headline: str
+    path: str | os.PathLike[str],
+    moments: Mapping[int, Samples],
+    sample: int,
+    headline: str,
+    start: str = "first pass",
 ) -> None:
     """Draw one sample while it is refined, as frames that play forever, the last one held.
 
@@ -145,9 +191,10 @@ def animation(
 
     Args:
         path: a GIF file that does not exist, in a folder that does.
-        moments: by iteration, increasing, the same B samples after it; 0 = first pass.
+        moments: by iteration, increasing, the same B samples after it.
         sample: which of them, in 0..B-1.
         headline: what a solved sample is, such as "valid".
+        start: what iteration 0 is.
 
     Raises:
         FileExistsError: the file exists; it is not overwritten.
@@ -167,7 +214,7 @@ def animation(
         sheet = _Sheet(
             boards=_boards(now, FRAME_WIDTH, region)[None],
             captions=_captions([now]),
-            title=f"iteration {iteration} of {max(moments)}" if iteration else "first pass",
+            title=f"iteration {iteration} of {max(moments)}" if iteration else start,
             says=headline if solved else f"not {headline}",
             colour=GREEN if solved else RED,
             legend=legend,
@@ -186,9 +233,9 @@ class Panel(NamedTuple):
         label: what it is, such as "valid".
         share: whether it is a share of the samples, in [0, 1], drawn in percent.
         bands: by arm the value with its interval after 0, 1, ... iterations, float [N, 3]: low,
-            value, high.
+            value, high; low and high are nan where there is no interval.
         published: by arm a paper's value by iteration, drawn as a hollow diamond if the arm has
-            come so far; may be empty.
+            come so far, or named at the edge if it is beyond what the arms span; may be empty.
     """
 
     label: str
@@ -196,8 +243,18 @@ class Panel(NamedTuple):
     bands: Mapping[str, np.ndarray]
     published: Mapping[str, Mapping[int, float]]
 
+    def text(self, value: float) -> str:
+        """A value of the score."""
+        return f"{value:.1%}" if self.share else f"{value:.3g}"
 
-def curves(path: str | os.PathLike[str], panels: Sequence[Panel], title: str) -> None:
+
+@_PLAIN
+def curves(
+    path: str | os.PathLike[str],
+    panels: Sequence[Panel],
+    title: str,
+    start: str = "first pass",
+) -> None:
     """Draw scores over iterations with their 95% bands, and a paper's numbers beside them.
 
     Arms without iterations are drawn as a list of values with their intervals. The file appears
@@ -207,6 +264,7 @@ def curves(path: str | os.PathLike[str], panels: Sequence[Panel], title: str) ->
         path: a PNG file that does not exist, in a folder that does.
         panels: from left to right.
         title: what is compared.
+        start: what iteration 0 is.
 
     Raises:
         FileExistsError: the file exists; it is not overwritten.
@@ -225,69 +283,102 @@ def curves(path: str | os.PathLike[str], panels: Sequence[Panel], title: str) ->
     figure.set_layout_engine("constrained")
     figure.suptitle(title, fontsize=11, weight="bold")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        (_draw_list if listed else _draw_curves)(axes, panel)
+        (_draw_list if listed else _draw_curves)(axes, panel, start)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     _write(figure, path)
 
 
-def _draw_curves(axes: Axes, panel: Panel) -> None:
+def _draw_curves(axes: Axes, panel: Panel, start: str) -> None:
+    """Each arm with longer gaps than those before it and its own markers: equal ones are seen."""
+    arms, colours = len(panel.bands), [f"C{number}" for number in range(len(panel.bands))]
     for number, (name, band) in enumerate(panel.bands.items()):
         low, value, high = np.asarray(band, float).T
-        colour, iterations = f"C{number}", range(len(value))
-        shown = [f"{each:.1%}" if panel.share else f"{each:.3g}" for each in (value[0], value[-1])]
         axes.plot(
-            iterations,
+            range(len(value)),
             value,
-            "o-",
-            color=colour,
+            color=colours[number],
+            linestyle=(0, (DASHES * (1 - number / arms), DASHES * number / arms)),
+            marker="o",
             markersize=3,
-            label=f"{name}: {shown[0]} to {shown[1]}",
+            markevery=(number, arms),
+            label=f"{name}: {panel.text(value[0])} to {panel.text(value[-1])}",
         )
-        axes.fill_between(iterations, low, high, color=colour, alpha=0.18, linewidth=0)
-        known = _reached(panel, name)
-        axes.plot(list(known), list(known.values()), "D", color=colour, markerfacecolor="white")
-    if any(_reached(panel, name) for name in panel.bands):
-        axes.plot([], [], "D", color=STRONG, markerfacecolor="white", label=PUBLISHED)
-    axes.set_xlabel("refinement (iterations after the first pass), bands: 95%")
+        axes.fill_between(range(len(value)), low, high, color=colours[number], alpha=0.18, lw=0)
+    axes.set_xlabel(f"iteration (0 = {start}), bands: 95% intervals")
     axes.set_ylabel(f"{panel.label} (%)" if panel.share else panel.label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if panel.share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     axes.margins(x=0.03)
-    axes.legend(frameon=False, fontsize=9)
+    _draw_published(axes, panel, colours, lambda number, iteration, value: (iteration, value))
 
 
-def _draw_list(axes: Axes, panel: Panel) -> None:
+def _draw_list(axes: Axes, panel: Panel, start: str) -> None:
     names = list(panel.bands)
-    low, value, high = np.concatenate([np.asarray(panel.bands[name]) for name in names]).T
+    low, value, high = np.concatenate([np.asarray(panel.bands[name], float) for name in names]).T
     axes.errorbar(value, names, xerr=[value - low, high - value], fmt="o", color=BLUE, capsize=3)
-    known = {name: reached[0] for name in names if (reached := _reached(panel, name))}
-    if known:
-        looks = {"color": STRONG, "markerfacecolor": "white", "label": PUBLISHED}
-        axes.plot(list(known.values()), list(known), "D", **looks)
-        axes.legend(frameon=False, fontsize=9)
+    axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, {start}, bars: 95% intervals")
     axes.invert_yaxis()
-    axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, intervals: 95%")
     if panel.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    _draw_published(axes, panel, [STRONG] * len(names), lambda number, _, value: (value, number))
 
 
-def _reached(panel: Panel, name: str) -> dict[int, float]:
-    """The paper's values of an arm by iteration, as far as it has come."""
-    published = panel.published.get(name, {})
-    return {m: value for m, value in published.items() if m < len(panel.bands[name])}
+def _draw_published(
+    axes: Axes,
+    panel: Panel,
+    colours: Sequence[Any],
+    place: Callable[[int, int, float], tuple[float, float]],
+) -> None:
+    """A paper's numbers, as far as the arms have come, and the legend.
+
+    They do not change the axes: what is beyond is named at the edge.
+    """
+    least, most = np.sort([axes.get_xlim(), axes.get_ylim()]).T
+    axes.autoscale(False)
+    looks = {"linestyle": "", "marker": "D", "markerfacecolor": "none", "zorder": 3}
+    known = [
+        (number, f"{name}: {panel.text(value)}", np.array(place(number, iteration, value)))
+        for number, (name, band) in enumerate(panel.bands.items())
+        for iteration, value in panel.published.get(name, {}).items()
+        if iteration < len(band)
+    ]
+    beyond: dict[tuple[float, ...], list[str]] = {}
+    for number, text, point in known:
+        edge = point.clip(least, most)
+        if (edge == point).all():
+            size = 7 + 3 * (len(panel.bands) - 1 - number)  # equal ones surround each other
+            axes.plot(*point, color=colours[number], markersize=size, **looks)
+        else:
+            beyond.setdefault((*edge, *np.sign(point - edge)), []).append(text)
+    for (x, y, right, up), texts in beyond.items():
+        axes.annotate(
+            "\n".join(f"{ARROWS[right, up]}\N{WHITE DIAMOND} {text}" for text in texts),
+            (x, y),
+            (-4 * right, -4 * up or 6),
+            textcoords="offset points",
+            ha="left" if x < (least + most)[0] / 2 else "right",
+            va="top" if up > 0 else "bottom",
+            fontsize=8,
+        )
+    if known:
+        axes.plot([], [], color=STRONG, label=PUBLISHED, **looks)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _check_band(name: str, band: np.ndarray, share: bool) -> None:
     _require(
         band.ndim == 2 and band.shape[1] == 3 and len(band), f"{name} must be [N, 3]", band.shape
     )
-    ordered = (band[:, 0] <= band[:, 1]) & (band[:, 1] <= band[:, 2])
+    low, value, high = band.T
+    none = np.isnan(low) & np.isnan(high)
     inside = (band >= 0) & (band <= 1) if share else np.isfinite(band)
+    holds = (low <= value) & (value <= high) & inside.all(axis=1) | none & inside[:, 1]
     rule = "0 <= low <= value <= high <= 1" if share else "low <= value <= high"
-    _require(ordered.all() and inside.all(), f"{name}: {rule} must hold", band.tolist())
+    _require(holds.all(), f"{name}: {rule} must hold", band.tolist())
 
 
 class _Sheet(NamedTuple):
@@ -458,9 +549,13 @@ def _pad(pictures: np.ndarray, width: int, colour: np.ndarray) -> np.ndarray:
     return padded
 
 
-def _moment(iteration: int) -> str:
-    """Name a moment: "first pass", "1 iteration", "2 iterations"."""
-    return f"{iteration} iteration{'' if iteration == 1 else 's'}" if iteration else "first pass"
+def _iterations(number: int) -> str:
+    return f"{number} iteration{'' if number == 1 else 's'}"
+
+
+def _when(iteration: int, start: str) -> str:
+    """Such as "in the first pass" or "after 2 iterations"."""
+    return f"after {_iterations(iteration)}" if iteration else f"in the {start}"
 
 
 def _require(holds: object, rule: str, value: object) -> None:

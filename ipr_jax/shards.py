@@ -250,7 +250,7 @@ def _refine(
     preempted: Callable[[], bool],
 ) -> Generator[Status, None, None]:
     start, compiled, total = time.perf_counter(), 0.0, _sum(found.values())
-    lines = _lines(total)
+    lines = _lines(run, total)
 
     def status(state: State | None = None) -> Status:
         """With what is done of the samples in work."""
@@ -261,9 +261,9 @@ def _refine(
             number, iteration = at_work.stop - at_work.start, int(state.iteration)
             begun = run.passes * through.stop + number * (iteration + 1)
             if through.stop and (iteration < 0 or not lines):
-                lines = _lines(_sum([_tallies(state, through, run.passes)], total))
+                lines = _lines(run, _sum([_tallies(state, through, run.passes)], total))
             elif not through.stop and not total:
-                lines = _lines(_tallies(state, at_work, iteration + 1))
+                lines = _lines(run, _tallies(state, at_work, iteration + 1))
         return Status(
             done=run.passes * sum(shard.samples for shard in found) + begun,
             total=run.passes * sum(shard.samples for shard in own),
@@ -532,9 +532,12 @@ def _sum(parts: Iterable[Tallies], total: Tallies | None = None) -> Tallies:
     return [reduce(metrics.add, tallies) for tallies in zip(*every, strict=True)]
 
 
-def _lines(tallies: Tallies) -> list[Line]:
+def _lines(run: Run, tallies: Tallies) -> list[Line]:
     """Metrics by iteration."""
-    return [{"iteration": which, **metrics.line(each)} for which, each in enumerate(tallies)]
+    return [
+        {"iteration": which, **metrics.line(each, run.task.means)}
+        for which, each in enumerate(tallies)
+    ]
 
 
 def _finish(run: Run, folder: Path) -> None:
@@ -549,7 +552,7 @@ def _finish(run: Run, folder: Path) -> None:
         with contextlib.suppress(ValueError, FileNotFoundError), files.locked(left):
             shutil.rmtree(left, ignore_errors=True)
     records = [_record(folder, shard) for shard in run.shards]
-    lines = _lines(_sum(map(_recorded, records)))
+    lines = _lines(run, _sum(map(_recorded, records)))
     manifest = {
         "samples": run.samples,
         "dtype": run.storage.dtype,

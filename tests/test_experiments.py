@@ -11,7 +11,16 @@ import pytest
 from conftest import TINY, call
 from flax import nnx
 
-from ipr_jax import checkpoint, evaluate, experiments, files, options, selection
+from ipr_jax import (
+    Prediction,
+    checkpoint,
+    evaluate,
+    experiments,
+    files,
+    metrics,
+    options,
+    selection,
+)
 from ipr_jax.networks import build
 from ipr_jax.tasks import TASKS, counting_polygons, get_task
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
@@ -100,7 +109,7 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
     for label, lines in found.items():
         arm = experiment.arms[label].refinement
         alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
-        assert timeless(lines) == timeless(map(evaluate.summarise, alone))
+        assert timeless(lines) == timeless(evaluate.summarise(progress, TASK) for progress in alone)
         alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
         *_, last = alone
         written = json.loads((tmp_path / "run" / "arms" / f"{label}.json").read_text())
@@ -113,21 +122,31 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
 
 
 def test_differences_are_taken_sample_by_sample(tmp_path, tiny_model):
-    """Of 5 samples, the reference solves 2, another arm the same 2 and one more, the last none."""
+    """Of those that are finite in both arms."""
     experiment = experiments.ratio(TASK, 0)
     list(run(experiment, tiny_model, tmp_path))
     (tmp_path / "results.json").unlink()
-    solved = {"0.10": [1, 1, 1, 0, 0], "0.25": [1, 1, 0, 0, 0], "0.50": [0] * 5}
+    none = None
+    solved = {"0.10": [1, 1, 1, 0, none, 1], "0.25": [1, 1, 0, 0, 0, none], "0.50": [none] * 6}
     for label, row in solved.items():
         path = tmp_path / "arms" / f"{label}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"solved": row}))
     list(run(experiment, tiny_model, tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["differences"]
-    assert found.keys() == {"0.10", "0.50"}
-    error = 1.96 * np.sqrt(0.2 / 5)  # 0, 0, 1, 0, 0: the variance is 0.2
-    want = {"difference": 0.2, "difference_low": 0.2 - error, "difference_high": 0.2 + error}
-    assert found["0.10"] == pytest.approx(want)
-    assert found["0.50"]["difference"] == pytest.approx(-0.4)
+    one, other = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
+    assert found == {"0.10": metrics.difference(one, other), "0.50": {}}
+    assert found["0.10"]["difference"] == 0.25
+
+
+def test_a_sample_that_is_not_finite_is_neither_solved_nor_not(tmp_path):
+    def broken(z, t):
+        return Prediction(z * jnp.nan, z, t)
+
+    lines = collected(run(experiments.ratio(TASK, 0), broken, tmp_path))["0.10"]
+    assert lines[0]["not_finite"] == 5
+    assert json.loads((tmp_path / "arms" / "0.10.json").read_text())["solved"] == [None] * 5
+    differences = json.loads((tmp_path / "results.json").read_text())["differences"]
+    assert differences == {"0.10": {}, "0.50": {}}
 
 
 def test_corrupted_boards_start_as_they_are(tmp_path, tiny_model):
@@ -352,7 +371,7 @@ def test_scores_of_a_classifier_are_summarised():
     batch.image[:, 0, 0, 0] = [1, 1, 1, -1]
     still = evaluate.Refinement(iterations=0, first=None)
     (progress,) = evaluate.evaluate(task, never_called, batch, still, jax.random.key(0))
-    line = evaluate.summarise(progress)
+    line = evaluate.summarise(progress, task)
     assert (line["consistent"], line["consistent_rate"], line["uniform"]) == (3, 0.75, 3)
     assert 0.3 < line["consistent_low"] < 0.75 < line["consistent_high"] < 1
 

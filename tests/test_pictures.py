@@ -1,12 +1,18 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from ipr_jax import pictures
@@ -114,6 +120,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         savefig(self, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", save)
+    return figures
+
+
+@pytest.fixture
+def framed(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that become frames of an animation from now on."""
+    figures = []
+    frame = pictures._frame
+    monkeypatch.setattr(pictures, "_frame", lambda figure: figures.append(figure) or frame(figure))
     return figures
 
 
@@ -232,12 +247,27 @@ def test_the_texts_tell_what_happened(tmp_path: Path, drawn: list[Figure]) -> No
     pictures.refinement(tmp_path / "new.png", moments(arrays), "balanced")
     assert texts_of(drawn[0]) == [
         "Iterative partial refinement",
-        "1 of 4 balanced after the first pass, 4 of 4 after 20 iterations",
+        "1 of 4 balanced in the first pass, 4 of 4 after 20 iterations",
         *("first pass", "1 of 4 balanced"),
         *("1 iteration", "2 of 4 balanced"),
         *("20 iterations", "4 of 4 balanced"),
         *[""] * 12,
     ]
+
+
+def test_what_is_corrected_is_the_input(
+    tmp_path: Path, drawn: list[Figure], framed: list[Figure]
+) -> None:
+    shown = moments(boards())
+    pictures.refinement(tmp_path / "a.png", shown, "valid", "input")
+    pictures.samples(tmp_path / "b.png", shown[0], 0, "valid", "input")
+    pictures.animation(tmp_path / "c.gif", shown, 0, "valid", "input")
+    pictures.curves(tmp_path / "d.png", [panel()], "Two arms", "input")
+    strip, grid, lines = drawn
+    assert texts_of(strip)[1:3] == ["0 of 1 valid in the input, 0 of 1 after 1 iteration", "input"]
+    assert texts_of(grid)[0] == "1 sample in the input: 0 valid"
+    assert texts_of(framed[0])[0] == "input"
+    assert lines.axes[0].get_xlabel() == "iteration (0 = input), bands: 95% intervals"
 
 
 @pytest.mark.parametrize("marks", [(), ("clue",), ("valid",), ("clue", "violates a rule", "valid")])
@@ -304,7 +334,7 @@ def test_samples_fill_a_grid_row_by_row(
     ("number", "iteration", "title"),
     [
         (4, 20, "4 samples after 20 iterations: 3 consistent"),
-        (1, 0, "1 sample after the first pass: 0 consistent"),
+        (1, 0, "1 sample in the first pass: 0 consistent"),
         (4, None, "4 samples: 3 consistent"),
     ],
 )
@@ -316,6 +346,12 @@ def test_the_title_of_samples_says_it_all(
     pictures.samples(tmp_path / "new.png", moments(arrays)[0], iteration, "consistent")
     assert texts_of(drawn[0]) == [title, *"abcd"[:number]]
     assert legend_of(drawn[0]) == ["consistent"] * (number > 1)
+
+
+def test_a_note_stands_below_the_title(tmp_path: Path, drawn: list[Figure]) -> None:
+    shown = moments(boards())[0]
+    pictures.samples(tmp_path / "new.png", shown, None, "valid", note="a verifier chose")
+    assert texts_of(drawn[0])[:2] == ["1 sample: 0 valid", "a verifier chose"]
 
 
 # --- animation ------------------------------------------------------------------------------------
@@ -374,23 +410,20 @@ def test_what_was_regenerated_is_outlined(tmp_path: Path) -> None:
 
 
 def test_a_frame_says_when_it_is_and_whether_it_is_solved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, framed: list[Figure]
 ) -> None:
-    figures = []
-    frame = pictures._frame
-    monkeypatch.setattr(pictures, "_frame", lambda figure: figures.append(figure) or frame(figure))
     arrays = boards(columns=3) | {"captions": [["a"], ["b"], ["c"]], "iterations": [0, 1, 7]}
     arrays["solved"][2] = True
     pictures.animation(tmp_path / "new.gif", moments(arrays), 0, "valid")
-    assert [texts_of(figure) for figure in figures] == [
+    assert [texts_of(figure) for figure in framed] == [
         ["first pass", "not valid", "a"],
         ["iteration 1 of 7", "not valid", "b"],
         ["iteration 7 of 7", "valid", "c"],
     ]
-    assert [figure.texts[1].get_color() for figure in figures] == [
+    assert [figure.texts[1].get_color() for figure in framed] == [
         *(pictures.RED, pictures.RED, pictures.GREEN)
     ]
-    assert [legend_of(figure) for figure in figures] == [["valid"]] * 3
+    assert [legend_of(figure) for figure in framed] == [["valid"]] * 3
     frames, _ = frames_of(tmp_path / "new.gif")
     below = slice(len(frames[0]) // 2, None)
     assert [near(GREEN, each)[below].any() for each in frames] == [False, False, True]
@@ -452,6 +485,70 @@ class TestFile:
     def test_a_missing_folder_is_named(self, tmp_path: Path, function: Any) -> None:
         with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
             function(tmp_path / "nowhere" / "new.png")
+
+
+def test_texts_are_printed_as_they_are(
+    tmp_path: Path, drawn: list[Figure], framed: list[Figure]
+) -> None:
+    name = r"$\alpha_{ [bold]x[/bold] $5 % \no"
+    arrays = boards() | {"captions": [[name], [name]]}
+    shown = moments(arrays)
+    pictures.refinement(tmp_path / "a.png", shown, name, name)
+    pictures.samples(tmp_path / "b.png", shown[0], 0, name, name, name)
+    pictures.animation(tmp_path / "c.gif", shown, 0, name, name)
+    bands = panel().bands["a"]
+    lines = panel(label=name, bands={name: bands}, published={name: {0: 0.1}})
+    rows = panel(label=name, bands={name: bands[:1]}, published={name: {0: 0.1}})
+    pictures.curves(tmp_path / "d.png", [lines], name, name)
+    pictures.curves(tmp_path / "e.png", [rows], name, name)
+    for figure in (*drawn, *framed):
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        assert not any(text.get_parse_math() for text in texts)
+        assert sum(name in text.get_text() for text in texts) >= 3
+
+
+@pytest.mark.parametrize("function", [strip, grid, motion, lines])
+def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path, function: Any) -> None:
+    function(tmp_path / "plain")
+    own = {"text.usetex": True, "font.size": 30, "axes.facecolor": "black", "savefig.dpi": 50}
+    with matplotlib.rc_context(own):
+        function(tmp_path / "own")
+        assert matplotlib.rcParams["font.size"] == 30
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+DRAW = """
+import os, pathlib, sys
+from ipr_jax.tasks import counting_polygons
+counting_polygons._digit(3, 20)
+assert "matplotlib" not in sys.modules
+from ipr_jax import pictures
+import numpy as np
+one = pictures.Samples(np.zeros((1, 8, 8, 1), np.float32), *np.ones((2, 1, 1, 1), bool))
+one = one._replace(solved=np.ones(1, bool))
+band = np.array([[0.1, 0.2, 0.3]])
+pictures.refinement("a.png", {0: one}, "valid")
+pictures.samples("b.png", one, 0, "valid")
+pictures.animation("c.gif", {0: one}, 0, "valid")
+pictures.curves("d.png", [pictures.Panel("valid", True, {"a": band}, {})], "One")
+import matplotlib
+print(sorted(path.name for path in pathlib.Path().iterdir()), os.environ["MPLBACKEND"])
+print(matplotlib.get_backend())
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "used"), [("module://not_here.backend_inline", "agg"), ("svg", "svg")]
+)
+def test_every_picture_is_drawn_whatever_the_backend(
+    tmp_path: Path, backend: str, used: str
+) -> None:
+    """And the backend stays that of the user's own figures."""
+    environment = os.environ | {"MPLBACKEND": backend}
+    words = [sys.executable, "-c", DRAW]
+    ran = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == f"['a.png', 'b.png', 'c.gif', 'd.png'] {backend}\n{used}\n"
 
 
 @pytest.mark.parametrize(
@@ -525,7 +622,7 @@ def test_moments_of_other_samples_are_refused(tmp_path: Path) -> None:
 def diamonds_of(axes: Axes) -> list[tuple[Any, ...]]:
     """The places of the hollow diamonds that are drawn."""
     shown = [line for line in axes.lines if line.get_marker() == "D"]
-    assert all(line.get_markerfacecolor() == "white" for line in shown)
+    assert all(line.get_markerfacecolor() == "none" for line in shown)
     return [place for line in shown for place in zip(*line.get_data(), strict=True)]
 
 
@@ -536,7 +633,7 @@ def test_curves_have_bands_and_the_papers_numbers_as_far_as_they_go(
     pictures.curves(tmp_path / "new.png", [shown], "Two arms")
     (axes,) = drawn[0].axes
     assert drawn[0].get_suptitle() == "Two arms"
-    assert axes.get_xlabel() == "refinement (iterations after the first pass), bands: 95%"
+    assert axes.get_xlabel() == "iteration (0 = first pass), bands: 95% intervals"
     assert axes.get_ylabel() == "valid (%)"
     assert legend_of(axes) == ["a: 50.0% to 75.0%", "b: 75.0% to 50.0%", "paper, its own task"]
     curves = {str(line.get_label()): line for line in axes.lines}
@@ -565,7 +662,7 @@ def test_arms_without_iterations_are_a_list(tmp_path: Path, drawn: list[Figure])
     shown = panel(bands=bands, published={"b": {0: 0.3, 50: 0.8}})
     pictures.curves(tmp_path / "new.png", [shown], "Two arms")
     (axes,) = drawn[0].axes
-    assert axes.get_xlabel() == "valid (%), intervals: 95%"
+    assert axes.get_xlabel() == "valid (%), first pass, bars: 95% intervals"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     top, bottom = axes.transData.transform([(0, 0), (0, 1)])[:, 1]
     assert top > bottom, "the first arm is on top"
@@ -573,8 +670,69 @@ def test_arms_without_iterations_are_a_list(tmp_path: Path, drawn: list[Figure])
     segments = [path.vertices for path in bars.get_paths()]
     np.testing.assert_allclose(segments, [[(0.4, 0), (0.7, 0)], [(0.1, 1), (0.25, 1)]])
     assert axes.lines[0].get_xdata().tolist() == [0.5, 0.2]
-    assert diamonds_of(axes) == [(0.3, "b")]
+    assert diamonds_of(axes) == [(0.3, 1)]
     assert legend_of(axes) == ["paper, its own task"]
+
+
+def test_a_papers_number_beyond_the_axes_is_named_at_the_edge(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """And does not stretch them."""
+    far = {"a": {0: 0.05, 1: 0.55}, "b": {0: 0.05, 2: 0.95}}
+    alone = {name: band[:1] for name, band in panel().bands.items()}
+    for shown in (panel(published={}), panel(published=far)):
+        pictures.curves(tmp_path / f"curves{len(shown.published)}.png", [shown], "Two arms")
+    listed = panel(bands=alone, published=far)
+    for shown in (panel(bands=alone, published={}), listed):
+        pictures.curves(tmp_path / f"list{len(shown.published)}.png", [shown], "Two arms")
+    plain, curves, plain_list, rows = (figure.axes[0] for figure in drawn)
+    for before, after in ((plain, curves), (plain_list, rows)):
+        assert after.get_xlim() == before.get_xlim()
+        assert after.get_ylim() == before.get_ylim()
+        assert legend_of(after)[-1] == "paper, its own task"
+    assert [(text.get_text(), text.xy) for text in curves.texts] == [
+        ("\u2193\u25c7 a: 5.0%\n\u2193\u25c7 b: 5.0%", (0, curves.get_ylim()[0])),
+        ("\u2191\u25c7 b: 95.0%", (2, curves.get_ylim()[1])),
+    ]
+    assert diamonds_of(curves) == [(1, 0.55)]
+    left = rows.get_xlim()[0]
+    assert [(text.get_text(), text.xy) for text in rows.texts] == [
+        ("\u2190\u25c7 a: 5.0%", (left, 0)),
+        ("\u2190\u25c7 b: 5.0%", (left, 1)),
+    ]
+
+
+@pytest.mark.parametrize("arms", [2, 3, 5])
+def test_equal_curves_are_all_seen(tmp_path: Path, drawn: list[Figure], arms: int) -> None:
+    """So are equal diamonds, of different sizes."""
+    band = np.linspace(0.2, 0.8, 31)[:, None] + [-0.1, 0, 0.1]
+    names = [f"arm {number}" for number in range(arms)]
+    published = {name: {5: 0.5} for name in names}
+    shown = panel(bands=dict.fromkeys(names, band), published=published)
+    pictures.curves(tmp_path / "new.png", [shown], "Equal")
+    pictures.curves(tmp_path / "one.png", [panel(bands={"one": band}, published={})], "Equal")
+    (left, bottom), (right, top) = drawn[0].axes[0].transData.transform([(6, 0), (26, 1)])
+
+    def seen(path: Path, colour: str) -> int:
+        picture = read(path)[::-1][int(bottom) : int(top), int(left) : int(right)]
+        return pixels_of([round(255 * part) for part in to_rgb(colour)], picture).sum()
+
+    whole = seen(tmp_path / "one.png", "C0")
+    for number in range(arms):
+        assert seen(tmp_path / "new.png", f"C{number}") > whole / arms / 2
+    diamonds = [line for line in drawn[0].axes[0].lines if line.get_marker() == "D"]
+    assert len({line.get_markersize() for line in diamonds[:arms]}) == arms
+
+
+def test_without_an_interval_there_is_no_band(tmp_path: Path, drawn: list[Figure]) -> None:
+    none = np.nan
+    band = np.array([[1, 2, 3], [none, 1, none], [none, 0, none]])
+    shown = panel(label="violations", share=False, bands={"a": band, "b": band[1:]}, published={})
+    pictures.curves(tmp_path / "new.png", [shown], "Two arms")
+    (axes,) = drawn[0].axes
+    assert legend_of(axes) == ["a: 2 to 0", "b: 1 to 0"]
+    assert axes.lines[0].get_ydata().tolist() == [2, 1, 0]
+    assert [len(each.get_paths()) for each in axes.collections] == [1, 0]
 
 
 def test_several_panels_stand_side_by_side(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -605,6 +763,8 @@ def test_several_panels_stand_side_by_side(tmp_path: Path, drawn: list[Figure]) 
         ),
         ([panel(bands={"a": np.array([[-0.1, 0.5, 1]])})], "must hold"),
         ([panel(bands={"a": np.array([[0.1, np.nan, 1]])})], "must hold"),
+        ([panel(bands={"a": np.array([[0.1, 0.5, np.nan]])})], "must hold"),
+        ([panel(bands={"a": np.array([[np.nan, 1.5, np.nan]])})], "must hold"),
         ([panel(share=False, bands={"a": np.array([[0, 1, np.inf]])})], "a: low <= value <= high"),
         ([panel(share=False, bands={"a": np.array([[2.0, 1, 3]])})], "a: low <= value <= high"),
     ],

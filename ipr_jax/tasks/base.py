@@ -1,7 +1,7 @@
 """What a task is: data and scores, as plain functions."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import jax
@@ -53,7 +53,8 @@ class Task:
             the headline.
         dependencies: bool or float [P, P] >= 0, how much each patch (column) depends on each, for
             ``order.graph_order``.
-        means: names of the others that are reported, as means.
+        means: names of the others that are reported, as means, and the most that each can be; the
+            least is 0.
         read: jittable, ``images -> int [B, ...]``, what the scores read in them, such as the digits
             of the cells; None where they read nothing.
         violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule; None where
@@ -76,7 +77,7 @@ class Task:
     score: Callable[[jax.Array], dict[str, jax.Array]]
     rates: tuple[str, ...]
     dependencies: np.ndarray
-    means: tuple[str, ...] = ()
+    means: Mapping[str, float] = field(default_factory=dict)
     read: Callable[[jax.Array], jax.Array] | None = None
     violating: Callable[[jax.Array], jax.Array] | None = None
     parse_puzzle: Callable[[str, int], Puzzle] | None = None

@@ -312,7 +312,7 @@ class DigitBoards:
             score=self.score,
             rates=("valid",),
             dependencies=sudoku.dependencies(self.n),
-            means=("violations",),
+            means={"violations": 6 * self.n * (self.n - 1)},  # of a board of one digit
             read=self.read_board,
             violating=self.violating,
             parse_puzzle=self.parse_puzzle,

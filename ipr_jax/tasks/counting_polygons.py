@@ -19,6 +19,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
 
@@ -240,10 +241,9 @@ def _place_circles(number: int, rng: np.random.Generator) -> np.ndarray:
 @functools.cache
 def _digit(number: int, size: int) -> Image.Image:
     """A digit in DejaVu Sans with lines ``size`` pixels high, cropped to its ink: 0 to 255."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    font = ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    # Found without importing matplotlib, which fails where MPLBACKEND names what is not installed.
+    path = distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf")
+    font = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
     image = Image.new("L", (2 * size, 2 * size))
     ImageDraw.Draw(image).text((size // 2, 0), str(number), fill=255, font=font)
     return image.crop(image.getbbox())

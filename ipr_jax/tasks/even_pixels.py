@@ -117,7 +117,7 @@ def scores(images: jax.Array) -> dict[str, jax.Array]:
 
 
 def describe(found: Mapping[str, np.ndarray]) -> list[str]:
-    """The pixels of the smaller half and of the larger one, such as "500 : 524".
+    """How many pixels have the rarer hue and the other one, such as "500 : 524 px by hue".
 
     Args:
         found: what ``scores`` gives for B images.
@@ -126,7 +126,7 @@ def describe(found: Mapping[str, np.ndarray]) -> list[str]:
         B texts.
     """
     half = NUM_PIXELS // 2
-    return [f"{half - each} : {half + each}" for each in found["imbalance"].tolist()]
+    return [f"{half - each} : {half + each} px by hue" for each in found["imbalance"].tolist()]
 
 
 def rgb_to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -167,7 +167,7 @@ TASK = Task(
     score=scores,
     rates=("balanced",),
     dependencies=gaussian_locality(SIDE // PATCH_SIZE, SIDE // PATCH_SIZE),
-    means=("imbalance", "saturation_std", "value_std"),
+    means={"imbalance": NUM_PIXELS // 2, "saturation_std": 0.5, "value_std": 0.5},
     describe=describe,
 )
 """Nothing is given: every image is generated from noise."""
