@@ -28,11 +28,12 @@ import ipr_jax
 from benchmarks import peers, profile, throughput, workload
 from ipr_jax import check, evaluate, files, selection
 from ipr_jax.environment import environment
+from ipr_jax.interrupts import interruptible
 from ipr_jax.memory import EXHAUSTED
 from ipr_jax.options import plain
 from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.tasks import get_task
-from ipr_jax.terminal import console, interruptible, one_line_errors
+from ipr_jax.terminal import console, one_line_errors
 
 MODEL = "mini-sudoku"
 """The shipped model, and its task."""
@@ -120,8 +121,12 @@ class Run:
     def summarise(self) -> None:
         """Write the settings, what the device is, and what has been left out so far."""
         described = {name: v for name, v in plain(self.args).items() if name not in peers.PATHS}
-        text = {"arguments": described, **environment(), "left_out": self.left_out}
-        files.write_text(self.args.out / "summary.json", json.dumps(text, indent=1))
+        self.write("summary", {"arguments": described, **environment(), "left_out": self.left_out})
+
+    def write(self, name: str, found: Any) -> None:
+        """Write a file into the folder, which is made when there is one."""
+        self.args.out.mkdir(exist_ok=True)
+        files.write_text(self.args.out / f"{name}.json", json.dumps(found, indent=1))
 
 
 Part = Callable[[Run], Iterator[Any]]
@@ -304,7 +309,7 @@ def measure(run: Run, parts: Mapping[str, tuple[Part, tuple[str, ...]]] = PARTS)
             try:
                 for found in part(run):
                     run.found[name] = found
-                    files.write_text(run.args.out / f"{name}.json", json.dumps(found, indent=1))
+                    run.write(name, found)
             except Exception as error:  # whatever it is, what else there is to find is worth more
                 run.left_out[name] = f"{type(error).__name__}: {files.printable(str(error))}"
                 console.print(run.left_out[name], style="red", markup=False)
@@ -327,9 +332,8 @@ def main(args: Args) -> bool:
         args = dataclasses.replace(args, **SMOKE)
     for asked in peer_args(args):
         peers.check_args(asked)
-    files.refuse_existing(args.out).mkdir()
+    files.refuse_existing(args.out)
     run = Run(args)
-    run.summarise()
     with interruptible(f"{args.out} has what was done"):
         good = measure(run)
     for name, why in run.left_out.items():

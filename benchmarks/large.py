@@ -8,7 +8,6 @@ all as JSON.
 
 import dataclasses
 import resource
-import tempfile
 import time
 from pathlib import Path
 
@@ -100,9 +99,9 @@ def main(args: Args) -> None:
         return args.samples / (time.perf_counter() - start - last.compile_seconds)
 
     before = in_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        rate = on_disk(Path(folder) / "run")
-        written = sum(file.stat().st_size for file in Path(folder).rglob("*.npz"))
+    with files.temporary() as folder:
+        rate = on_disk(folder / "run")
+        written = sum(file.stat().st_size for file in folder.rglob("*.npz"))
     after = in_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {

@@ -14,7 +14,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +30,9 @@ from benchmarks.timing import seconds, spread
 from convert import mapping, srm
 from ipr_jax import check, environment, files, flops, selection
 from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.interrupts import interruptible
 from ipr_jax.options import plain
-from ipr_jax.terminal import console, interruptible, one_line_errors
+from ipr_jax.terminal import console, one_line_errors
 
 RELEASED = ("even-pixels", "counting-polygons", "mnist-sudoku")
 """The presets that the published classes can build."""
@@ -456,7 +456,7 @@ def measure(args: Args, device: str) -> dict[str, Any]:
     z, t = jnp.zeros((1, *config.image_shape)), jnp.full((1, *config.grid), 0.5)
     our_flops = flops.count(predict, model, z, t)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(files.temporary())
         tensors = mapping.extract(exact, srm.table(config))
         np.savez(folder / "tensors.npz", allow_pickle=False, **tensors)
         job = {

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import itertools
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,10 +224,10 @@ def measure(preset: str, batch: int, precision: str, evaluations: int) -> dict[s
     alone = seconds(lambda: compiled(work))
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    with tempfile.TemporaryDirectory() as folder:
+    with files.temporary() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             traced = seconds(lambda: compiled(work))
-        (path,) = Path(folder).rglob("*.xplane.pb")
+        (path,) = folder.rglob("*.xplane.pb")
         rows = kernels(
             operations(compiled.as_text() or ""), events(ProfileData.from_file(str(path)))
         )

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -163,6 +164,7 @@ class Published:
 
 def main() -> None:
     """Serve standard input until it ends; what the published code prints goes to standard error."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # whoever starts it waits for it
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

@@ -33,6 +33,7 @@ from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, fil
 from ipr_jax.config import ModelConfig
 from ipr_jax.environment import environment
 from ipr_jax.hosts import HostOptions, ended_together
+from ipr_jax.interrupts import interruptible
 from ipr_jax.networks import inputs, open_network
 from ipr_jax.options import (
     BatchOptions,
@@ -47,7 +48,7 @@ from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.shards import Storage
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch, Task
-from ipr_jax.terminal import console, interruptible, one_line_errors, sigterm, unraisable
+from ipr_jax.terminal import console, one_line_errors, signals, unraisable
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
@@ -246,7 +247,7 @@ def refine(options: RefineOptions) -> Path:
     status = None
     with (
         interruptible(remains),
-        sigterm() as preempted,
+        signals() as preempted,
         Live(bar, console=console, transient=True) as live,
     ):
         steps = shards.refine(run, folder, described, preempted=preempted)
@@ -352,10 +353,10 @@ def stream(task: str, options: StreamOptions) -> Path:
     """Run ``ipr-jax stream TASK``.
 
     Returns:
-        The new folder.
+        The new folder, which appears whole or not at all.
 
     Raises:
-        ValueError, FileNotFoundError: bad options; nothing has been written.
+        ValueError, OSError: bad options; nothing has been written.
     """
     from ipr_jax import pictures
 
@@ -366,11 +367,9 @@ def stream(task: str, options: StreamOptions) -> Path:
     rule, refinement = get_rule(options.stop, opened.task), options.refinement(task)
     batch = opened.task.test_batch(options.seed, np.arange(options.samples))
     folder = _folder(options, f"stream-{task}")
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ValueError(f"{folder} exists and is not overwritten; choose another --out") from None
-    with interruptible(f"{folder} is empty"), console.status("compiling and refining"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    files.refuse_existing(folder)
+    with interruptible("nothing has been written"), console.status("compiling and refining"):
         progress, found = evaluate.evaluate_stream(
             opened.task,
             compute_in(opened.model, options.precision),
@@ -391,9 +390,10 @@ def stream(task: str, options: StreamOptions) -> Path:
         **environment(),
         "metrics": line,
     }
-    with files.whole(folder / "samples.npz") as path:
+    with files.whole(folder) as part:
+        part.mkdir()
         np.savez_compressed(
-            path,
+            part / "samples.npz",
             allow_pickle=False,
             refined=progress.image,
             editable=batch.editable,
@@ -402,16 +402,16 @@ def stream(task: str, options: StreamOptions) -> Path:
             nfe=progress.nfe,
             finite=progress.finite,
         )
-    files.write_text(folder / "results.json", json.dumps(described, indent=1))
-    finite = np.flatnonzero(progress.finite)
-    if len(finite):
-        many, headline = finite[:SHOWN_IN_GRID], opened.task.headline
-        solved = progress.scores[headline][many]
-        grid = _look(opened.task)(progress.image[many], batch.editable[many], solved)
-        note = f"up to {options.iterations} iterations"
-        if described["uses_verifier"]:
-            note += "; a verifier chose when to stop"
-        pictures.samples(folder / "samples.png", grid, None, headline, note=note)
+        files.write_text(part / "results.json", json.dumps(described, indent=1))
+        finite = np.flatnonzero(progress.finite)
+        if len(finite):
+            many, headline = finite[:SHOWN_IN_GRID], opened.task.headline
+            solved = progress.scores[headline][many]
+            grid = _look(opened.task)(progress.image[many], batch.editable[many], solved)
+            note = f"up to {options.iterations} iterations"
+            if described["uses_verifier"]:
+                note += "; a verifier chose when to stop"
+            pictures.samples(part / "samples.png", grid, None, headline, note=note)
     asked = f"{options.iterations} iterations, stop: {options.stop}, patience: {options.patience}"
     console.print(f"{task}, {options.samples} samples, {asked}", style="bold")
     console.print(_stream_table(opened.task, line))
@@ -583,7 +583,7 @@ def train(
         if jax.process_count() > 1:  # they agree on a step
             preempted = multihost_utils.reached_preemption_sync_point
         else:
-            preempted = stack.enter_context(sigterm())
+            preempted = stack.enter_context(signals())
         stack.enter_context(bar)
         running = bar.add_task("compiling", total=config.num_steps)
         lines = trainer.train(
@@ -802,7 +802,7 @@ NAMED = {
 
 
 def main() -> None:
-    """Entry point of ``ipr-jax``: bad arguments and interrupts end with one clear line."""
+    """Do what the command line says: bad arguments end with one clear line."""
     words = sys.argv[1:]
     cache.enable()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
@@ -822,7 +822,3 @@ def main() -> None:
                 "export": export_program,
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
-
-
-if __name__ == "__main__":
-    main()

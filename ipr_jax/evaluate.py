@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ipr_jax import check, memory, metrics, selection, sharding, stopping
+from ipr_jax.interrupts import PreemptionError
 from ipr_jax.keys import sample_keys
 from ipr_jax.program import Program
 from ipr_jax.refinement import iterate_of
 from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, first_pass_of
-from ipr_jax.resume import PreemptionError
 from ipr_jax.selection import Noise, Selection
 from ipr_jax.stopping import Stop
 from ipr_jax.streaming import Streamed, stream
@@ -171,8 +171,6 @@ def _run(
         )
 
     def perform(iteration: int, keys: jax.Array, image: jax.Array, editable: np.ndarray) -> _Done:
-        if preempted():
-            raise PreemptionError
         if iteration == 0 and experiment.first is None:
             sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
         else:
@@ -190,10 +188,11 @@ def _run(
 
     def advance(iteration: int, image: jax.Array, each: int) -> _Done:
         """All samples, ``each`` at once on a device; all but the images on the host."""
-        parts = [
-            perform(iteration, keys[rows], image[rows], batch.editable[rows])
-            for rows in _batches(number, each * devices)
-        ]
+        parts: list[_Done] = []
+        for rows in _batches(number, each * devices):
+            if preempted():
+                raise PreemptionError
+            parts.append(perform(iteration, keys[rows], image[rows], batch.editable[rows]))
         _wait(parts, preempted)
         images = jnp.concatenate([sampled.image for sampled, _ in parts])[:number]
         cost, ok, scores = jax.tree.map(

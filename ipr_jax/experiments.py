@@ -295,8 +295,7 @@ def run(
         for label, arm in experiment.arms.items():
             path = folder / "arms" / f"{label}.json"
             if path.exists():
-                lines = json.loads(path.read_text())["metrics"]
-                yield from ((label, line) for line in lines)
+                yield from ((label, line) for line in _finished(path)["metrics"])
                 continue
             batch = source(task, arm.swapped).test_batch(seed, np.arange(samples))
             key, lines, solved = jax.random.key(seed), [], []
@@ -308,19 +307,27 @@ def run(
                 solved = np.where(progress.finite, progress.scores[task.headline], None).tolist()
                 yield label, lines[-1]
             path.parent.mkdir(exist_ok=True)
-            files.write_text(path, json.dumps({"metrics": lines, "solved": solved}))
-        if not (folder / "results.json").exists():
-            arms = {
-                label: json.loads((folder / "arms" / f"{label}.json").read_text())
-                for label in experiment.arms
-            }
-            found = {
-                "metrics": {label: arm["metrics"] for label, arm in arms.items()},
-                "differences": _differences(experiment, arms),
-            }
-            files.write_text(folder / "results.json", json.dumps(described | found, indent=1))
+            files.write_record(path, {"metrics": lines, "solved": solved})
+        arms = {label: _finished(folder / "arms" / f"{label}.json") for label in experiment.arms}
+        found = {
+            "metrics": {label: arm["metrics"] for label, arm in arms.items()},
+            "differences": _differences(experiment, arms),
+        }
+        files.agree(folder / "results.json", json.dumps(described | found, indent=1), "arms/")
 
     return advance()
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """What is written of an arm.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return files.read_record(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to run this arm again") from error
 
 
 def source(task: Task, swapped: int) -> Task:

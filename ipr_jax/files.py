@@ -1,16 +1,22 @@
-"""Writing files whole or not at all, and never over existing ones; saying what a file is."""
+"""Files and folders: written whole or not at all, never over others; what they are, and if whole."""
 
 import codecs
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from ipr_jax import interrupts
 
 
 def check_utf8(path: str | os.PathLike[str]) -> None:
@@ -47,23 +53,43 @@ def refuse_existing(path: str | os.PathLike[str]) -> Path:
 
 
 _PART = re.compile(r"\.[0-9a-f]{32}\.")
-"""How the name of a file begins that is not yet whole; a killed process leaves it behind."""
+"""How the name of what is not yet whole begins; a killed process leaves it behind."""
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path in the same folder that takes the place of ``path`` if all goes well."""
+    """A path in the same folder that takes the place of ``path``, a file or a new folder, if all
+    goes well.
+    """
     part = path.with_name(f".{uuid4().hex}.{path.name}")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # that of a full disk has none
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with interrupts.cleaned(partial(_remove, part)):
+        try:
+            yield part
+            handle = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.replace(part, path)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # that of a full disk has none
+            raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    """A new folder among the system's temporary files, removed at the end."""
+    folder = Path(tempfile.mkdtemp())
+    with interrupts.cleaned(partial(_remove, folder)):
+        yield folder
 
 
 @contextlib.contextmanager
@@ -209,6 +235,83 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text)
 
 
+def agree(path: Path, text: str, source: str) -> None:
+    """Write a text file that follows from others, or make sure that it does.
+
+    Raises:
+        ValueError: it does not follow from ``source``.
+    """
+    if not path.exists():
+        write_text(path, text)
+    elif path.read_text(errors="replace") != text:
+        raise ValueError(f"{path} does not agree with the files in {source}; remove it")
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write JSON data and its checksum, whole or not at all."""
+    write_text(path, json.dumps({**record, "checksum": _checksum(record)}))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What ``write_record`` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text())
+        whole = record.pop("checksum") == _checksum(record)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged")
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+SUMS = "SHA256SUMS"
+"""The file with the digests of all others of a folder, for ``sha256sum -c`` as well."""
+
+
+def seal(folder: Path) -> None:
+    """Write ``SUMS`` into a folder."""
+    lines = [f"{digest(folder / name)}  {name}\n" for name in sorted(_inside(folder))]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def check_seal(folder: Path) -> None:
+    """Make sure that a folder is as it was sealed.
+
+    Raises:
+        ValueError: a file is missing, too many or another; names the first.
+    """
+    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    sealed, found = {line[66:]: line[:64] for line in lines}, _inside(folder)
+    for name in sorted(sealed.keys() | found):
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        if name not in sealed:
+            raise ValueError(f"{name} is not among its {SUMS}")
+    for name, sha256 in sealed.items():
+        if digest(folder / name) != sha256:
+            raise ValueError(f"{name} is damaged, by its {SUMS}")
+
+
+def _inside(folder: Path) -> set[str]:
+    """All files of a folder but ``SUMS``, by their path in it."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in paths} - {SUMS}
+
+
 def _differences(there: str, text: str, most: int = 3) -> str:
     """The first settings that differ, with their values, of two configurations in JSON."""
 
@@ -249,7 +352,7 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
             raise ValueError(f"{folder} exists and holds no run; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         _create(path, text)
-    there = path.read_text()
+    there = path.read_text(errors="replace")
     if there != text:
         raise ValueError(
             f"{folder} holds a run of another configuration{_differences(there, text)}; choose "

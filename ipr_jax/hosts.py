@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
-from ipr_jax.terminal import PREEMPTED
+from ipr_jax.interrupts import PREEMPTED
 
 SHUTDOWN_SECONDS = 7 * 24 * 3600
 """For how long a process that is done waits for the others to end."""

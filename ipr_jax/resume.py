@@ -16,10 +16,6 @@ from ipr_jax import files
 from ipr_jax.files import printable
 
 
-class PreemptionError(Exception):
-    """The process was told to end, and what it had done is saved."""
-
-
 @contextlib.contextmanager
 def checkpoints(folder: Path, *, own: bool = False) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints in a folder, of which the last two are kept; written in the background.

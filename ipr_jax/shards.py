@@ -8,7 +8,6 @@ none; the one that finds all records writes ``metrics.jsonl`` and ``manifest.jso
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -25,8 +24,8 @@ import orbax.checkpoint as ocp
 
 from ipr_jax import check, files, memory, metrics, resume
 from ipr_jax.evaluate import Progress, Refinement, evaluate
+from ipr_jax.interrupts import PreemptionError
 from ipr_jax.metrics import Line, Moments, Tally
-from ipr_jax.resume import PreemptionError
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.types import Denoiser
 
@@ -439,11 +438,6 @@ def _done(folder: Path, shard: Shard) -> bool:
     return shard.path(folder, ".json").exists()
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: State) -> None:
     """The samples, and then the record that says that they are there."""
     arrays = {
@@ -462,7 +456,7 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
     with files.whole(path) as part:
         with part.open("xb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        digest = _digest(part)
+        digest = files.digest(part)
     broken = np.flatnonzero(state.broke_at >= 0)
     record = {
         "file": str(path.relative_to(folder)),
@@ -474,13 +468,7 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
         ],
         "tallies": [each._asdict() for each in _tallies(state, slice(None), run.passes)],
     }
-    text = json.dumps(record | {"checksum": _checksum(record)})
-    files.write_text(shard.path(folder, ".json"), text)
-
-
-def _checksum(record: dict[str, Any]) -> str:
-    """Of a record as JSON."""
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    files.write_record(shard.path(folder, ".json"), record)
 
 
 def _record(folder: Path, shard: Shard) -> dict[str, Any]:
@@ -490,14 +478,10 @@ def _record(folder: Path, shard: Shard) -> dict[str, Any]:
         ValueError: it is damaged, or of other samples.
     """
     path = shard.path(folder, ".json")
-    record: dict[str, Any] = {}
     try:
-        record = json.loads(path.read_text())
-        whole = record.pop("checksum") == _checksum(record)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} is damaged; remove it to refine its samples again")
+        record = files.read_record(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to refine its samples again") from error
     if any(record[name] != value for name, value in shard._asdict().items()):
         raise ValueError(f"{path} is of other samples; remove it to refine its samples again")
     return record
@@ -510,7 +494,7 @@ def _verified(folder: Path, shard: Shard) -> dict[str, Any]:
         ValueError: the record is damaged, or the file is missing or another.
     """
     record, path = _record(folder, shard), shard.path(folder, ".npz")
-    if not path.exists() or _digest(path) != record["sha256"]:
+    if not path.exists() or files.digest(path) != record["sha256"]:
         raise ValueError(
             f"{path} is not the file that {path.stem}.json describes; remove both to refine its "
             "samples again"
@@ -566,11 +550,7 @@ def _finish(run: Run, folder: Path) -> None:
         ("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
         ("manifest.json", json.dumps(manifest, indent=1)),
     ):
-        path = folder / name
-        if not path.exists():
-            files.write_text(path, text)
-        elif path.read_text() != text:
-            raise ValueError(f"{path} does not agree with the files in samples/; remove it")
+        files.agree(folder / name, text, "samples/")
 
 
 def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -590,13 +570,20 @@ def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
         ValueError: a file is not what the manifest says.
     """
     folder = Path(folder)
+    manifest = folder / "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        described = [
+            (folder / shard["file"], shard["sha256"])
+            for shard in json.loads(manifest.read_text())["shards"]
+        ]
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no finished run: no manifest.json") from None
-    for shard in manifest["shards"]:
-        path = folder / shard["file"]
-        if not path.exists() or _digest(path) != shard["sha256"]:
-            raise ValueError(f"{path} is not the file that {folder / 'manifest.json'} describes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{manifest} is damaged; remove it to have the run write it again"
+        ) from error
+    for path, sha256 in described:
+        if not path.exists() or files.digest(path) != sha256:
+            raise ValueError(f"{path} is not the file that {manifest} describes")
         with np.load(path) as arrays:
             yield dict(arrays)

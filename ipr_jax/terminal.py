@@ -11,12 +11,9 @@ import jax
 from rich.console import Console
 from rich.markup import escape
 
+from ipr_jax import interrupts
 from ipr_jax.files import printable
 from ipr_jax.memory import EXHAUSTED
-from ipr_jax.resume import PreemptionError
-
-PREEMPTED = 128 + signal.SIGTERM
-"""Exit code of what saved its state and ended because it was told to."""
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -24,7 +21,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a command with one clear line and exit code 2 when it is refused, 130 on an interrupt.
+    """End a command with one clear line and exit code 2 when it is refused.
 
     Warnings are one line each as well.
     """
@@ -41,9 +38,6 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         errors.print(f"[red]error:[/] {escape(printable(str(error)))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(130)
 
 
 def unraisable(raised: Any) -> None:
@@ -62,26 +56,13 @@ def _show(message: Warning | str, *_: Any) -> None:
 
 
 @contextlib.contextmanager
-def interruptible(remains: str) -> Iterator[None]:
-    """End with exit code 130 on an interrupt, 143 when preempted, and say what remains."""
+def signals() -> Iterator[Callable[..., bool]]:
+    """``interrupts.asked``, where SIGTERM is as good as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, interrupts.receive)
     try:
-        yield
-    except KeyboardInterrupt:
-        errors.print(f"interrupted: {remains}")
-        sys.exit(130)
-    except PreemptionError:
-        errors.print(f"terminated: {remains}")
-        sys.exit(PREEMPTED)
-
-
-@contextlib.contextmanager
-def sigterm() -> Iterator[Callable[..., bool]]:
-    """A function of anything that tells whether SIGTERM came; that by itself ends nothing then."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try:
-        yield lambda *_: bool(came)
+        with interrupts.asked() as preempted:
+            yield preempted
     finally:
         # One of several processes waits for the others when it is done, and must not end first.
-        if not jax.distributed.is_initialized():
-            signal.signal(signal.SIGTERM, before)
+        others = jax.distributed.is_initialized()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if others else before)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from small_run import bits, done, stopped_after, train, trained
 
-from ipr_jax.resume import PreemptionError
+from ipr_jax.interrupts import PreemptionError
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from small_run import (
 )
 
 from ipr_jax import evaluate, files, metrics, shards
-from ipr_jax.resume import PreemptionError
+from ipr_jax.interrupts import PreemptionError
 from ipr_jax.shards import Storage
 
 

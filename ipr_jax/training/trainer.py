@@ -22,8 +22,8 @@ from jax.sharding import Mesh
 from ipr_jax import check, checkpoint, files, resume, sharding
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
+from ipr_jax.interrupts import PreemptionError
 from ipr_jax.keys import rngs
-from ipr_jax.resume import PreemptionError
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import loader, noise_levels, objective
 
@@ -201,9 +201,14 @@ def make_train_step(model: ModelConfig, config: TrainConfig, placed: Any = None)
 def _trim_log(path: Path, last_step: int) -> None:
     """Drop the lines after ``last_step``, which a resumed run writes again, and a torn one."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+        try:
+            kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged; remove it, and only later steps are logged"
+            ) from error
         files.write_text(path, "".join(kept))
 
 
