@@ -586,7 +586,9 @@ def show(result: Mapping[str, Any]) -> None:
         low, middle, high = (f"{100 * share[name]:.0f}%" for name in ("min", "median", "max"))
         console.print(f"The time embedding's share of the gain: {middle} ({low} to {high}).")
     else:
-        console.print("[yellow]ipr_jax was not faster in every round, so no shares are given.")
+        console.print(
+            "ipr_jax was not faster in every round, so no shares are given.", style="yellow"
+        )
     warm = ", ".join(f"{name} {value:.1f}" for name, value in result["warm_up_seconds"].items())
     for text in (
         f"Not counted, seconds of the first calls with what they compile: {warm}.",
@@ -595,7 +597,8 @@ def show(result: Mapping[str, Any]) -> None:
     ):
         console.print(text.replace("_", " "), highlight=False)
     if different := result["clones"].get("different_files"):
-        console.print(f"[yellow]The clones differ in src/model: {', '.join(different)}.")
+        said = f"The clones differ in src/model: {', '.join(different)}."
+        console.print(said, style="yellow")
 
 
 def main(args: Args) -> None:

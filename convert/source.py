@@ -64,7 +64,7 @@ def read(path: str | os.PathLike[str], weights: str = "ema") -> Source:
             weights, or has tensors that are of no network; one line that names the path.
     """
     with refusing(path):
-        files.check_utf8(path)
+        files.utf8(path)
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f"it is {files.kind_of(path)} and no file")
         with open(path, "rb") as file:

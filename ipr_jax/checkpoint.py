@@ -18,7 +18,7 @@ from flax import nnx
 
 from ipr_jax.config import ModelConfig
 from ipr_jax.denoiser import SRM
-from ipr_jax.files import kind_of, refuse_existing
+from ipr_jax.files import kind_of, refuse_existing, utf8
 from ipr_jax.keys import rngs
 
 SHIPPED = ("mini-sudoku",)
@@ -72,12 +72,13 @@ def check_path(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: a part of the path would be taken for a pattern, or the name for that of an
-            unfinished checkpoint.
+            unfinished checkpoint; or it is not UTF-8.
     """
-    path = Path(path).absolute()
+    path = utf8(Path(path).absolute())
     found = [char for char in "*?[]\\" if char in str(path)]
     if found:
-        raise ValueError(f"{path} has {' '.join(found)}: a path of a model must be without")
+        rule = "the path of a model or of a run that goes on must be without"
+        raise ValueError(f"{path} has {' '.join(found)}: {rule}")
     if ocp.utils.TMP_DIR_SUFFIX in path.name:
         raise ValueError(f"{path}: {ocp.utils.TMP_DIR_SUFFIX} marks unfinished models, rename it")
     return path
@@ -136,7 +137,7 @@ def open_as(
             f"no model at {str(path_or_name)!r}{there}: "
             f"give a model folder or one of {list(SHIPPED)}"
         )
-    path = path.absolute()
+    path = utf8(path.absolute())
     try:
         if ocp.utils.TMP_DIR_SUFFIX in path.name:
             raise ValueError("it was never finished")

@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
+import io
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,22 +19,22 @@ import numpy as np
 import tyro
 from flax import nnx
 from jax.experimental import multihost_utils
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
-from ipr_jax import cache, check, checkpoint, evaluate, experiments, export, files, flops, shards
+from ipr_jax import (
+    cache,
+    check,
+    checkpoint,
+    evaluate,
+    experiments,
+    export,
+    files,
+    flops,
+    metrics,
+    shards,
+)
 from ipr_jax.config import ModelConfig
-from ipr_jax.environment import environment
+from ipr_jax.environment import environment, version
 from ipr_jax.hosts import HostOptions, ended_together
 from ipr_jax.interrupts import interruptible
 from ipr_jax.networks import inputs, open_network
@@ -43,12 +46,14 @@ from ipr_jax.options import (
     TaskOptions,
     get_rule,
     plain,
+    refuse_idle,
+    typed,
 )
 from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.shards import Storage
-from ipr_jax.tasks import get_task
+from ipr_jax.tasks import TASKS, get_task
 from ipr_jax.tasks.base import Batch, Task
-from ipr_jax.terminal import console, one_line_errors, signals, unraisable
+from ipr_jax.terminal import naming, one_line_errors, progress, say, show, signals, unraisable
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
@@ -145,19 +150,17 @@ class ExportOptions(PassOptions):
 def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]:
     """The samples of some indices."""
     check.count("swapped", options.swapped, least=0)
-    for option in ("first_steps_per_patch", "first_overlap"):
-        if options.swapped and getattr(options, option) is not None:
-            name = option.replace("_", "-")
-            raise ValueError(f"swapped cells are refined as they are, leave out --{name}")
+    if options.swapped:
+        aside = ("difficulty", "first_steps_per_patch", "first_overlap")
+        refuse_idle(options, "boards with swapped cells are refined as they are", *aside)
     if options.puzzle is None:
         return partial(experiments.source(task, options.swapped).test_batch, options.seed)
-    if options.swapped:
-        raise ValueError(f"swapped must be 0 with a puzzle, got {options.swapped}")
+    refuse_idle(options, "--puzzle is a board of its own", "swapped", "difficulty")
     if task.parse_puzzle is None:
         raise ValueError(f"the task {task.name} has no puzzles, leave out --puzzle")
     puzzle = task.parse_puzzle(options.puzzle, options.seed)
     for warning in puzzle.warnings:
-        console.print(f"[yellow]This puzzle has no solution: {warning}.")
+        say(f"This puzzle has no solution: {warning}.", "yellow")
     return lambda indices: Batch(*(part.repeat(len(indices), axis=0) for part in puzzle.batch))
 
 
@@ -165,6 +168,14 @@ def _folder(options: TaskOptions, name: str) -> Path:
     """That of the options, or a new one."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return options.out or Path("results") / f"{name}-{now}"
+
+
+def _same_folder(folder: Path, options: Any, default: Any) -> Path:
+    """That of the same command, which goes on there: options other than by default have another."""
+    usual = plain(default)
+    given = {name: v for name, v in plain(options).items() if name != "out" and v != usual[name]}
+    digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]
+    return folder.with_name(f"{folder.name}-{digest}") if given else folder
 
 
 def _table(task: Task, lines: list[dict[str, Any]], start: str) -> Table:
@@ -212,8 +223,8 @@ def refine(options: RefineOptions) -> Path:
     options.join()
     if jax.process_count() > 1 and options.out is None:
         raise ValueError("several processes share a folder, give --out")
-    task, model, opened = options.open(options.task)
     experiment = options.refinement(options.task)
+    task, model, opened = options.open(options.task)
     number = (64 if options.puzzle is None else 1) if options.samples is None else options.samples
     run = shards.Run(
         task=task,
@@ -237,63 +248,60 @@ def refine(options: RefineOptions) -> Path:
         **opened,
         **environment(),
     }
-    bar = Progress(
-        *(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()),
-        *(TimeElapsedColumn(), TextColumn("of which remain"), TimeRemainingColumn()),
-        speed_estimate_period=24 * 3600,
-    )
-    running = bar.add_task("compiling")
     remains = f"started again with --out {folder}, it goes on"
     status = None
-    with (
-        interruptible(remains),
-        signals() as preempted,
-        Live(bar, console=console, transient=True) as live,
-    ):
+    with interruptible(remains), signals() as preempted:
         steps = shards.refine(run, folder, described, preempted=preempted)
-        with contextlib.closing(steps):
+        with contextlib.closing(steps), progress("compiling") as update:
             for status in steps:
-                bar.update(
-                    running, completed=status.done, total=status.total, description="refining"
-                )
-                grid = Table.grid()
-                grid.add_row(_table(task, status.lines, start))
-                grid.add_row(bar)
-                live.update(grid)
+                update("refining", status.done, status.total, _table(task, status.lines, start))
     assert status is not None
     finished = (folder / "manifest.json").exists()
     lines = status.lines
     if finished:
         text = (folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
-    console.print(_table(task, lines, start))
-    console.print(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
+    show(_table(task, lines, start))
+    say(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
     if not finished:
-        console.print(f"other processes have not finished their part of {folder}")
+        say(f"other processes have not finished their part of {folder}")
         return folder
-    _say_broken(json.loads((folder / "manifest.json").read_text())["not_finite"])
+    broken = json.loads((folder / "manifest.json").read_text())["not_finite"]
+    named = [f"{each['sample']} at iteration {each['iteration']}" for each in broken]
+    _say_broken(len(broken), named)
     first = next(shards.read(folder))
     with contextlib.suppress(FileExistsError):  # another process, done at the same time, draws them
         _draw_samples(folder, task, first, start)
-    if options.puzzle is not None and task.format_sample is not None:
-        for title, which in (("first_pass", 0), ("refined", -1)):
-            verdict = task.headline if first[task.headline][which, 0] else f"not {task.headline}"
-            console.print(
-                f"\n{title.replace('_', ' ')} ({verdict}), given cells in brackets", style="bold"
-            )
-            board = task.format_sample(shards.to_float(first[title][0]), sample.label[0])
-            console.print(board, markup=False, highlight=False)
-    console.print(f"\nwritten: {folder}")
+    if options.puzzle is not None:
+        _say_puzzle(task, folder, sample.label[0], lines[-1])
+    say(f"\nwritten: {folder}")
     return folder
 
 
-def _say_broken(samples: list[dict[str, int]], most: int = 5) -> None:
-    """Which samples are not finite, the first of them by name."""
-    if samples:
-        named = [f"{each['sample']} at iteration {each['iteration']}" for each in samples[:most]]
-        more = ", ..." if len(samples) > most else ""
-        said = f"not finite and not counted: {len(samples)} samples ({', '.join(named)}{more})"
-        console.print(said, style="red")
+def _say_broken(number: float, named: Sequence[str] = (), most: int = 5) -> None:
+    """How many samples are not finite, and the first of them by name."""
+    if number:
+        more = ", ..." if len(named) > most else ""
+        names = f" ({', '.join(named[:most])}{more})" if named else ""
+        say(f"not finite and not counted: {number} samples{names}", "red")
+
+
+def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line) -> None:
+    """The board of a puzzle before and after: a solved one of several tries, if there is any."""
+    tries, solved = line["samples"], line[task.headline]
+    found = shards.read(folder)
+    shown = next(found)
+    while solved and not shown[task.headline][-1].any():
+        shown = next(found)
+    try_ = int(np.argmax(2 * shown[task.headline][-1] + (shown["broke_at"] < 0)))
+    if tries > 1:
+        chosen = "; one of them is shown, chosen by the rules, a verifier" if solved else ""
+        say(f"\n{solved} of {tries} tries are {task.headline}{chosen}")
+    assert task.format_sample is not None
+    for title, which in (("first_pass", 0), ("refined", -1)):
+        verdict = task.headline if shown[task.headline][which, try_] else f"not {task.headline}"
+        say(f"\n{title.replace('_', ' ')} ({verdict}), given cells in brackets", "bold")
+        say(task.format_sample(shards.to_float(shown[title][try_]), given))
 
 
 def _look(task: Task) -> Callable[[Any, np.ndarray, np.ndarray], Any]:
@@ -363,14 +371,17 @@ def stream(task: str, options: StreamOptions) -> Path:
     for name in ("samples", "slots", "iterations", "patience"):
         check.count(name, getattr(options, name))
     check.seed(options.seed)
+    if options.stop == "none":
+        refuse_idle(options, "without --stop no sample leaves early", "patience")
+    refinement = options.refinement(task)
     opened = options.open(task)
-    rule, refinement = get_rule(options.stop, opened.task), options.refinement(task)
+    rule = get_rule(options.stop, opened.task)
     batch = opened.task.test_batch(options.seed, np.arange(options.samples))
     folder = _folder(options, f"stream-{task}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     files.refuse_existing(folder)
-    with interruptible("nothing has been written"), console.status("compiling and refining"):
-        progress, found = evaluate.evaluate_stream(
+    with interruptible("nothing has been written"), progress("compiling and refining"):
+        streamed, found = evaluate.evaluate_stream(
             opened.task,
             compute_in(opened.model, options.precision),
             batch,
@@ -380,7 +391,7 @@ def stream(task: str, options: StreamOptions) -> Path:
             stop=rule,
             patience=options.patience,
         )
-    line = evaluate.summarise_stream(progress, opened.task, found)
+    line = evaluate.summarise_stream(streamed, opened.task, found)
     described = {
         "task": task,
         "arguments": plain(options) | {"out": str(folder)},
@@ -395,33 +406,32 @@ def stream(task: str, options: StreamOptions) -> Path:
         np.savez_compressed(
             part / "samples.npz",
             allow_pickle=False,
-            refined=progress.image,
+            refined=streamed.image,
             editable=batch.editable,
-            **progress.scores,
+            **streamed.scores,
             iterations=found.iterations,
-            nfe=progress.nfe,
-            finite=progress.finite,
+            nfe=streamed.nfe,
+            finite=streamed.finite,
         )
         files.write_text(part / "results.json", json.dumps(described, indent=1))
-        finite = np.flatnonzero(progress.finite)
+        finite = np.flatnonzero(streamed.finite)
         if len(finite):
             many, headline = finite[:SHOWN_IN_GRID], opened.task.headline
-            solved = progress.scores[headline][many]
-            grid = _look(opened.task)(progress.image[many], batch.editable[many], solved)
+            solved = streamed.scores[headline][many]
+            grid = _look(opened.task)(streamed.image[many], batch.editable[many], solved)
             note = f"up to {options.iterations} iterations"
             if described["uses_verifier"]:
                 note += "; a verifier chose when to stop"
             pictures.samples(part / "samples.png", grid, None, headline, note=note)
     asked = f"{options.iterations} iterations, stop: {options.stop}, patience: {options.patience}"
-    console.print(f"{task}, {options.samples} samples, {asked}", style="bold")
-    console.print(_stream_table(opened.task, line))
-    took, compiled = progress.seconds, progress.compile_seconds
-    console.print(f"{took:.0f} s, after {compiled:.0f} s of compilation")
-    if line["not_finite"]:
-        console.print(f"[red]not finite and not counted: {line['not_finite']} samples")
+    say(f"{task}, {options.samples} samples, {asked}", "bold")
+    show(_stream_table(opened.task, line))
+    took, compiled = streamed.seconds, streamed.compile_seconds
+    say(f"{took:.0f} s, after {compiled:.0f} s of compilation")
+    _say_broken(line["not_finite"])
     if described["uses_verifier"]:
-        console.print("[yellow]a verifier chose when to stop: not rates of refinement without one")
-    console.print(f"\nwritten: {folder}")
+        say("a verifier chose when to stop: not rates of refinement without one", "yellow")
+    say(f"\nwritten: {folder}")
     return folder
 
 
@@ -451,14 +461,16 @@ def compare(
     experiment: experiments.Experiment,
     opened: Opened,
     options: EvaluateOptions | ExperimentOptions,
+    folder: Path,
 ) -> Path:
     """Run an experiment, say what it found, and draw it.
 
     Args:
-        name: of the figure, and of the folder unless one is given.
+        name: of the figure.
         experiment: what to compare.
         opened: the task and the model.
-        options: samples, batch size, seed and folder.
+        options: samples, batch size and seed.
+        folder: where to.
 
     Returns:
         The folder.
@@ -467,7 +479,6 @@ def compare(
         ValueError: bad options, or the folder holds something else.
     """
     task, model, described = opened
-    folder = options.out or Path("results") / name
     lines = experiments.run(
         experiment,
         task,
@@ -479,24 +490,27 @@ def compare(
         settings=described | {"precision": options.precision} | environment(),
     )
     found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    total = sum(arm.refinement.iterations + 1 for arm in experiment.arms.values())
+    goes_on = (
+        "it goes on after the last finished arm" if len(experiment.arms) > 1 else "it begins anew"
     )
-    remains = f"started again, it goes on after the last finished arm in {folder}"
-    with interruptible(remains), Live(bar, console=console, transient=True):
-        total = sum(arm.refinement.iterations + 1 for arm in experiment.arms.values())
-        running = bar.add_task("compiling", total=total)
-        for label, line in lines:
+    remains = f"started again with --out {folder}, {goes_on}"
+    with interruptible(remains), progress("compiling") as update:
+        for done, (label, line) in enumerate(lines, 1):
             found[label].append(line)
-            bar.update(running, advance=1, description=label)
-    console.print(f"{experiment.title} ({experiment.source})", style="bold")
+            update(label, done, total, None)
+    say(f"{experiment.title} ({experiment.source})", "bold")
     for label, arm in found.items():
-        console.print(f"\n{label}", style="bold")
-        shown = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
-        console.print(_table(task, shown, experiment.arms[label].refinement.start))
+        say(f"\n{label}", "bold")
+        rows = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
+        show(_table(task, rows, experiment.arms[label].refinement.start))
+        broken = [line["not_finite"] for line in arm]
+        more = np.diff(broken, prepend=0)
+        named = [f"{more[which]} at iteration {which}" for which in np.flatnonzero(more)]
+        _say_broken(broken[-1], named)
     _say_differences(experiment, folder)
     _draw(folder / f"{name}.png", experiment, task, found, options.samples)
-    console.print(f"\nwritten: {folder}")
+    say(f"\nwritten: {folder}")
     return folder
 
 
@@ -504,11 +518,10 @@ def _say_differences(experiment: experiments.Experiment, folder: Path) -> None:
     found = json.loads((folder / "results.json").read_text())["differences"]
     differences = {label: line for label, line in found.items() if line}
     if differences:
-        console.print(f"\nat the end, compared with {experiment.reference}", style="bold")
+        say(f"\nat the end, compared with {experiment.reference}", "bold")
     for label, line in differences.items():
         low, high = (f"{100 * line[f'difference_{end}']:+.1f}" for end in ("low", "high"))
-        said = f"{label}: {100 * line['difference']:+.1f} points, 95% interval {low} to {high}"
-        console.print(said, highlight=False)
+        say(f"{label}: {100 * line['difference']:+.1f} points, 95% interval {low} to {high}")
 
 
 def _draw(
@@ -553,7 +566,7 @@ def train(
     Args:
         task: the benchmark.
         config: how to train.
-        out: the folder of the run; by default runs/TASK.
+        out: the folder of the run; by default runs/TASK, with other settings one beside it.
         num_workers: processes that make the batches, 0 = a thread.
         shard_params: whether the devices share one copy of the parameters, instead of one each.
         hosts: the processes that share every batch.
@@ -568,15 +581,10 @@ def train(
     """
     hosts.join()
     check.count("num_workers", num_workers, least=0)
-    folder = out or Path("runs") / task
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    model = RECIPES[task].model
+    model, usual = RECIPES[task]
+    if config.noise_levels != "mean-beta":
+        refuse_idle(config, "--noise-levels mean-beta alone has a sharpness", "sharpness")
+    folder = out or _same_folder(Path("runs") / task, config, usual)
     remains = f"started again, it goes on from the last checkpoint in {folder}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible(remains))
@@ -584,8 +592,7 @@ def train(
             preempted = multihost_utils.reached_preemption_sync_point
         else:
             preempted = stack.enter_context(signals())
-        stack.enter_context(bar)
-        running = bar.add_task("compiling", total=config.num_steps)
+        update = stack.enter_context(progress("compiling"))
         lines = trainer.train(
             get_task(task),
             model,
@@ -596,9 +603,12 @@ def train(
             preempted=preempted,
         )
         for line in lines:
-            loss = f"loss {line['total']:.4f}, {line['seconds_per_step']:.2f} s per step"
-            bar.update(running, completed=line["step"], description=loss)
-    console.print(f"written: {folder / 'model'}")
+            step, loss = int(line["step"]), f"loss {line['total']:.4f}"
+            said = (
+                f"step {step} of {config.num_steps}, {loss}, {line['seconds_per_step']:.2f} s each"
+            )
+            update(said, step, config.num_steps, None)
+    say(f"written: {folder / 'model'}")
     return folder / "model"
 
 
@@ -628,8 +638,8 @@ def info(
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(*(Text(files.printable(text)) for text in (name, value)))
-    console.print(table)
+        table.add_row(files.printable(name), files.printable(value))
+    show(table)
 
 
 def export_program(
@@ -656,7 +666,7 @@ def export_program(
     program = export.serialize(network, options.refinement(task), options.precision)
     with files.whole(out) as part:
         part.write_bytes(program)
-    console.print(f"written: {out} ({len(program) / 2**20:,.1f} MiB)")
+    say(f"written: {out} ({len(program) / 2**20:,.1f} MiB)")
 
 
 def _refine_command(
@@ -678,9 +688,10 @@ def _evaluate_command(task: str) -> Callable[..., Path]:
         options: Annotated[EvaluateOptions, tyro.conf.arg(name="")] = EvaluateOptions(),
     ) -> Path:
         """Score a model on many samples after every iteration; if interrupted, it starts anew."""
+        refinement, name = options.refinement(task), f"evaluate-{task}"
         opened = options.open(task)
-        experiment = experiments.plain(opened.task, options.refinement(task))
-        return compare(f"evaluate-{task}", experiment, opened, options)
+        experiment = experiments.plain(opened.task, refinement)
+        return compare(name, experiment, opened, options, _folder(options, name))
 
     return command
 
@@ -714,13 +725,16 @@ def _experiment_command(name: str) -> Callable[..., Path]:
         opened = options.open(options.task or definition.task)
         made = definition.make(opened.task, options.iterations)
         arms = made.arms.values()
-        for option, free in (
-            ("precision", not all(arm.precision for arm in arms)),
-            ("iterations", options.iterations in {arm.refinement.iterations for arm in arms}),
+        for option, idle in (
+            ("precision", all(arm.precision for arm in arms)),
+            ("iterations", options.iterations not in {arm.refinement.iterations for arm in arms}),
+            ("difficulty", all(arm.swapped for arm in arms)),
         ):
-            if not free and getattr(options, option) != getattr(ExperimentOptions, option):
-                raise ValueError(f"the experiment {name} sets its {option}, leave out --{option}")
-        return compare(f"{name}-{opened.task.name}", made, opened, options)
+            if idle:
+                refuse_idle(options, f"the experiment {name} sets its {option}", option)
+        title = f"{name}-{opened.task.name}"
+        folder = options.out or _same_folder(Path("results") / title, options, ExperimentOptions())
+        return compare(title, made, opened, options, folder)
 
     command.__doc__ = f"{definition.make.__doc__}\n\nArgs:\n    options: its options."
     return command
@@ -747,7 +761,8 @@ def _train_command(task: str) -> Callable[..., Path]:
 
     command.__doc__ = (
         f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
-        "Args:\n    config: how to train.\n    out: the folder of the run; by default runs/TASK.\n"
+        "Args:\n    config: how to train.\n"
+        "    out: the folder of the run; by default runs/TASK, with other settings one beside it.\n"
         "    num_workers: processes that make the batches, 0 = a thread; results are the same.\n"
         "    shard_params: share one copy of the parameters among the devices, not one each.\n"
         "    hosts: the processes that share every batch."
@@ -755,40 +770,30 @@ def _train_command(task: str) -> Callable[..., Path]:
     return command
 
 
-def _evaluate_help(task: tyro.conf.Positional[str]) -> None:
-    """Score a model on a task; ``ipr-jax evaluate TASK --help`` lists the options.
+def _one_of(names: Iterable[str]) -> Any:
+    """The help of a word that is one of some names."""
+    return tyro.conf.arg(help=f"one of {', '.join(names)}.")
 
-    Args:
-        task: the benchmark.
-    """
+
+def _evaluate_help(task: Annotated[tyro.conf.Positional[str], _one_of(TASKS)]) -> None:
+    """Score a model on a task; ``ipr-jax evaluate TASK --help`` lists the options."""
     _evaluate_command(task)
 
 
-def _stream_help(task: tyro.conf.Positional[str]) -> None:
-    """Refine until a rule lets samples leave; ``ipr-jax stream TASK --help`` lists the options.
-
-    Args:
-        task: the benchmark.
-    """
+def _stream_help(task: Annotated[tyro.conf.Positional[str], _one_of(TASKS)]) -> None:
+    """Refine until a rule lets samples leave; ``ipr-jax stream TASK --help`` lists the options."""
     _stream_command(task)
 
 
-def _experiment_help(name: tyro.conf.Positional[str]) -> None:
-    """Run an experiment of the papers; ``ipr-jax experiment NAME --help`` lists the options.
-
-    Args:
-        name: sudoku-hard, sudoku-corrupted, polygons, even-pixels, ratio, noise-and-regions,
-            samplers or precision.
-    """
+def _experiment_help(
+    name: Annotated[tyro.conf.Positional[str], _one_of(experiments.EXPERIMENTS)],
+) -> None:
+    """Run an experiment of the papers; ``ipr-jax experiment NAME --help`` lists the options."""
     _experiment_command(name)
 
 
-def _train_help(task: tyro.conf.Positional[str]) -> None:
-    """Train a denoiser on a task; ``ipr-jax train TASK --help`` lists the settings.
-
-    Args:
-        task: the benchmark.
-    """
+def _train_help(task: Annotated[tyro.conf.Positional[str], _one_of(RECIPES)]) -> None:
+    """Train a denoiser on a task; ``ipr-jax train TASK --help`` lists the settings."""
     _train_command(task)
 
 
@@ -801,24 +806,39 @@ NAMED = {
 """Commands whose options depend on the word that follows."""
 
 
+COMMANDS = {
+    "refine": _refine_command,
+    "evaluate": _evaluate_help,
+    "stream": _stream_help,
+    "experiment": _experiment_help,
+    "train": _train_help,
+    "info": info,
+    "export": export_program,
+}
+"""All commands; of those in ``NAMED``, what tells of the word that is missing."""
+
+
 def main() -> None:
     """Do what the command line says: bad arguments end with one clear line."""
     words = sys.argv[1:]
-    cache.enable()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, it also raises
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what it cannot show is no error
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files, whatever a notebook has set
+    for library in ("absl", "matplotlib"):  # what Orbax logs, it also raises
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = unraisable
-    with ended_together(), one_line_errors():
+    with ended_together(), one_line_errors(), naming(typed(words)):
+        for name in (*words, os.getcwd()):
+            files.utf8(name)
+        if words == ["--version"]:
+            say(f"ipr_jax {version()}")
+            return
+        cache.enable()
         if len(words) > 1 and words[0] in NAMED and not words[1].startswith("-"):
             command = NAMED[words[0]](words[1])
             tyro.cli(command, prog=f"ipr-jax {words[0]} {words[1]}", args=words[2:])
         else:
-            commands = {
-                "refine": _refine_command,
-                "evaluate": _evaluate_help,
-                "stream": _stream_help,
-                "experiment": _experiment_help,
-                "train": _train_help,
-                "info": info,
-                "export": export_program,
-            }
-            tyro.extras.subcommand_cli_from_dict(commands, prog="ipr-jax", args=words)
+            about = "Iterative Partial Refinement; ipr-jax --version prints the version."
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="ipr-jax", description=about, args=words
+            )

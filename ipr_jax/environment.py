@@ -10,6 +10,11 @@ from typing import Any
 import jax
 
 
+def version() -> str:
+    """The version of the package, from its metadata."""
+    return importlib.metadata.version("ipr_jax")
+
+
 def environment() -> dict[str, Any]:
     """The versions, the device and the commit that a result is made with, as JSON data.
 

@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, never over others; what they are, and if whole."""
+"""Files and folders: written whole or not at all, never over others; what they are; if whole."""
 
 import codecs
 import contextlib
@@ -19,19 +19,6 @@ from uuid import uuid4
 from ipr_jax import interrupts
 
 
-def check_utf8(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that cannot be written down.
-
-    Raises:
-        ValueError: it is not UTF-8.
-    """
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        shown = os.fspath(path).encode(errors="backslashreplace").decode()
-        raise ValueError(f"a path must be UTF-8, got {shown}") from None
-
-
 def refuse_existing(path: str | os.PathLike[str]) -> Path:
     """The path, if nothing is there and something can be written there.
 
@@ -41,8 +28,7 @@ def refuse_existing(path: str | os.PathLike[str]) -> Path:
         PermissionError: its folder cannot be written to.
         ValueError: it is not UTF-8.
     """
-    check_utf8(path)
-    path = Path(path)
+    path = utf8(path)
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists and is not overwritten")
     if not path.parent.is_dir():
@@ -50,6 +36,19 @@ def refuse_existing(path: str | os.PathLike[str]) -> Path:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{path.parent} cannot be written to")
     return path
+
+
+def utf8(path: str | os.PathLike[str]) -> Path:
+    """The path, if it is text in UTF-8: others cannot be written in JSON, nor opened by Orbax.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{os.fspath(path)!r} is not UTF-8, rename it") from None
+    return Path(path)
 
 
 _PART = re.compile(r"\.[0-9a-f]{32}\.")
@@ -60,20 +59,19 @@ _PART = re.compile(r"\.[0-9a-f]{32}\.")
 def whole(path: Path) -> Iterator[Path]:
     """A path in the same folder that takes the place of ``path``, a file or a new folder, if all
     goes well.
+
+    Raises:
+        OSError: it cannot be written; names it.
     """
     part = path.with_name(f".{uuid4().hex}.{path.name}")
-    with interrupts.cleaned(partial(_remove, part)):
+    with interrupts.cleaned(partial(_remove, part)), named(path, part):
+        yield part
+        handle = os.open(part, os.O_RDONLY)
         try:
-            yield part
-            handle = os.open(part, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            os.replace(part, path)
-        except OSError as error:
-            error.filename = error.filename or str(path)  # that of a full disk has none
-            raise
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(part, path)
 
 
 def _remove(path: Path) -> None:
@@ -81,7 +79,8 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -90,6 +89,37 @@ def temporary() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     with interrupts.cleaned(partial(_remove, folder)):
         yield folder
+
+
+@contextlib.contextmanager
+def named(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Let an error of the system name a file, where it names none, or the unfinished one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) != part:
+            raise
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Let whatever a damaged file raises be an error that names it.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        with named(path):
+            yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {printable(str(error), 200)}"
+        raise ValueError(f"{path} is damaged ({said})") from error
 
 
 @contextlib.contextmanager
@@ -312,7 +342,7 @@ def _inside(folder: Path) -> set[str]:
     return {path.as_posix() for path in paths} - {SUMS}
 
 
-def _differences(there: str, text: str, most: int = 3) -> str:
+def _differences(there: Any, here: Any, most: int = 3) -> str:
     """The first settings that differ, with their values, of two configurations in JSON."""
 
     def flat(tree: Any, name: str = "") -> dict[str, str]:
@@ -321,18 +351,15 @@ def _differences(there: str, text: str, most: int = 3) -> str:
         parts = [flat(value, f"{name}.{key}".strip(".")) for key, value in tree.items()]
         return {name: value for part in parts for name, value in part.items()}
 
-    try:
-        old, new = flat(json.loads(there)), flat(json.loads(text))
-    except ValueError:
-        return ""
-    named = [
+    old, new = flat(there), flat(here)
+    differ = [
         f"{name} is {printable(old.get(name, 'missing'), 60)} there and "
         f"{printable(new.get(name, 'missing'), 60)} here"
         for name in [*new, *(old.keys() - new.keys())]
         if old.get(name) != new.get(name)
     ]
-    more = [f"{len(named) - most} more"] if len(named) > most else []
-    return f" ({', '.join(named[:most] + more)})" if named else ""
+    more = [f"{len(differ) - most} more"] if len(differ) > most else []
+    return ", ".join(differ[:most] + more)
 
 
 def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
@@ -344,6 +371,7 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: the folder holds a run of another configuration, or something else.
+        OSError: it cannot be written to.
     """
     path, text = folder / "config.json", json.dumps(configuration, indent=1)
     found = list(folder.iterdir()) if folder.exists() else []
@@ -352,10 +380,11 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
             raise ValueError(f"{folder} exists and holds no run; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         _create(path, text)
-    there = path.read_text(errors="replace")
-    if there != text:
+    with reading(path):
+        there = json.loads(path.read_text())
+    if there != (here := json.loads(text)):
         raise ValueError(
-            f"{folder} holds a run of another configuration{_differences(there, text)}; choose "
+            f"{folder} holds a run of another configuration ({_differences(there, here)}); choose "
             f"another folder or the settings in {path}"
         )
 
@@ -364,7 +393,8 @@ def _create(path: Path, text: str) -> None:
     """Write a text file whole, unless another process was faster."""
     first = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
-        write_text(first, text)
+        with named(path, first):
+            write_text(first, text)
         os.link(first, path)
     except FileExistsError:
         pass

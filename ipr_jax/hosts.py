@@ -39,14 +39,14 @@ class HostOptions:
         given = [self.coordinator, self.num_processes, self.process_id]
         if None in given and given != [None] * 3:
             raise ValueError(
-                "coordinator, num_processes and process_id must be given together, got "
+                "--coordinator, --num-processes and --process-id must be given together, got "
                 f"{', '.join(map(repr, given))}"
             )
         if self.distributed and self.coordinator is not None:
-            raise ValueError("distributed finds the coordinator itself, leave out one of them")
+            raise ValueError("--distributed finds the others itself, leave out --coordinator")
         processes = self.num_processes or 0
         if self.process_id is not None and not 0 <= self.process_id < processes:
-            raise ValueError(f"process_id must be in [0, {processes}), got {self.process_id}")
+            raise ValueError(f"--process-id must be in [0, {processes}), got {self.process_id}")
 
     def join(self) -> None:
         """Join the other processes, if there are any; before anything else is done by JAX.

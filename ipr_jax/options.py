@@ -1,7 +1,7 @@
 """Options that several commands share, and how they open the task and the model they name."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,13 +14,14 @@ from ipr_jax.memory import Size
 from ipr_jax.networks import open_network
 from ipr_jax.order import ORDERS
 from ipr_jax.precision import get_precision
-from ipr_jax.regenerate import REFINEMENT
+from ipr_jax.regenerate import REFINEMENT, Sampling
 from ipr_jax.selection import NOISES, REGIONS
 from ipr_jax.stopping import Stop
-from ipr_jax.tasks import counting_polygons, get_task
+from ipr_jax.tasks import counting_polygons, get_task, missing
 from ipr_jax.tasks.base import Task
 from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
 from ipr_jax.tasks.polygon_classifier import read_counts
+from ipr_jax.terminal import naming
 
 Value = TypeVar("Value")
 
@@ -54,14 +55,18 @@ class TaskOptions:
             ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
         """
         get_precision(self.precision)
+        given = {"difficulty": self.difficulty, "data": self.data, "classifier": self.classifier}
+        lacks = missing(task, **given)
+        if self.model is None and task not in checkpoint.SHIPPED:
+            lacks["model"] = "a folder, none ships"
+        if lacks:
+            needs = ", ".join(f"--{option} ({what})" for option, what in lacks.items())
+            raise ValueError(f"the task {task} needs {needs}")
         classify, classifier = (
             _open_classifier(self.classifier, task) if self.classifier else (None, None)
         )
         made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
-        name = self.model or task
-        if self.model is None and task not in checkpoint.SHIPPED:
-            raise ValueError(f"no model ships for the task {task}, give --model FOLDER")
-        model, provenance = _open_model(name, made)
+        model, provenance = _open_model(self.model or task, made)
         described = {
             "model": dataclasses.asdict(model.config),
             "provenance": provenance,
@@ -139,25 +144,24 @@ class PassOptions:
             "order": _known("order", self.order, ORDERS),
         }
         first, later = _known("task", task, experiments.SETTINGS)
-        given = {
-            "first": (first, self.first_steps_per_patch, self.first_overlap),
-            "later": (later, self.steps_per_patch, self.overlap),
-        }
-        passes = {
-            name: dataclasses.replace(
+
+        def sampling(base: Sampling, steps: int | None, overlap: float | None) -> Sampling:
+            return dataclasses.replace(
                 base,
                 steps_per_patch=base.steps_per_patch if steps is None else steps,
                 overlap=base.overlap if overlap is None else overlap,
                 **shared,
             )
-            for name, (base, steps, overlap) in given.items()
-        }
+
+        with naming({name: f"first_{name}" for name in ("steps_per_patch", "overlap")}):
+            first = sampling(first, self.first_steps_per_patch, self.first_overlap)
         return Refinement(
             iterations=self.iterations,
             ratio=self.ratio,
             select=_known("regions", self.regions, REGIONS),
             noise=_known("noise", self.noise, NOISES),
-            **passes,
+            first=first,
+            later=sampling(later, self.steps_per_patch, self.overlap),
         )
 
 
@@ -188,6 +192,30 @@ def get_rule(name: str, task: Task) -> Stop:
     return rules[name]
 
 
+def typed(words: Iterable[str]) -> dict[str, str]:
+    """How the options on a command line were typed, by the argument that each became."""
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    found = {option[2:].replace("-", "_"): option for option in options}
+    renamed = {"pairs": "swapped", "backgrounds": "data"}
+    return found | {name: found[option] for name, option in renamed.items() if option in found}
+
+
+def refuse_idle(options: Any, because: str, *names: str) -> None:
+    """Refuse options that have no effect beside others.
+
+    Args:
+        options: a dataclass.
+        because: why they have none.
+        *names: of its fields.
+
+    Raises:
+        ValueError: one of them is not as by default.
+    """
+    for name in names:
+        if getattr(options, name) != getattr(type(options), name):
+            raise ValueError(f"{because}, leave out --{name.replace('_', '-')}")
+
+
 def plain(options: Any) -> dict[str, Any]:
     """Options as JSON data."""
     fields = dataclasses.asdict(options)
@@ -200,7 +228,8 @@ def _open_classifier(path: Path, task: str) -> tuple[Callable[[jax.Array], Any],
     Raises:
         ValueError, FileNotFoundError: there is none, or it is another task's.
     """
-    network, provenance = open_network(path)
+    with naming({"model": "classifier"}):
+        network, provenance = open_network(path)
     needed = {"mnist-sudoku": MNISTConfig()} | {
         f"counting-{name}": variant.counts for name, variant in counting_polygons.VARIANTS.items()
     }
@@ -232,5 +261,5 @@ def _open_model(name: str, task: Task) -> tuple[SRM, dict[str, Any]]:
 
 def _known(kind: str, name: str, table: Mapping[str, Value]) -> Value:
     if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}; known: {sorted(table)}")
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
     return table[name]

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ipr_jax import check, files, memory, metrics, resume
+from ipr_jax import check, checkpoint, files, memory, metrics, resume
 from ipr_jax.evaluate import Progress, Refinement, evaluate
 from ipr_jax.interrupts import PreemptionError
 from ipr_jax.metrics import Line, Moments, Tally
@@ -229,11 +229,12 @@ def refine(
         saves the state.
 
     Raises:
-        ValueError: before anything is written: the folder holds something else, or a file is not
-            what its record says.
+        ValueError: before anything is written: the folder holds something else, a file is not what
+            its record says, or Orbax cannot write a state there.
         PreemptionError: ``preempted`` said so; the state is saved.
         OSError: a file cannot be written; what was written before is whole.
     """
+    checkpoint.check_path(folder)
     files.claim(folder, settings)
     (folder / "samples").mkdir(exist_ok=True)
     own = run.shards[jax.process_index() :: jax.process_count()]
@@ -567,23 +568,17 @@ def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: a file is not what the manifest says.
+        ValueError: the manifest is damaged, or a file is not what it says.
     """
-    folder = Path(folder)
-    manifest = folder / "manifest.json"
-    try:
-        described = [
-            (folder / shard["file"], shard["sha256"])
-            for shard in json.loads(manifest.read_text())["shards"]
-        ]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no finished run: no manifest.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{manifest} is damaged; remove it to have the run write it again"
-        ) from error
-    for path, sha256 in described:
-        if not path.exists() or files.digest(path) != sha256:
-            raise ValueError(f"{path} is not the file that {manifest} describes")
-        with np.load(path) as arrays:
-            yield dict(arrays)
+    listed = Path(folder) / "manifest.json"
+    if not listed.exists():
+        raise FileNotFoundError(f"{folder} holds no finished run: no manifest.json")
+    with files.reading(listed):
+        shards = json.loads(listed.read_text())["shards"]
+        digests = {listed.parent / shard["file"]: shard["sha256"] for shard in shards}
+    for path, digest in digests.items():
+        if not path.exists() or files.digest(path) != digest:
+            raise ValueError(f"{path} is not the file that {listed} describes")
+        with files.reading(path), np.load(path) as arrays:
+            found = dict(arrays)
+        yield found

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 from convert import mapping, srm, torch_file  # noqa: E402
-from ipr_jax import SRM, ModelConfig, checkpoint, cli  # noqa: E402
+from ipr_jax import SRM, ModelConfig, checkpoint, cli, terminal  # noqa: E402
 from ipr_jax.networks import build  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,11 +89,15 @@ def nhwc(images: np.ndarray) -> np.ndarray:
 
 
 def call(*words: object) -> tuple[int, str, str]:
-    """Run the command line in this process: exit code, standard output and standard error."""
+    """Run the command line in this process: exit code, standard output and standard error.
+
+    However long it takes, it does not say how far it is.
+    """
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ipr-jax", *map(str, words)])
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+        patch.setattr(terminal, "QUIET_SECONDS", math.inf)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 cli.main()

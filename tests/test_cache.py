@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -47,21 +48,34 @@ def test_the_folder_is_made_among_the_users_caches(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"jax_compilation_cache_dir": "/theirs"}, {"jax_enable_compilation_cache": False}],
+    [
+        {"jax_compilation_cache_dir": "theirs"},
+        {"jax_compilation_cache_dir": "gs://bucket/theirs"},
+        {"jax_enable_compilation_cache": False},
+    ],
 )
 def test_the_users_own_settings_come_first(enable, monkeypatch, tmp_path, settings):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.chdir(tmp_path)
     assert not enable(**settings)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "caches").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_not_used(enable, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert not enable()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert not enable()
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+@pytest.mark.parametrize("how", ["no folder", "no access"])
+def test_a_folder_that_cannot_be_written_to_is_said_and_not_used(
+    enable, monkeypatch, tmp_path, whose, how
+):
+    caches = tmp_path / "file"
+    if how == "no folder":
+        caches.write_text("")
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    settings = {} if whose == "ours" else {"jax_compilation_cache_dir": str(caches / "ipr_jax")}
+    said = f"no compiled programs are kept: {caches / 'ipr_jax'} cannot be written to"
+    with pytest.warns(UserWarning, match=f"^{re.escape(said)}$"):
+        assert enable(**settings) == {"jax_enable_compilation_cache": False}
 
 
 def test_commands_of_the_tests_keep_nothing():

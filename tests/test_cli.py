@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,15 +16,14 @@ import pytest
 from conftest import TINY, call
 from flax import nnx
 from PIL import Image
-from rich.console import Console
 
 import ipr_jax
 from ipr_jax import checkpoint, cli, evaluate, experiments, pictures, shards
 from ipr_jax.config import PRESETS
 from ipr_jax.networks import build
-from ipr_jax.options import get_rule
+from ipr_jax.options import Opened, get_rule
 from ipr_jax.streaming import Streamed
-from ipr_jax.tasks import get_task
+from ipr_jax.tasks import TASKS, get_task
 from ipr_jax.tasks.mini_sudoku import BOARDS
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.terminal import one_line_errors
@@ -73,7 +73,7 @@ def work(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tiny_folder, tmp_path_factory):
     """A finished run: its folder and what the command said."""
-    folder = tmp_path_factory.mktemp("runs") / "new" / "run"
+    folder = tmp_path_factory.mktemp("runs") / "new" / "run :smile:"
     words = ("--seed", 4, "--dtype", "float32", "--out", folder)
     return folder, call("refine", "--model", tiny_folder, *SHORT, *words)
 
@@ -87,10 +87,9 @@ def test_it_writes_its_files_and_says_where(finished):
     assert names_in(folder) == sorted([*FILES, *PICTURES, "samples"])
     assert names_in(folder / "samples") == ["00000.json", "00000.npz"]
     rows = [line.split()[0] for line in out.splitlines() if line.strip()]
-    assert rows[:4] == ["iteration", "first", "1", "2"]
+    assert rows[:5] == ["compiling", "iteration", "first", "1", "2"]
     assert re.search(r"^\d+ s, after \d+ s of compilation$", out, re.MULTILINE)
-    assert rows[-1] == "written:"
-    assert out.replace("\n", "").endswith(f"written: {folder}")
+    assert out.endswith(f"\n\nwritten: {folder}\n")
     for name in ("refinement.png", "samples.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     with Image.open(folder / "refinement.gif") as image:
@@ -166,7 +165,8 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
         "refine", "--model", tiny_folder, "--puzzle", puzzle, "--samples", 3, "--iterations", 1
     )
     assert (code, err) == (0, "")
-    assert "no solution: row 1 has the digit 1 2 times" in out.replace("\n", " ")
+    assert "\nThis puzzle has no solution: row 1 has the digit 1 2 times.\n" in f"\n{out}"
+    assert "\n0 of 3 tries are valid\n" in out
     (folder,) = (work / "results").iterdir()
     assert folder.name.startswith("mini-sudoku-")
     assert names_in(folder) == sorted([*FILES, *PICTURES, "samples"])
@@ -194,8 +194,35 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
     code, out, _ = call("refine", "--model", tiny_folder, *words)
     assert code == 0
     assert "no solution" not in out
+    assert "tries" not in out
     (line,) = lines_of(work / "run")
     assert line["samples"] == 1
+
+
+def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, monkeypatch):
+    """The fourth of five, in the second file; none of the others is."""
+    solved = TASK.corrupted(1).test_batch(0, np.arange(1)).label[0]
+    board, _ = BOARDS.render(solved, 0)
+
+    def told(task, model, batch, *arguments, first, **options):
+        places = np.arange(first, first + len(batch.image))
+        nfe, valid = np.zeros(len(places), np.int64), places == 3
+        image = np.where(valid[:, None, None, None], board, batch.image)
+        for number in range(2):
+            scores = {"valid": valid & (number > 0), "violations": nfe}
+            yield evaluate.Progress(number, image, scores, nfe == 0, nfe, 1.0, 1.0, 1.0, 64)
+
+    monkeypatch.setattr(shards, "evaluate", told)
+    words = ("--puzzle", "." * 16, "--samples", 5, "--shard-size", 2, "--iterations", 1)
+    code, out, _ = call("refine", "--model", tiny_folder, *words)
+    assert code == 0
+    said = "1 of 5 tries are valid; one of them is shown, chosen by the rules, a verifier"
+    printed = out.splitlines()
+    assert said in printed
+    for title in ("first pass (not valid)", "refined (valid)"):
+        at = printed.index(f"{title}, given cells in brackets")
+        want = TASK.format_sample(board, np.zeros((4, 4), int))
+        assert "\n".join(printed[at + 1 : at + 6]) == want
 
 
 def test_an_existing_folder_is_left_alone(tiny_folder, work):
@@ -217,45 +244,75 @@ EXAMPLE = "1..4 .... .3.. ...."
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--task", "chess"), "unknown task 'chess'; known: mini-sudoku, digits-sudoku, mnist-su"),
-        (("--task", "mnist-sudoku"), "the task mnist-sudoku needs a classifier: the folder of a c"),
-        (("--difficulty", "easy"), "the task mini-sudoku takes no difficulty"),
-        (("--classifier", "mini-sudoku"), "the task mini-sudoku takes no classifier"),
-        (("--swapped", "-1"), "swapped must be a whole number of at least 0, got -1"),
-        (("--swapped", "9"), "pairs must be"),
-        (("--swapped", "1", "--puzzle", EXAMPLE), "swapped must be 0 with a puzzle, got 1"),
+        (
+            ("--task", "chess"),
+            "unknown --task 'chess'; known: mini-sudoku, digits-sudoku, mnist-su",
+        ),
+        (
+            ("--task", "mnist-sudoku"),
+            "the --task mnist-sudoku needs --data (a folder with MNIST), --classifier (the folder",
+        ),
+        (("--difficulty", "easy"), "the task mini-sudoku takes no --difficulty"),
+        (("--classifier", "mini-sudoku"), "the task mini-sudoku takes no --classifier"),
+        (("--data", "x"), "the task mini-sudoku takes no --data"),
+        (
+            ("--task", "counting-stars", "--classifier", "nope"),
+            "no --classifier at 'nope': give a model folder or one of ['mini-sudoku']",
+        ),
+        (("--swapped", "-1"), "--swapped must be a whole number of at least 0, got -1"),
+        (("--swapped", "9"), "--swapped must be in 1..8 on a 4x4 board, got 9"),
+        (
+            ("--swapped", "1", "--puzzle", EXAMPLE),
+            "--puzzle is a board of its own, leave out --swapped",
+        ),
         (("--swapped", "1", "--first-overlap", "0"), "are, leave out --first-overlap"),
-        (("--task", "digits-sudoku", "--difficulty", "x"), "unknown difficulty 'x'; known: "),
-        (("--model", "nope"), "no model at 'nope': give a model folder or one of ['mini-sudoku']"),
+        (("--task", "digits-sudoku", "--difficulty", "x"), "unknown --difficulty 'x'; known: "),
+        (
+            ("--model", "no[v2]"),
+            "no --model at 'no[v2]': give a model folder or one of ['mini-sudoku']",
+        ),
         (("--model", "."), "is not a model of ipr_jax: "),
         (
-            ("--order", "x"),
-            "unknown order 'x'; known: ['certain', 'random', 'raster', 'uncertain']",
+            ("--out", "run[v2]"),
+            "run[v2] has [ ]: the path of a model or of a run that goes on must",
         ),
-        (("--regions", "x"), "unknown regions 'x'; known: ['fixed', 'fresh']"),
-        (("--noise", "[x]"), "unknown noise '[x]'; known: ['fresh', 'initial']"),
-        (("--ratio", "0"), "ratio must be in (0, 1], got 0.0"),
-        (("--ratio", "1.5"), "ratio must be in (0, 1], got 1.5"),
-        (("--overlap", "1.1"), "overlap must be in [0, 1], got 1.1"),
-        (("--precision", "fp8"), "unknown precision 'fp8'; known: float32, tf32, bfloat16"),
-        (("--first-overlap", "-0.5"), "overlap must be in [0, 1], got -0.5"),
-        (("--steps-per-patch", "0"), "steps_per_patch must be a whole number of at least 1, got 0"),
+        (("--order", "x"), "unknown --order 'x'; known: certain, uncertain, random, raster"),
+        (("--regions", "x"), "unknown --regions 'x'; known: fresh, fixed"),
+        (("--noise", "[x]"), "unknown --noise '[x]'; known: fresh, initial"),
+        (("--ratio", "0"), "--ratio must be in (0, 1], got 0.0"),
+        (("--ratio=1.5",), "--ratio must be in (0, 1], got 1.5"),
+        (("--overlap", "1.1"), "--overlap must be in [0, 1], got 1.1"),
+        (("--precision", "fp8"), "unknown --precision 'fp8'; known: float32, tf32, bfloat16"),
+        (("--first-overlap", "-0.5"), "--first-overlap must be in [0, 1], got -0.5"),
         (
-            ("--first-steps-per-patch", "0"),
-            "steps_per_patch must be a whole number of at least 1, got 0",
+            ("--steps-per-patch", "0"),
+            "--steps-per-patch must be a whole number of at least 1, got 0",
         ),
-        (("--samples", "0"), "samples must be a whole number of at least 1, got 0"),
-        (("--iterations", "-1"), "iterations must be a whole number of at least 0, got -1"),
-        (("--temperature", "-1"), "temperature must be finite and at least 0, got -1.0"),
-        (("--temperature", "nan"), "temperature must be finite and at least 0, got nan"),
-        (("--stochasticity", "2"), "stochasticity must be in [0, 1], got 2.0"),
-        (("--seed", "-1"), "seed must be a whole number of at least 0, got -1"),
-        (("--seed", "4294967296"), "seed must be below 4294967296, got 4294967296"),
-        (("--puzzle", "1..4"), f"must be 16 characters .* got 4 in '1..4'; valid: '{EXAMPLE}'"),
+        (
+            ("--first_steps_per_patch", "0"),
+            "--first_steps_per_patch must be a whole number of at least 1, got 0",
+        ),
+        (
+            ("--first-steps-per-patch", "0", "--steps-per-patch", "1"),
+            "--first-steps-per-patch must be a whole number of at least 1, got 0",
+        ),
+        (("--samples", "0"), "--samples must be a whole number of at least 1, got 0"),
+        (("--iterations", "-1"), "--iterations must be a whole number of at least 0, got -1"),
+        (("--temperature", "-1"), "--temperature must be finite and at least 0, got -1.0"),
+        (("--temperature", "nan"), "--temperature must be finite and at least 0, got nan"),
+        (("--stochasticity", "2"), "--stochasticity must be in [0, 1], got 2.0"),
+        (("--seed", "-1"), "--seed must be a whole number of at least 0, got -1"),
+        (("--seed", "4294967296"), "--seed must be below 4294967296, got 4294967296"),
+        (("--batch-size", "0"), '--batch-size must be a whole number of at least 1 or "auto", go'),
+        (("--shard-size", "0"), "--shard-size must be a whole number of at least 1, got 0"),
+        (("--dtype", "u1"), "--dtype must be uint8 or float32, got 'u1'"),
+        (("--save-minutes", "-1"), "--save-minutes must be at least 0, got -1.0"),
+        (("--puzzle", "1..4"), f"4x4 --puzzle must be 16 .* got 4 in '1..4'; valid: '{EXAMPLE}'"),
         (("--puzzle", "5" * 16), f"out of 1..4 .* got '5' in '{'5' * 16}'; valid: '{EXAMPLE}'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, message):
+    """It names the option as it was typed."""
     if "--model" not in words:
         words = ("--model", tiny_folder, *words)
     code, out, err = call("refine", *words)
@@ -265,6 +322,52 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, mess
     assert err.count("\n") == 1
     for part in message.split(" .* "):
         assert part in err
+    assert not list(work.iterdir())
+
+
+def test_all_that_a_task_needs_is_said_at_once(work):
+    code, out, err = call("evaluate", "mnist-sudoku")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: the task mnist-sudoku needs --data (a folder with MNIST), --classifier (the folder "
+        "of a converted one), --model (a folder, none ships)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("refine", "--task", "digits-sudoku", "--puzzle", "." * 81, "--difficulty", "easy"),
+            "--puzzle is a board of its own, leave out --difficulty",
+        ),
+        (
+            ("refine", "--task", "digits-sudoku", "--swapped", 2, "--difficulty", "easy"),
+            "boards with swapped cells are refined as they are, leave out --difficulty",
+        ),
+        (
+            ("experiment", "sudoku-corrupted", "--task", "digits-sudoku", "--difficulty", "easy"),
+            "the experiment sudoku-corrupted sets its difficulty, leave out --difficulty",
+        ),
+        (
+            ("stream", "digits-sudoku", "--patience", 2),
+            "without --stop no sample leaves early, leave out --patience",
+        ),
+        (
+            ("train", "mini-sudoku", "--noise-levels", "shared", "--sharpness", 2),
+            "--noise-levels mean-beta alone has a sharpness, leave out --sharpness",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(work, monkeypatch, words, message):
+    """Without a model of 9x9 boards at hand."""
+
+    def opened(options, task):
+        return Opened(get_task(task, difficulty=options.difficulty), None, {})
+
+    monkeypatch.setattr(cli.TaskOptions, "open", opened)
+    monkeypatch.setattr(cli, "compute_in", lambda model, precision: None)
+    assert call(*words) == (2, "", f"error: {message}\n")
     assert not list(work.iterdir())
 
 
@@ -294,13 +397,13 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tiny_folder, work, monke
     words = ("refine", "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
     with monkeypatch.context() as patch:
         patch.setattr(shards, "evaluate", interrupted)
-        code, _, err = call(*words, "--out", "run")
+        code, _, err = call(*words, "--out", "run :x:")
     assert code == 130
-    assert err == "interrupted: started again with --out run, it goes on\n"
-    assert names_in(work / "run") == ["config.json", "samples", "state-0"]
-    assert call(*words, "--out", "run")[0] == 0
+    assert err == "interrupted: started again with --out run :x:, it goes on\n"
+    assert names_in(work / "run :x:") == ["config.json", "samples", "state-0"]
+    assert call(*words, "--out", "run :x:")[0] == 0
     for name, want in samples_of(finished[0]).items():
-        np.testing.assert_array_equal(samples_of(work / "run")[name], want)
+        np.testing.assert_array_equal(samples_of(work / "run :x:")[name], want)
 
 
 def test_an_interrupted_training_says_how_to_go_on(work, monkeypatch):
@@ -326,8 +429,8 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
     monkeypatch.setattr(shards, "evaluate", broken)
     code, out, _ = call("refine", "--model", tiny_folder, *SHORT, "--out", "run")
     assert code == 0
-    said = "not finite and not counted: 3 samples (0 at iteration 1, 1 at iteration 1, 2 at"
-    assert said in out.replace("\n", " ")
+    named = ", ".join(f"{sample} at iteration 1" for sample in range(3))
+    assert f"\nnot finite and not counted: 3 samples ({named})\n" in out
     np.testing.assert_array_equal(samples_of(work / "run")["broke_at"], [1] * 3)
     assert names_in(work / "run") == [*FILES, "samples"]
 
@@ -375,8 +478,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     assert finite[sample] == 4
 
 
-def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
-    monkeypatch.setattr(cli, "console", Console(width=200))
+def test_a_task_without_puzzles_and_without_clues(tmp_path, work):
     colour = dataclasses.replace(TINY, channels=3, patch_size=4)
     model = save_random(tmp_path / "colour", colour)
     words = ("refine", "--task", "even-pixels", "--model", model)
@@ -389,7 +491,7 @@ def test_a_task_without_puzzles_and_without_clues(tmp_path, work, monkeypatch):
     assert saved["balanced"].shape == saved["imbalance"].shape == (3, 3)
     assert names_in(work / "run") == sorted([*FILES, *PICTURES, "samples"])
     code, _, err = call(*words, "--puzzle", EXAMPLE)
-    assert (code, err) == (2, "error: the task even-pixels has no puzzles, leave out --puzzle\n")
+    assert (code, err) == (2, "error: the --task even-pixels has no puzzles, leave out --puzzle\n")
 
 
 def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, work):
@@ -485,11 +587,12 @@ def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
 
     monkeypatch.setattr(evaluate, "evaluate_stream", still)
     words = ("--samples", 3, "--slots", 2, "--ratio", 0.5, "--stop", "verified", "--patience", 3)
-    code, out, _ = call("stream", "mini-sudoku", "--model", tiny_folder, *words, "--out", "run")
+    code, out, _ = call("stream", "mini-sudoku", "--model", tiny_folder, *words, "--out", "run[v2]")
     assert code == 0
+    assert out.endswith("\n\nwritten: run[v2]\n")
     assert "a verifier chose when to stop" in out
     assert "not finite and not counted: 1 samples" in out
-    told = json.loads((work / "run" / "results.json").read_text())
+    told = json.loads((work / "run[v2]" / "results.json").read_text())
     assert told["uses_verifier"]
     assert told["metrics"]["wasted"] == pytest.approx(0.3)
     assert told["metrics"]["left_early"] == 3
@@ -509,13 +612,13 @@ def test_the_rule_unchanged_reads_the_digits():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--slots", 0), "slots must be a whole number of at least 1, got 0"),
-        (("--patience", 0), "patience must be a whole number of at least 1, got 0"),
-        (("--samples", 0), "samples must be a whole number of at least 1, got 0"),
-        (("--iterations", 0), "iterations must be a whole number of at least 1, got 0"),
+        (("--slots", 0), "--slots must be a whole number of at least 1, got 0"),
+        (("--patience", 0), "--patience must be a whole number of at least 1, got 0"),
+        (("--samples", 0), "--samples must be a whole number of at least 1, got 0"),
+        (("--iterations", 0), "--iterations must be a whole number of at least 1, got 0"),
         (
             ("--stop", "x"),
-            "stop must be one of none, unchanged, verified for the task mini-sudoku, got 'x'",
+            "--stop must be one of none, unchanged, verified for the task mini-sudoku, got 'x'",
         ),
     ],
 )
@@ -523,6 +626,50 @@ def test_a_bad_stream_is_one_line_and_writes_nothing(tiny_folder, work, words, m
     found = call("stream", "mini-sudoku", "--model", tiny_folder, *words)
     assert found == (2, "", f"error: {message}\n")
     assert not list(work.iterdir())
+
+
+# --- default folders ------------------------------------------------------------------------------
+
+
+def test_a_command_that_goes_on_has_its_folder_and_another_one_another(tmp_path):
+    usual = cli.ExperimentOptions()
+
+    def folder(**changes):
+        options = dataclasses.replace(usual, **changes)
+        return cli._same_folder(tmp_path / "ratio", options, usual)
+
+    assert folder() == folder(out=tmp_path) == tmp_path / "ratio"
+    others = [folder(seed=1), folder(seed=2), folder(samples=1), folder(model="m", seed=1)]
+    assert len({*others, folder()}) == 5
+    assert others[0] == folder(seed=1)
+    assert re.fullmatch("ratio-[0-9a-f]{8}", others[0].name)
+
+
+def test_evaluations_are_new_folders_each(tiny_folder, work, monkeypatch):
+    """Of 4 samples, 2 break at the first iteration and 1 at the second: that is said."""
+
+    def told(task, denoise, batch, refinement, key, *, batch_size):
+        for number in range(3):
+            finite = np.arange(4) >= (0, 2, 3)[number]
+            nfe = np.zeros(4, np.int64)
+            scores = {"valid": finite, "violations": nfe}
+            yield evaluate.Progress(number, batch.image, scores, finite, nfe, 1.0, 1.0, 1.0, 4)
+
+    monkeypatch.setattr(experiments, "evaluate", told)
+    words = ("evaluate", "mini-sudoku", "--model", tiny_folder, "--iterations", 2)
+    for _ in range(2):
+        code, out, err = call(*words, "--samples", 4)
+        assert (code, err) == (0, "")
+        said = "not finite and not counted: 3 samples (2 at iteration 1, 1 at iteration 2)"
+        assert said in out.splitlines()
+    folders = sorted((work / "results").iterdir())
+    assert [re.sub(r"[\d-]+$", "", path.name) for path in folders] == ["evaluate-mini-sudoku"] * 2
+    assert out.endswith(f"\n\nwritten: results/{folders[-1].name}\n")
+    _, out, _ = call(*words, "--samples", 4, "--out", "run[v2]")
+    assert out.endswith("\n\nwritten: run[v2]\n")
+    _, _, err = call(*words, "--samples", 5, "--out", "run[v2]")
+    said = "run[v2] holds a run of another configuration (samples is 4 there and 5 here); choose"
+    assert err == f"error: {said} another folder or the settings in run[v2]/config.json\n"
 
 
 # --- train ----------------------------------------------------------------------------------------
@@ -535,10 +682,10 @@ def test_training_writes_a_model(work, monkeypatch):
     words += ("--noise-levels", "independent", "--num-steps")
     with jax.numpy_dtype_promotion("standard"):
         code, out, err = call(*words, 2)
-        other = call(*words, 3)
+        (run,) = (work / "runs").iterdir()
+        other = call(*words, 3, "--out", run)
     assert (code, err) == (0, "")
-    assert "written: runs/mini-sudoku/model" in out
-    run = work / "runs" / "mini-sudoku"
+    assert out == f"compiling\nwritten: runs/{run.name}/model\n"
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2]
     assert all(np.isfinite(line["total"]) for line in log)
@@ -558,11 +705,11 @@ def test_training_writes_a_model(work, monkeypatch):
         ),
         (
             ("mini-sudoku", "--num-steps", 0),
-            "num_steps must be a whole number of at least 1, got 0",
+            "--num-steps must be a whole number of at least 1, got 0",
         ),
         (
             ("mini-sudoku", "--num-workers", -1),
-            "num_workers must be a whole number of at least 0, got -1",
+            "--num-workers must be a whole number of at least 0, got -1",
         ),
     ],
 )
@@ -580,8 +727,7 @@ def rows_of(out):
     return {line[0]: line[1] for line in lines if len(line) == 2}
 
 
-def test_info_prints_what_is_in_a_model(monkeypatch):
-    monkeypatch.setattr(cli, "console", Console(width=1000))
+def test_info_prints_what_is_in_a_model():
     code, out, err = call("info", "mini-sudoku")
     assert (code, err) == (0, "")
     rows = rows_of(out)
@@ -651,10 +797,23 @@ def test_help_names_the_commands():
     assert code == 0
     for command in ("refine", "evaluate", "stream", "experiment", "train", "info"):
         assert command in out
-    for words in ("train TASK", "evaluate TASK", "stream TASK", "experiment NAME"):
+    for words, names in {
+        "train TASK": RECIPES,
+        "evaluate TASK": TASKS,
+        "stream TASK": TASKS,
+        "experiment NAME": experiments.EXPERIMENTS,
+    }.items():
         code, out, _ = call(words.split()[0], "--help")
+        said = " ".join(out.replace("│", " ").split())
         assert code == 0
-        assert f"ipr-jax {words} --help" in " ".join(out.replace("│", " ").split())
+        assert f"ipr-jax {words} --help" in said
+        assert f"one of {', '.join(names)}." in said
+
+
+def test_the_version_is_that_of_the_package():
+    said = f"ipr_jax {importlib.metadata.version('ipr_jax')}\n"
+    assert call("--version") == (0, said, "")
+    assert "ipr-jax --version" in call("--help")[1]
 
 
 @pytest.mark.parametrize(
@@ -700,8 +859,10 @@ def test_other_errors_of_the_device_are_shown_whole():
 def test_the_installed_command_is_this_one(work):
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="ipr-jax")
     assert command.load() is cli.main
-    words = [sys.executable, "-m", "ipr_jax.cli", "refine", "--ratio", "0"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=work, timeout=120)
+    words = [sys.executable, "-m", "ipr_jax.cli", "refine"]
+    bare = {"capture_output": True, "text": True, "cwd": work, "timeout": 120}
+    done = subprocess.run(words, env=os.environ | {"JAX_PLATFORMS": "abacus"}, **bare)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: ratio must be in (0, 1], got 0.0\n"
+    assert done.stderr.startswith("error: JAX has no device of JAX_PLATFORMS=abacus: Unable to ")
+    assert done.stderr.count("\n") == 1
     assert not list(work.iterdir())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +243,8 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
     options = ("--model", tiny_folder, "--samples", 6, "--iterations", 2)
     code, out, err = call("experiment", "ratio", *options)
     assert (code, err) == (0, "")
-    folder = tmp_path / "results" / "ratio-mini-sudoku"
+    (folder,) = (tmp_path / "results").iterdir()
+    assert re.fullmatch("ratio-mini-sudoku-[0-9a-f]{8}", folder.name)
     files = ["arms", "config.json", "ratio-mini-sudoku.png", "results.json"]
     assert sorted(path.name for path in folder.iterdir()) == files
     compared = "at the end, compared with 0.25"
@@ -269,11 +271,11 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
     ("words", "message"),
     [
         (("nothing",), "unknown experiment 'nothing'; known: sudoku-hard, sudoku-corrupted, poly"),
-        (("ratio", "--task", "sudoku"), f"unknown task 'sudoku'; known: {', '.join(TASKS)}"),
-        (("ratio", "--task", "mnist-sudoku"), "the task mnist-sudoku needs a classifier"),
-        (("ratio", "--task", "counting-stars"), "the task counting-stars needs a classifier"),
-        (("ratio", "--task", "mini-sudoku", "--data", "x"), "the task mini-sudoku takes no data"),
-        (("ratio", "--difficulty", "hard"), "the task mini-sudoku takes no difficulty"),
+        (("ratio", "--task", "sudoku"), f"unknown --task 'sudoku'; known: {', '.join(TASKS)}"),
+        (("ratio", "--task", "mnist-sudoku"), "the --task mnist-sudoku needs --data (a folder"),
+        (("ratio", "--task", "counting-stars"), "the --task counting-stars needs --classifier ("),
+        (("ratio", "--data", "x"), "the task mini-sudoku takes no --data"),
+        (("ratio", "--difficulty", "hard"), "the task mini-sudoku takes no --difficulty"),
         (
             ("ratio", "--task", "even-pixels", "--model", "mini-sudoku"),
             "mini-sudoku makes images (32, 32, 1) in 4 x 4 patches of 8, the task even-pixels "
@@ -281,10 +283,13 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
         ),
         (("precision", "--precision", "bfloat16"), "sets its precision, leave out --precision"),
         (("samplers", "--iterations", 3), "sets its iterations, leave out --iterations"),
-        (("even-pixels",), "no model ships for the task even-pixels, give --model FOLDER"),
-        (("sudoku-hard",), "the task mnist-sudoku needs a classifier"),
-        (("ratio", "--samples", 0), "samples must be a whole number of at least 1, got 0"),
-        (("ratio", "--classifier", "mini-sudoku"), "the task mini-sudoku takes no classifier"),
+        (("even-pixels",), "the task even-pixels needs --model (a folder, none ships)"),
+        (
+            ("sudoku-hard",),
+            "the task mnist-sudoku needs --data (a folder with MNIST), --classifier",
+        ),
+        (("ratio", "--samples", 0), "--samples must be a whole number of at least 1, got 0"),
+        (("ratio", "--classifier", "mini-sudoku"), "the task mini-sudoku takes no --classifier"),
         (
             ("polygons", "--classifier", "mini-sudoku"),
             "mini-sudoku must hold the classifier of counting-polygons, PolygonConfig(",
@@ -316,7 +321,7 @@ def test_an_arm_that_the_task_does_not_have_is_refused_before_anything_is_writte
     model = colour_model(tmp_path / "model")
     code, _, err = call("experiment", "sudoku-corrupted", "--task", "even-pixels", "--model", model)
     assert code == 2
-    assert err == "error: the task even-pixels has no cells to swap, take one of Sudoku\n"
+    assert err == "error: the --task even-pixels has no cells to swap, take one of Sudoku\n"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -1,10 +1,13 @@
-"""What a file is said to be that is not what was asked for."""
+"""Files: what one is said to be, which one an error names, and that damaged ones are refused."""
 
+import errno
 import gzip
 import io
+import json
 import lzma
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 
@@ -13,7 +16,9 @@ import pytest
 import torch_writer
 from safetensors.numpy import save
 
+from ipr_jax import files, shards
 from ipr_jax.files import kind_of
+from ipr_jax.training import trainer
 
 UNPACK = "(unpack it first)"
 
@@ -96,3 +101,89 @@ def test_what_is_no_file(tmp_path):
 def test_what_torch_wrote_is_named_so(tmp_path):
     for write in (torch_writer.save, torch_writer.save_legacy):
         assert kind_of(write(tmp_path / "file.pt", {})) == "a PyTorch file"
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def exactly(text):
+    return f"^{re.escape(text)}$"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), "[Errno 28] No space left: '{}'"),
+        (OSError("encoder error -2"), "{}: encoder error -2"),  # Pillow's
+    ],
+)
+def test_a_full_disk_names_the_file(tmp_path, error, said):
+    path = tmp_path / "samples.npz"
+    with pytest.raises(OSError, match=exactly(said.format(path))), files.whole(path):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_names_the_file_that_was_to_be_there(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
+        path = tmp_path / folder / "results.json"
+        with pytest.raises(error) as raised:
+            files.write_text(path, "{}")
+        assert raised.value.filename == str(path)
+
+
+def test_an_error_of_another_file_is_left(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, files.whole(tmp_path / "file"):
+        (tmp_path / "another").read_text()
+    assert raised.value.filename == str(tmp_path / "another")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=exactly(f"{tmp_path} cannot be written to")):
+        files.refuse_existing(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (zipfile.BadZipFile("File is not\na zip file"), "BadZipFile: File is not a zip file"),
+        (KeyError("shards"), "KeyError: 'shards'"),
+        (EOFError(), "EOFError: "),
+    ],
+)
+def test_whatever_a_damaged_file_raises_names_it(tmp_path, error, said):
+    path = tmp_path / "x"
+    with (
+        pytest.raises(ValueError, match=exactly(f"{path} is damaged ({said})")),
+        files.reading(path),
+    ):
+        raise error
+
+
+def test_damaged_files_of_runs_are_refused_by_name(tmp_path):
+    for name, content, read in (
+        ("config.json", b'{"seed": 1', lambda: files.claim(tmp_path, {"seed": 1})),
+        ("config.json", b"\xff\xfe", lambda: files.claim(tmp_path, {"seed": 1})),
+        ("manifest.json", b"", lambda: next(shards.read(tmp_path))),
+        ("manifest.json", b"[]", lambda: next(shards.read(tmp_path))),
+        ("log.jsonl", b"step 1\n", lambda: trainer._trim_log(tmp_path / "log.jsonl", 1)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^{tmp_path / name} is damaged \(\w+Error: "):
+            read()
+
+
+def test_an_array_file_that_is_none_is_refused_by_name(tmp_path):
+    """Though it is the one that the manifest describes."""
+    (tmp_path / "part.npz").write_bytes(b"PK\x03\x04 and no more")
+    digest = files.digest(tmp_path / "part.npz")
+    listed = {"shards": [{"file": "part.npz", "sha256": digest}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=r"part\.npz is damaged \(BadZipFile: "):
+        next(shards.read(tmp_path))
+    np.savez(tmp_path / "part.npz", allow_pickle=False, valid=np.ones(2))
+    listed["shards"][0]["sha256"] = files.digest(tmp_path / "part.npz")
+    (tmp_path / "manifest.json").write_text(json.dumps(listed))
+    assert list(next(shards.read(tmp_path))) == ["valid"]

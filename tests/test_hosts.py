@@ -106,15 +106,15 @@ def test_two_processes_train_as_one_does(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--coordinator", "here:1"), "coordinator, num_processes and process_id must be given"),
-        (("--process-id", 0), "coordinator, num_processes and process_id must be given together"),
+        (("--coordinator", "here:1"), "--coordinator, --num-processes and --process-id must be g"),
+        (("--process-id", 0), "error: --coordinator, --num-processes and --process-id must be gi"),
         (
             ("--coordinator", "here:1", "--num-processes", 2, "--process-id", 2),
-            "process_id must be in [0, 2), got 2",
+            "error: --process-id must be in [0, 2), got 2",
         ),
         (
             ("--distributed", "--coordinator", "a:1", "--num-processes", 1, "--process-id", 0),
-            "distributed finds the coordinator itself, leave out one of them",
+            "error: --distributed finds the others itself, leave out --coordinator",
         ),
     ],
 )

@@ -201,14 +201,10 @@ def make_train_step(model: ModelConfig, config: TrainConfig, placed: Any = None)
 def _trim_log(path: Path, last_step: int) -> None:
     """Drop the lines after ``last_step``, which a resumed run writes again, and a torn one."""
     if path.exists():
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        try:
+        with files.reading(path):
+            lines = path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["step"] <= last_step]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged; remove it, and only later steps are logged"
-            ) from error
         files.write_text(path, "".join(kept))
 
 
@@ -334,7 +330,7 @@ def train(
             seconds = (time.perf_counter() - began) / len(recent)
             line = {"step": done, **means._asdict(), "seconds_per_step": seconds}
             if leads:
-                with log.open("a") as file:
+                with files.named(log), log.open("a") as file:
                     file.write(json.dumps(line) + "\n")
             if save:
                 if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
