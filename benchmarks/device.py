@@ -249,22 +249,25 @@ def best(rows: list[dict[str, Any]], preset: str) -> dict[str, dict[str, Any]]:
 def against_published(run: Run) -> Iterator[Any]:
     """How many times as fast as the published sampler, with its dtype and our precision.
 
-    Computed: its measured seconds per evaluation and sample, without scoring, times ours per
-    second in the refinement loop at the best batch.
+    Computed, for its network as published and tuned: its measured seconds per evaluation and
+    sample, without scoring, times ours per second in the refinement loop at the best batch.
     """
     ours = {
         precision: row["sample_evaluations_per_second"]
         for precision, row in best(run.found["speed"], PEER).items()
     }
     theirs = {
-        dtype: result["seconds_per_evaluation"]["theirs"]["median"]
+        dtype: {side: result["seconds_per_evaluation"]["sampler"][side] for side in peers.SIDES}
         for dtype, result in run.found["published"].items()
     }
     yield {
         "preset": PEER,
         "times_as_fast": {
-            dtype: {precision: seconds * rate for precision, rate in ours.items()}
-            for dtype, seconds in theirs.items()
+            dtype: {
+                side: {precision: took["median"] * rate for precision, rate in ours.items()}
+                for side, took in sides.items()
+            }
+            for dtype, sides in theirs.items()
         },
     }
 

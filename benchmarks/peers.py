@@ -1,9 +1,12 @@
 """The published PyTorch sampler against ``ipr_jax``: same weights, settings, device and dtype.
 
 ``python -m benchmarks.peers --ipr CLONE --torch-python PYTHON`` runs the network and the sampler of
-a clone of the IPR repository in a process of its own, one sample at a time as it ships, in turn
-with ``generate`` and ``refine``, and says where the ratio comes from. What the published sampler
-takes to score samples between iterations is left out. Both must predict the same first.
+a clone of the IPR repository in a process of its own, in turn with ours. The published sampler
+takes one sample at a time, so the networks are compared at the same batch as well. Both comparisons
+are made with the network as published and with the same network tuned: its noise levels embedded
+once per resolution instead of once per block, channels last, compiled. All must predict the same
+first. What the published sampler takes to score samples between iterations is left out, and its
+garbage collections find little to search.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +49,12 @@ NEEDED = {
 }
 """The files that tell a clone."""
 
+SIDES = ("published", "tuned")
+"""The networks of ``benchmarks/published.py``."""
+
 PATHS = ("ipr", "srm", "torch_python", "out")
 """Arguments that say nothing of the results; the commits of the clones do."""
-SMOKE: dict[str, Any] = {"batch": 2, "iterations": 1, "steps_per_patch": 1, "repeats": 2}
+SMOKE: dict[str, Any] = {"batch": 1, "iterations": 1, "steps_per_patch": 1, "repeats": 2}
 """Settings to see it work."""
 MAX_LOAD = 0.5
 """Load average per core above which timings mean little."""
@@ -64,18 +70,20 @@ class Args:
         ipr: a clone of the IPR repository.
         srm: a clone of the SRM repository, whose network is compared with IPR's file by file.
         torch_python: the Python that has PyTorch and the packages of the clone, with a torchvision
-            that has ``write_video`` (0.21 does, 0.28 does not).
+            that has ``write_video`` (0.21 does, 0.28 does not); ``torch.compile`` needs a C++
+            compiler, or on a GPU Triton.
         preset: even-pixels, counting-polygons or mnist-sudoku.
-        batch: samples at once on our side; the published sampler takes them one by one.
+        batch: samples at once, in the networks and in our sampler; the published sampler takes
+            them one by one.
         iterations: of refinement, after the first pass.
         steps_per_patch: of both passes; the paper's are 30, 10 and (first pass) 3.
         overlap: of both passes, in [0, 1].
         ratio: share of the patches that an iteration regenerates, in (0, 1].
         stochasticity: in [0, 1].
         dtype: float32, or on a GPU bfloat16 (autocast in PyTorch).
-        calls: evaluations in one timing of a bare network.
+        calls: evaluations of the batch in one timing of a bare network.
         repeats: timed rounds, after one warm-up of each.
-        smoke: only see it work: 2 samples, 1 iteration, 1 step per patch, 2 rounds.
+        smoke: only see it work: 1 sample, 1 iteration, 1 step per patch, 2 rounds.
         busy: time even though the machine is busy.
         out: a new file for all results as JSON.
     """
@@ -91,87 +99,66 @@ class Args:
     ratio: float = 0.25
     stochasticity: float = 0.5
     dtype: str = "float32"
-    calls: int = 10
+    calls: int = 5
     repeats: int = 5
     smoke: bool = False
     busy: bool = False
     out: Path | None = None
 
 
-class Round(NamedTuple):
-    """Seconds per network evaluation of one sample, measured in turn.
+Round = Mapping[str, Mapping[str, float]]
+"""Seconds per network evaluation of one sample, measured in turn.
 
-    Attributes:
-        theirs: the published sampler, a sample at a time; it does not score them.
-        their_network: its network alone.
-        ours: ``generate`` and ``refine`` at batch B.
-        ours_alone: the same at batch 1.
-        our_network: our network alone, at batch 1.
-    """
-
-    theirs: float
-    their_network: float
-    ours: float
-    ours_alone: float
-    our_network: float
+First by what is timed: "sampler", the published one a sample at a time, ours B at once; "network"
+alone, B at once. Then by side: those of ``SIDES``, "ours".
+"""
 
 
-def factors(times: Round, their_flops: int, our_flops: int) -> dict[str, float]:
-    """How many times as fast ``refine`` is, and four factors whose product that is.
+def factors(times: Round, operations: Mapping[str, int], side: str) -> dict[str, float]:
+    """How many times as fast ``ipr_jax`` is as a side, and where that comes from.
 
     Args:
         times: of one round.
-        their_flops: of one evaluation of the published network.
-        our_flops: of one of ours.
+        operations: FLOPs of one network evaluation of one sample, by side.
+        side: one of ``SIDES``.
 
     Returns:
-        total; arithmetic (fewer FLOPs per evaluation: the time embedding is computed once per
-        distinct noise level), rate (FLOP/s of the bare networks), loop (what a sampler adds to its
-        network) and batching (B samples at once instead of one).
+        sampler = network * around; network, at the same batch, = arithmetic (fewer FLOPs: each
+        distinct noise level is embedded once) * rate (FLOP/s); around is what a sampler adds to its
+        network, the batch it takes included.
     """
-    network = times.their_network / times.our_network
-    arithmetic = their_flops / our_flops
+    sampler, network = (times[what][side] / times[what]["ours"] for what in ("sampler", "network"))
+    arithmetic = operations[side] / operations["ours"]
     return {
-        "total": times.theirs / times.ours,
+        "sampler": sampler,
+        "network": network,
         "arithmetic": arithmetic,
         "rate": network / arithmetic,
-        "loop": times.theirs / times.ours_alone / network,
-        "batching": times.ours_alone / times.ours,
+        "around": sampler / network,
     }
 
 
-def summarise(
-    rounds: Sequence[Round], evaluations: int, their_flops: int, our_flops: int
-) -> dict[str, Any]:
+def summarise(rounds: Sequence[Round], operations: Mapping[str, int]) -> dict[str, Any]:
     """What the rounds say; every ratio is taken within a round.
 
     Args:
         rounds: at least one.
-        evaluations: of a sample, the same on both sides.
-        their_flops: of one evaluation of the published network.
-        our_flops: of one of ours.
+        operations: FLOPs of one network evaluation of one sample, by side.
 
     Returns:
-        JSON data: seconds per evaluation and per sample, what the samplers add to their networks
-        in seconds per evaluation, the factors, and the share of the arithmetic in the logarithm of
-        the total, None where a round found us no faster.
+        JSON data: seconds per evaluation as in a ``Round``, the factors by side; every number as
+        its median, min and max.
     """
-    by_name = {name: [getattr(one, name) for one in rounds] for name in Round._fields}
-    each = [factors(one, their_flops, our_flops) for one in rounds]
-    faster = all(one["total"] > 1 for one in each)
-    shares = [math.log(one["arithmetic"]) / math.log(one["total"]) for one in each if faster]
+    each = {side: [factors(times, operations, side) for times in rounds] for side in SIDES}
     return {
-        "seconds_per_evaluation": {name: spread(values) for name, values in by_name.items()},
-        "seconds_per_sample": {
-            name: spread([evaluations * value for value in by_name[name]])
-            for name in ("theirs", "ours", "ours_alone")
+        "seconds_per_evaluation": {
+            what: {side: spread([times[what][side] for times in rounds]) for side in sides}
+            for what, sides in rounds[0].items()
         },
-        "beside_the_network": {
-            "theirs": spread([one.theirs - one.their_network for one in rounds]),
-            "ours_alone": spread([one.ours_alone - one.our_network for one in rounds]),
+        "times_as_fast": {
+            side: {name: spread([one[name] for one in found]) for name in found[0]}
+            for side, found in each.items()
         },
-        "factors": {name: spread([one[name] for one in each]) for name in each[0]},
-        "share_of_arithmetic": spread(shares) if faster else None,
     }
 
 
@@ -248,121 +235,67 @@ def random_model(config: ModelConfig, dtype: Any) -> ipr_jax.SRM:
     return nnx.merge(graph, jax.tree.map(draw, abstract))
 
 
-class Peer:
-    """The process of the published sampler; a context manager that ends it."""
-
-    def __init__(self, python: Path, log: Path, *, passive: bool):
-        """Start ``benchmarks/published.py``.
-
-        Args:
-            python: what runs it.
-            log: a new file for what it prints.
-            passive: whether its threads sleep while they wait, instead of spinning.
-
-        Raises:
-            OSError: there is no such Python.
-        """
-        variables = {
-            name: text
-            for name, text in os.environ.items()
-            if name not in ("PYTHONPATH", "OMP_WAIT_POLICY")
-        }
-        variables["DEBUG"] = "false"
-        if passive:
-            variables["OMP_WAIT_POLICY"] = "PASSIVE"
-        words = [str(python), str(Path(__file__).with_name("published.py"))]
-        pipe = subprocess.PIPE
-        self._python, self._log = python, log
-        with log.open("w") as file:
-            self._process = subprocess.Popen(
-                words, stdin=pipe, stdout=pipe, stderr=file, text=True, env=variables
-            )
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-
-    def start(self, job: Mapping[str, Any]) -> float:
-        """Build what ``published.build`` is told to; the seconds that imports and that take.
-
-        Raises:
-            ChildProcessError: it fails; with its last words.
-        """
-        return self._exchange(job)["seconds"]
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Call a method of ``published.Published``.
-
-        Raises:
-            ChildProcessError: it fails; with its last words.
-        """
-        return self._exchange({"do": do, **arguments})
-
-    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(request), file=stdin, flush=True)
-        if answer := stdout.readline():
-            return json.loads(answer)
-        code = self._process.wait()
-        said = [line for line in self._log.read_text().splitlines() if line.strip()]
-        raise ChildProcessError(
-            f"the published sampler does not run in {self._python}: "
-            f"{said[-1] if said else f'exit code {code}'} (--torch-python names a Python with "
-            "PyTorch and the packages in the clone's requirements.txt)"
-        )
-
-
-class Started(NamedTuple):
-    """A published sampler that is ready.
-
-    Attributes:
-        peer: its process.
-        policy: how its threads wait: default or passive.
-        start_seconds: what its imports and its network took.
-    """
-
-    peer: Peer
-    policy: str
-    start_seconds: float
+Ask = Callable[..., dict[str, Any]]
+"""Sends its keyword arguments to the other process as JSON; returns the answer."""
 
 
 @contextlib.contextmanager
-def faster_peer(
-    python: Path, job: Mapping[str, Any], folder: Path, calls: int
-) -> Iterator[Started]:
-    """The published sampler with that wait policy of its threads that suits it better.
+def start(python: Path, log: Path) -> Iterator[Ask]:
+    """The process of the published sampler, ``benchmarks/published.py``, until the context ends.
 
     Args:
         python: what runs it.
-        job: what it is to build.
-        folder: for what it prints.
-        calls: evaluations of its network to tell by.
+        log: a new file for what it prints.
+
+    Yields:
+        What asks it; the first request says what to build, every other one what to ``do``. It
+        raises ChildProcessError if the process fails, with its last words.
 
     Raises:
-        OSError: it does not run; with its last words.
+        OSError: there is no such Python.
     """
-    with contextlib.ExitStack() as stack:
-        found: list[tuple[float, Started]] = []
-        for policy in ("default", "passive") if job["device"] == "cpu" else ("default",):
-            log, passive = folder / f"{policy}.log", policy == "passive"
-            peer = stack.enter_context(Peer(python, log, passive=passive))
-            started = Started(peer, policy, peer.start(job))
-            peer.ask("network", calls=1)
-            found.append((peer.ask("network", calls=calls)["seconds"], started))
-        yield min(found, key=lambda each: each[0])[1]
+    variables = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [str(python), str(Path(__file__).with_name("published.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=variables | {"DEBUG": "false"},
+        ) as process,
+    ):
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def ask(**request: Any) -> dict[str, Any]:
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps(request), file=stdin, flush=True)
+            if answer := stdout.readline():
+                return json.loads(answer)
+            code = process.wait()
+            said = [line for line in log.read_text().splitlines() if line.strip()]
+            raise ChildProcessError(
+                f"the published sampler does not run in {python}: "
+                f"{said[-1] if said else f'exit code {code}'} (--torch-python names a Python with "
+                "PyTorch and the packages in the clone's requirements.txt)"
+            )
+
+        yield ask
 
 
-def check_agreement(model: ipr_jax.SRM, peer: Peer, folder: Path) -> dict[str, float]:
-    """Compare the first predictions in float32, on random images and noise levels.
+def check_agreement(
+    model: ipr_jax.SRM, ask: Ask, side: str, batch: int, folder: Path
+) -> dict[str, float]:
+    """Compare first predictions in float32, on random images and noise levels.
 
     Args:
         model: ours, which computes in float32.
-        peer: the published network with the same weights.
+        ask: the process that has a network with the same weights.
+        side: which one of ``SIDES``.
+        batch: of the images.
         folder: for the arrays.
 
     Returns:
@@ -372,17 +305,17 @@ def check_agreement(model: ipr_jax.SRM, peer: Peer, folder: Path) -> dict[str, f
         ValueError: one is above ``TOLERANCE`` or not finite.
     """
     config, rng = model.config, np.random.default_rng(1)
-    z = rng.standard_normal((2, *config.image_shape), np.float32)
-    t = rng.random((2, *config.grid), np.float32)
+    z = rng.standard_normal((batch, *config.image_shape), np.float32)
+    t = rng.random((batch, *config.grid), np.float32)
     t[0, 0] = 0
-    t[1, 0] = 1
+    t[-1, -1] = 1
 
     def pixels(patches: np.ndarray) -> np.ndarray:
         return patches.repeat(config.patch_size, 1).repeat(config.patch_size, 2)
 
     np.savez(folder / "given.npz", allow_pickle=False, z=np.moveaxis(z, -1, 1), t=pixels(t))
     given, out = (str(folder / name) for name in ("given.npz", "theirs.npz"))
-    peer.ask("predict", given=given, out=out)
+    ask(do="predict", side=side, given=given, out=out)
     with jax.default_matmul_precision("highest"):
         ours = predict(model, jnp.asarray(z), jnp.asarray(t))
     arrays = {
@@ -397,13 +330,14 @@ def check_agreement(model: ipr_jax.SRM, peer: Peer, folder: Path) -> dict[str, f
             differences[name] = float((np.abs(array - theirs[name]) / scale).max())
     if not all(difference <= TOLERANCE for difference in differences.values()):
         raise ValueError(
-            f"the first predictions must agree within {TOLERANCE}, they differ by {differences}"
+            f"first predictions must agree within {TOLERANCE}, {side} and ours differ by "
+            f"{differences}"
         )
     return differences
 
 
-def sampler_of(model: ipr_jax.SRM, args: Args, batch: int) -> Callable[[], tuple[Any, int]]:
-    """What is timed: a first pass and the refinement of ``batch`` images without clues.
+def sampler_of(model: ipr_jax.SRM, args: Args) -> Callable[[], tuple[Any, int]]:
+    """What is timed: a first pass and the refinement of images without clues.
 
     Returns:
         A function without arguments; it gives the images and the evaluations per sample.
@@ -417,9 +351,9 @@ def sampler_of(model: ipr_jax.SRM, args: Args, batch: int) -> Callable[[], tuple
         overlap=args.overlap,
         stochasticity=args.stochasticity,
     )
-    keys = ipr_jax.sample_keys(jax.random.key(0), batch)
-    image = jnp.zeros((batch, *config.image_shape))
-    editable = np.ones((batch, *config.grid), bool)
+    keys = ipr_jax.sample_keys(jax.random.key(0), args.batch)
+    image = jnp.zeros((args.batch, *config.image_shape))
+    editable = np.ones((args.batch, *config.grid), bool)
     one = ipr_jax.data_mesh(jax.devices()[:1])
 
     def run() -> tuple[Any, int]:
@@ -452,20 +386,28 @@ def measure(args: Args, device: str) -> dict[str, Any]:
     config, load = PRESETS[args.preset], load_per_core()
     exact = random_model(config, jnp.float32)
     model = exact if args.dtype == "float32" else random_model(config, jnp.dtype(args.dtype))
-    ours, alone = (sampler_of(model, args, batch) for batch in (args.batch, 1))
-    z, t = jnp.zeros((1, *config.image_shape)), jnp.full((1, *config.grid), 0.5)
-    our_flops = flops.count(predict, model, z, t)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(files.temporary())
+    sample = sampler_of(model, args)
+    z = jnp.zeros((args.batch, *config.image_shape))
+    t = jnp.full((args.batch, *config.grid), 0.5)
+
+    def evaluate() -> list[ipr_jax.Prediction]:
+        return [predict(model, z, t) for _ in range(args.calls)]
+
+    with (
+        files.temporary() as folder,
+        start(args.torch_python, folder / "log") as ask,
+    ):
         tensors = mapping.extract(exact, srm.table(config))
         np.savez(folder / "tensors.npz", allow_pickle=False, **tensors)
-        job = {
-            "repository": str(args.ipr.resolve()),
-            "tensors": str(folder / "tensors.npz"),
-            "config": dataclasses.asdict(config),
-            "device": device,
-            "dtype": args.dtype,
-            "sampler": {
+        console.print("starting PyTorch")
+        started = ask(
+            repository=str(args.ipr.resolve()),
+            tensors=str(folder / "tensors.npz"),
+            config=dataclasses.asdict(config),
+            device=device,
+            dtype=args.dtype,
+            batch=args.batch,
+            sampler={
                 "task_name": "unscored",
                 "max_ipr_budget": args.iterations,
                 "resampling_ratio": args.ratio,
@@ -475,52 +417,49 @@ def measure(args: Args, device: str) -> dict[str, Any]:
                 "steps_per_patch": args.steps_per_patch,
                 "stochasticity": args.stochasticity,
             },
-        }
-        console.print("starting PyTorch")
-        peer, policy, started = stack.enter_context(
-            faster_peer(args.torch_python, job, folder, args.calls)
         )
-        differences = check_agreement(exact, peer, folder)
-        described, counted = peer.ask("describe"), peer.ask("count")
         console.print("compiling")
-        warm = {"ours": seconds(ours), "ours_alone": seconds(alone)}
-        warm["our_network"] = seconds(lambda: predict(model, z, t))
-        evaluations = alone()[1]
-        if counted["evaluations"] != evaluations:
-            raise ValueError(
-                f"both sides must take the same number of evaluations per sample, ours takes "
-                f"{evaluations}, the published sampler {counted['evaluations']}"
-            )
+        evaluations = sample()[1]
+        evaluate()
+        differences = {}
+        for side in SIDES:
+            differences[side] = check_agreement(exact, ask, side, args.batch, folder)
+            ask(do="network", side=side, calls=1)
+            taken = ask(do="sample", side=side)["evaluations"]
+            if taken != evaluations:
+                raise ValueError(
+                    f"both sides must take the same number of evaluations per sample, ours takes "
+                    f"{evaluations}, the published sampler {taken}"
+                )
         rounds = []
         for number in range(args.repeats):
             console.print(f"round {number + 1} of {args.repeats}")
+            samplers = {side: ask(do="sample", side=side)["seconds"] for side in SIDES}
+            samplers |= {"ours": seconds(sample) / args.batch}
+            networks = {
+                side: ask(do="network", side=side, calls=args.calls)["seconds"] for side in SIDES
+            }
+            networks |= {"ours": seconds(evaluate)}
             rounds.append(
-                Round(
-                    ours=seconds(ours) / evaluations / args.batch,
-                    theirs=peer.ask("sample")["seconds"] / evaluations,
-                    ours_alone=seconds(alone) / evaluations,
-                    their_network=peer.ask("network", calls=args.calls)["seconds"],
-                    our_network=seconds(lambda: [predict(model, z, t) for _ in range(args.calls)])
-                    / args.calls,
-                )
+                {
+                    "sampler": {side: took / evaluations for side, took in samplers.items()},
+                    "network": {
+                        side: took / args.calls / args.batch for side, took in networks.items()
+                    },
+                }
             )
-    their_flops = described.pop("flops")
+    operations = started.pop("flops") | {"ours": flops.count(predict, model, z[:1], t[:1])}
     return {
         "arguments": {name: v for name, v in plain(args).items() if name not in PATHS},
         "clones": clones(args),
-        "pytorch": described | {"wait_policy": policy},
+        "pytorch": started,
         **environment.environment(),
         "load_per_core": load,
         "largest_difference": differences,
         "evaluations_per_sample": evaluations,
-        "flops_per_evaluation": {"theirs": their_flops, "ours": our_flops},
-        "warm_up_seconds": {
-            "their_start": started,
-            "their_first_sample": counted["seconds"],
-            **warm,
-        },
-        **summarise(rounds, evaluations, their_flops, our_flops),
-        "rounds": [one._asdict() for one in rounds],
+        "flops_per_evaluation": operations,
+        **summarise(rounds, operations),
+        "rounds": rounds,
     }
 
 
@@ -540,62 +479,40 @@ def clones(args: Args) -> dict[str, Any]:
 def show(result: Mapping[str, Any]) -> None:
     """Print the results as tables."""
 
-    def line(values: Mapping[str, float], scale: float = 1, digits: int = 2) -> list[str]:
-        return [f"{scale * values[name]:.{digits}f}" for name in ("median", "min", "max")]
-
-    def table(title: str, rows: Mapping[str, list[str]]) -> None:
+    def table(title: str, rows: Mapping[str, Mapping[str, float]], scale: float = 1) -> None:
         made = Table("", "median", "min", "max", box=None, title=title, title_justify="left")
-        for name, cells in rows.items():
+        for name, values in rows.items():
+            cells = (f"{scale * values[column]:.2f}" for column in ("median", "min", "max"))
             made.add_row(name, *cells)
         console.print(made, "")
 
-    batch, number = result["arguments"]["batch"], result["evaluations_per_sample"]
-    titles = {
-        "theirs": "published sampler, batch 1",
-        "ours": f"ipr_jax, batch {batch}",
-        "ours_alone": "ipr_jax, batch 1",
-        "their_network": "published network alone, batch 1",
-        "our_network": "our network alone, batch 1",
-    }
-    per = result["seconds_per_evaluation"]
-    table(
-        "ms per network evaluation and sample",
-        {title: line(per[name], 1000) for name, title in titles.items()}
-        | {
-            f"{titles[name]}, beside the network": line(values, 1000)
-            for name, values in result["beside_the_network"].items()
-        },
-    )
-    table(
-        f"seconds per sample of {number} evaluations",
-        {
-            titles[name]: line(values, digits=3)
-            for name, values in result["seconds_per_sample"].items()
-        },
-    )
-    count = {name: value / 1e9 for name, value in result["flops_per_evaluation"].items()}
-    causes = {
-        "total": "ipr_jax is faster by",
-        "arithmetic": f"= arithmetic ({count['theirs']:.3f} to {count['ours']:.3f} GFLOP)",
-        "rate": "x FLOP/s of the networks",
-        "loop": "x loop around the network",
-        "batching": f"x batch {batch} instead of 1",
-    }
-    table("factors", {title: line(result["factors"][name]) for name, title in causes.items()})
-    if share := result["share_of_arithmetic"]:
-        low, middle, high = (f"{100 * share[name]:.0f}%" for name in ("min", "median", "max"))
-        console.print(f"The time embedding's share of the gain: {middle} ({low} to {high}).")
-    else:
-        console.print(
-            "ipr_jax was not faster in every round, so no shares are given.", style="yellow"
+    batch, count = result["arguments"]["batch"], result["flops_per_evaluation"]
+    names = {"published": "PyTorch as published", "tuned": "PyTorch tuned", "ours": "ipr_jax"}
+    rows = {}
+    for what, sides in result["seconds_per_evaluation"].items():
+        for side, values in sides.items():
+            size = 1 if what == "sampler" and side in SIDES else batch
+            rows[f"{names[side]}, {what}, batch {size}"] = values
+    table("ms per network evaluation and sample", rows, scale=1000)
+    for side, found in result["times_as_fast"].items():
+        giga = f"{count[side] / 1e9:.3f} to {count['ours'] / 1e9:.3f} GFLOP"
+        titles = {
+            "sampler": f"sampler, batch {batch} against 1",
+            "network": f"= network, batch {batch}",
+            "around": "x what the sampler adds to it",
+            "arithmetic": f"network = arithmetic ({giga})",
+            "rate": "x FLOP/s",
+        }
+        table(
+            f"ipr_jax is faster than {names[side]} by",
+            {title: found[name] for name, title in titles.items()},
         )
-    warm = ", ".join(f"{name} {value:.1f}" for name, value in result["warm_up_seconds"].items())
-    for text in (
-        f"Not counted, seconds of the first calls with what they compile: {warm}.",
-        f"The first predictions differ by {max(result['largest_difference'].values()):.1e}.",
+    largest = {side: max(found.values()) for side, found in result["largest_difference"].items()}
+    console.print(
+        f"First predictions differ by {largest['published']:.1e}, tuned by {largest['tuned']:.1e}. "
         f"Load average per core before the start: {result['load_per_core']:.1f}.",
-    ):
-        console.print(text.replace("_", " "), highlight=False)
+        highlight=False,
+    )
     if different := result["clones"].get("different_files"):
         said = f"The clones differ in src/model: {', '.join(different)}."
         console.print(said, style="yellow")

@@ -2,24 +2,28 @@
 
 import dataclasses
 import inspect
-import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, nhwc
 
-from benchmarks import peers
-from benchmarks.peers import Args, Round
+from benchmarks import peers, published
+from benchmarks.peers import Args
 from ipr_jax.schedule import make_plan
 
 ROOT = Path(__file__).parents[1]
-ROUND = Round(theirs=0.9, their_network=0.6, ours=0.1, ours_alone=0.25, our_network=0.2)
+ROUND = {
+    "sampler": {"published": 0.9, "tuned": 0.3, "ours": 0.1},
+    "network": {"published": 0.6, "tuned": 0.24, "ours": 0.2},
+}
+OPERATIONS = {"published": 8 * 10**9, "tuned": 5 * 10**9, "ours": 4 * 10**9}
 
 
 @pytest.fixture
@@ -48,33 +52,31 @@ def python(tmp_path):
 # --- what the numbers say -------------------------------------------------------------------------
 
 
-def test_the_factors_are_what_they_are_called_and_multiply_to_the_total():
-    found = peers.factors(ROUND, their_flops=800, our_flops=400)
-    expected = {"total": 9, "arithmetic": 2, "rate": 1.5, "loop": 1.2, "batching": 2.5}
-    assert found == pytest.approx(expected)
-    assert found.pop("total") == pytest.approx(math.prod(found.values()))
+def test_the_factors_are_what_they_are_called_and_multiply():
+    for side, expected in {
+        "published": {"sampler": 9, "network": 3, "arithmetic": 2, "rate": 1.5, "around": 3},
+        "tuned": {"sampler": 3, "network": 1.2, "arithmetic": 1.25, "rate": 0.96, "around": 2.5},
+    }.items():
+        found = peers.factors(ROUND, OPERATIONS, side)
+        assert found == pytest.approx(expected)
+        assert found["sampler"] == pytest.approx(found["network"] * found["around"])
+        assert found["network"] == pytest.approx(found["arithmetic"] * found["rate"])
 
 
 def test_ratios_are_taken_within_a_round():
     """The second round ran on a machine half as fast, which no ratio shows."""
-    slow = Round(*(2 * value for value in ROUND))
-    found = peers.summarise([ROUND, slow, ROUND], 10, 800, 400)
-    for name, value in peers.factors(ROUND, 800, 400).items():
-        assert found["factors"][name] == pytest.approx(
-            dict.fromkeys(("median", "min", "max"), value)
-        )
-    per = found["seconds_per_evaluation"]
-    assert per["theirs"] == pytest.approx({"median": 0.9, "min": 0.9, "max": 1.8})
-    assert found["seconds_per_sample"]["ours"] == pytest.approx({"median": 1, "min": 1, "max": 2})
-    beside = found["beside_the_network"]
-    assert beside["theirs"] == pytest.approx({"median": 0.3, "min": 0.3, "max": 0.6})
-    assert beside["ours_alone"] == pytest.approx({"median": 0.05, "min": 0.05, "max": 0.1})
-    assert found["share_of_arithmetic"]["median"] == pytest.approx(math.log(2) / math.log(9))
-
-
-def test_there_are_no_shares_of_a_loss():
-    lost = ROUND._replace(ours=1.0)
-    assert peers.summarise([ROUND, lost], 10, 800, 400)["share_of_arithmetic"] is None
+    slow = {what: {side: 2 * took for side, took in sides.items()} for what, sides in ROUND.items()}
+    found = peers.summarise([ROUND, slow, ROUND], OPERATIONS)
+    for side in peers.SIDES:
+        for name, value in peers.factors(ROUND, OPERATIONS, side).items():
+            assert found["times_as_fast"][side][name] == pytest.approx(
+                dict.fromkeys(("median", "min", "max"), value)
+            )
+    for what, sides in ROUND.items():
+        for side, took in sides.items():
+            assert found["seconds_per_evaluation"][what][side] == pytest.approx(
+                {"median": took, "min": took, "max": 2 * took}
+            )
 
 
 def test_the_results_can_be_shown(capsys):
@@ -82,52 +84,90 @@ def test_the_results_can_be_shown(capsys):
         "arguments": {"batch": 8},
         "clones": {"ipr": None, "different_files": ["wrapper.py"]},
         "evaluations_per_sample": 10,
-        "flops_per_evaluation": {"theirs": 8e9, "ours": 4e9},
-        "warm_up_seconds": {"ours": 3.0},
-        "largest_difference": {"sigma": 1e-6, "velocity": 2e-6},
+        "flops_per_evaluation": OPERATIONS,
+        "largest_difference": {
+            "published": {"sigma": 1e-6, "velocity": 2e-6},
+            "tuned": {"sigma": 3e-6, "velocity": 1e-6},
+        },
         "load_per_core": 0.1,
     }
-    peers.show(result | peers.summarise([ROUND], 10, 8 * 10**9, 4 * 10**9))
+    peers.show(result | peers.summarise([ROUND], OPERATIONS))
     shown = capsys.readouterr().out
-    assert re.search(r"ipr_jax is faster by +9\.00 +9\.00 +9\.00", shown)
-    assert "8.000 to 4.000 GFLOP" in shown
-    assert "differ by 2.0e-06" in shown
+    assert re.search(r"PyTorch tuned, sampler, batch 1 +300\.00 +300\.00 +300\.00", shown)
+    assert re.search(r"PyTorch tuned, network, batch 8 +240\.00 ", shown)
+    assert re.search(r"ipr_jax, sampler, batch 8 +100\.00 ", shown)
+    published, tuned = shown.split("ipr_jax is faster than ")[1:]
+    assert re.search(
+        r"^PyTorch as published by\s+median.*\n sampler, batch 8 against 1 +9\.00 ", published
+    )
+    assert re.search(r" = network, batch 8 +3\.00 ", published)
+    assert "8.000 to 4.000 GFLOP" in published
+    assert re.search(r"^PyTorch tuned by\s+median.*\n sampler, batch 8 against 1 +3\.00 ", tuned)
+    assert re.search(r" = network, batch 8 +1\.20 ", tuned)
+    assert "5.000 to 4.000 GFLOP" in tuned
+    assert "differ by 2.0e-06, tuned by 3.0e-06" in shown
     assert "src/model: wrapper.py" in shown
 
 
 # --- both sides do the same -----------------------------------------------------------------------
 
 
-class Twin:
-    """Answers as the published network would that is off by ``error``."""
+def twin(model, error):
+    """Answers as a published network would that is off by ``error``."""
 
-    def __init__(self, model, error):
-        self.model, self.error = model, error
-
-    def ask(self, do, given, out):
-        assert do == "predict"
+    def ask(do, side, given, out):
+        assert (do, side) == ("predict", "tuned")
         with np.load(given) as file:
             z, t = file["z"], file["t"]
         size = TINY.patch_size
-        found = self.model(jnp.asarray(nhwc(z)), jnp.asarray(t[:, ::size, ::size]))
+        found = model(jnp.asarray(nhwc(z)), jnp.asarray(t[:, ::size, ::size]))
         sigma = np.asarray(found.sigma).repeat(size, 1).repeat(size, 2)[:, None]
         arrays = {
-            "velocity": np.moveaxis(np.asarray(found.velocity), -1, 1) + self.error,
+            "velocity": np.moveaxis(np.asarray(found.velocity), -1, 1) + error,
             "variance_fraction": np.moveaxis(np.asarray(found.variance_fraction), -1, 1),
             "sigma": sigma,
         }
         np.savez(out, allow_pickle=False, **arrays)
         return {}
 
+    return ask
+
 
 def test_predictions_must_agree_before_anything_is_timed(tiny_model, tmp_path):
-    found = peers.check_agreement(tiny_model, Twin(tiny_model, 0), tmp_path)
+    found = peers.check_agreement(tiny_model, twin(tiny_model, 0), "tuned", 2, tmp_path)
     assert max(found.values()) < 1e-6
     for error in (1e-3, np.nan):
+        ask = twin(tiny_model, error)
         with pytest.raises(
-            ValueError, match=r"must agree within 0.0001, they differ by .*velocity"
+            ValueError, match=r"must agree within 0.0001, tuned and ours differ by .*velocity"
         ):
-            peers.check_agreement(tiny_model, Twin(tiny_model, error), tmp_path)
+            peers.check_agreement(tiny_model, ask, "tuned", 2, tmp_path)
+
+
+class Denoiser:
+    """Embeds as the published one does: in every block, at the resolution of the block."""
+
+    def __init__(self):
+        self.embedded = []
+        self.time_embedding = SimpleNamespace(forward=self.embed)
+
+    def embed(self, t):
+        self.embedded.append(t.size)
+        return np.cos(t)
+
+    def forward(self, x, t):
+        for step in (1, 2, 2, 1):
+            x = x + self.time_embedding.forward(t[::step]).sum()
+        return x
+
+
+def test_noise_levels_are_embedded_once_per_resolution_and_evaluation(rng):
+    plain, memoised = Denoiser(), Denoiser()
+    published.memoise(memoised)
+    for t in rng.random((2, 8)):
+        assert memoised.forward(0.5, t) == plain.forward(0.5, t)
+    assert plain.embedded == [8, 4, 4, 8] * 2
+    assert memoised.embedded == [8, 4] * 2
 
 
 def test_random_weights_predict_something():
@@ -137,8 +177,8 @@ def test_random_weights_predict_something():
 
 
 def test_what_is_timed_takes_the_evaluations_of_its_plan(tiny_model):
-    args = Args(ipr=Path(), iterations=3, steps_per_patch=2, overlap=0.5, ratio=0.25)
-    image, evaluations = peers.sampler_of(tiny_model, args, 2)()
+    args = Args(ipr=Path(), batch=2, iterations=3, steps_per_patch=2, overlap=0.5, ratio=0.25)
+    image, evaluations = peers.sampler_of(tiny_model, args)()
     steps = make_plan(16, 2, 0.5).num_steps
     assert image.shape == (2, *TINY.image_shape)
     assert evaluations == steps[16] + 3 * steps[4]
@@ -196,14 +236,17 @@ def test_without_pytorch_it_says_so(clone, python, tmp_path):
     job = {"repository": str(clone), "device": "cpu", "dtype": "float32"}
     with (
         pytest.raises(ChildProcessError, match=rf"not run in {python}: .*torch.*requirements\.txt"),
-        peers.faster_peer(python, job, tmp_path, calls=1),
+        peers.start(python, tmp_path / "log") as ask,
     ):
-        pass
+        ask(**job)
 
 
 def test_a_python_that_is_none_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        peers.Peer(tmp_path / "nowhere", tmp_path / "log", passive=True)
+    with (
+        pytest.raises(FileNotFoundError, match="nowhere"),
+        peers.start(tmp_path / "nowhere", tmp_path / "log"),
+    ):
+        pass
 
 
 # --- the files ------------------------------------------------------------------------------------
