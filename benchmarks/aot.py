@@ -31,9 +31,8 @@ from rich.table import Table
 import ipr_jax
 from benchmarks.report import save
 from benchmarks.throughput import ITERATIONS
-from benchmarks.workload import check_preset, new_model
+from benchmarks.workload import check_preset, config_of, new_model
 from ipr_jax import check, experiments, files, flops, sharding
-from ipr_jax.config import PRESETS
 from ipr_jax.environment import environment
 from ipr_jax.memory import EXHAUSTED
 from ipr_jax.networks import inputs
@@ -250,7 +249,7 @@ def program(case: Case, mesh: Mesh | None = None) -> tuple[Callable[..., Any], t
         A function of model, keys [B], image [B, H, W, C] and editable [B, h, w], and these as
         ``jax.ShapeDtypeStruct``.
     """
-    config = PRESETS[case.preset]
+    config = config_of(case.preset)
     _, sampling = experiments.SETTINGS[case.preset]
     refine = partial(ipr_jax.refine, iterations=ITERATIONS, sampling=sampling, mesh=mesh)
     model = jax.eval_shape(lambda: compute_in(new_model(case.preset), case.precision))
@@ -262,7 +261,7 @@ def program(case: Case, mesh: Mesh | None = None) -> tuple[Callable[..., Any], t
 
 def gflop_per_sample(preset: str) -> float:
     """Arithmetic of the bare network for one image."""
-    given = tuple(inputs(PRESETS[preset], 1).values())
+    given = tuple(inputs(config_of(preset), 1).values())
     model = jax.eval_shape(lambda: new_model(preset))
     return flops.count(lambda model, *given: model(*given), model, *given) / 1e9
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ipr_jax import check, flops
-from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.config import PRESETS, TRANSFORMERS, Config
 from ipr_jax.environment import environment
 from ipr_jax.tasks import TASKS, boards, counting_polygons, get_task, mnist, sudoku
 from ipr_jax.tasks.base import Batch, Split
@@ -40,9 +40,9 @@ LONG_STEP = 3e11
 """FLOPs of a training step from which it is timed for one image."""
 STEPS = range(10**9)
 
-NETWORKS: dict[str, ModelConfig] = {
+NETWORKS: dict[str, Config] = {
     **{task: PRESETS[task] for task in TASKS if task in PRESETS},
-    "digits-sudoku": dataclasses.replace(PRESETS["mini-sudoku"], image_size=(72, 72)),
+    "digits-sudoku": TRANSFORMERS["digits-sudoku"],
     "counting-stars": PRESETS["counting-polygons"],
 }
 """The network of every task; that of digits-sudoku is mini-sudoku's on larger images."""
@@ -139,7 +139,7 @@ def loading(make_batch: loader.MakeBatch, args: Args) -> dict[str, float]:
 
 
 @functools.cache
-def training(model: ModelConfig, repeats: int) -> dict[str, Any]:
+def training(model: Config, repeats: int) -> dict[str, Any]:
     """The arithmetic of a training step per image, and batches per second on this device."""
     config = trainer.TrainConfig(noise_levels="independent")  # compiles sooner
     train_step = trainer.make_train_step(model, config)

@@ -11,8 +11,9 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 import ipr_jax
-from ipr_jax import sharding
-from ipr_jax.config import PRESETS
+from ipr_jax import denoiser, sharding
+from ipr_jax.config import PRESETS, TRANSFORMERS, Config
+from ipr_jax.denoiser import Model
 from ipr_jax.precision import compute_in
 from ipr_jax.types import Denoiser, Prediction
 
@@ -21,6 +22,7 @@ EDITABLE: dict[str, Sequence[int]] = {
     "even-pixels": [64],
     "counting-polygons": [256],
     "mnist-sudoku": range(55, 82),
+    "digits-sudoku": range(55, 82),
 }
 """Presets, and how many patches are editable in the test samples of their tasks."""
 
@@ -53,14 +55,19 @@ def check_preset(preset: str) -> None:
         raise ValueError(f"unknown preset {preset!r}; known: {', '.join(EDITABLE)}")
 
 
-def new_model(preset: str) -> ipr_jax.SRM:
+def config_of(preset: str) -> Config:
+    """The architecture of a preset."""
+    return TRANSFORMERS[preset] if preset in TRANSFORMERS else PRESETS[preset]
+
+
+def new_model(preset: str) -> Model:
     """The network of a preset, with the weights that training begins with."""
-    return ipr_jax.SRM(PRESETS[preset], rngs=nnx.Rngs(0))
+    return denoiser.new_model(config_of(preset), rngs=nnx.Rngs(0))
 
 
 def make(preset: str, batch: int, precision: str, devices: int = 1) -> Workload:
     """A batch of ``batch`` samples, spread evenly over the first ``devices`` devices."""
-    config = PRESETS[preset]
+    config = config_of(preset)
     mesh = ipr_jax.data_mesh(jax.devices()[:devices])
     draw = np.random.default_rng(0).uniform(-1, 1, (batch, *config.image_shape))
     parts = (

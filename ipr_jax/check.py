@@ -47,6 +47,37 @@ def seed(value: Any) -> None:
         raise ValueError(f"seed must be below {2**32}, got {value}")
 
 
+def model_inputs(config: Any, z: jax.Array, t: jax.Array) -> None:
+    """Refuse noisy images or levels that are not of a model's shape.
+
+    Args:
+        config: of the model, with an ``image_shape`` and a ``grid``.
+        z: [B, H, W, C].
+        t: [B, h, w].
+
+    Raises:
+        ValueError: names the shape that is needed and the one that was given.
+    """
+    for name, array, shape in (
+        ("images", z, config.image_shape),
+        ("the patch grid", t, config.grid),
+    ):
+        same_rows(name, array, shape, z.shape[0])
+
+
+def same_rows(name: str, array: jax.Array, shape: tuple[int, ...], batch: int) -> None:
+    """Refuse an array that is not of a shape [B, ...] that a model needs.
+
+    Raises:
+        ValueError: names the shape that is needed and the one that was given.
+    """
+    if array.shape != (batch, *shape):
+        raise ValueError(
+            f"{name} must be [B, {', '.join(map(str, shape))}] for this model, "
+            f"got {list(array.shape)}"
+        )
+
+
 def batch(keys: jax.Array, image: ArrayLike, editable: ArrayLike) -> None:
     """Refuse keys, images and masks whose dtypes or shapes do not belong together.
 

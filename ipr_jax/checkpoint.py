@@ -16,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from ipr_jax.config import ModelConfig
-from ipr_jax.denoiser import SRM
+from ipr_jax.config import Config
+from ipr_jax.denoiser import MODELS, Model, new_model
 from ipr_jax.files import kind_of, refuse_existing, utf8
 from ipr_jax.keys import rngs
 
@@ -84,7 +84,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load(path_or_name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> SRM:
+def load(path_or_name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> Model:
     """Open a model that was saved, trained, converted, or that ships with the package.
 
     Args:
@@ -103,13 +103,13 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> S
 
 def open_model(
     path_or_name: str | os.PathLike[str], *, dtype: Any = jnp.float32
-) -> tuple[SRM, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     """``load``, with the provenance that was saved beside the weights."""
 
-    def build(config: ModelConfig) -> SRM:
-        return SRM(config, dtype=dtype, rngs=rngs(0))
+    def build(config: Config) -> Model:
+        return new_model(config, dtype=dtype, rngs=rngs(0))
 
-    return open_as(path_or_name, {ModelConfig: build})
+    return open_as(path_or_name, dict.fromkeys(MODELS, build))
 
 
 def open_as(

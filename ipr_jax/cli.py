@@ -33,7 +33,7 @@ from ipr_jax import (
     metrics,
     shards,
 )
-from ipr_jax.config import ModelConfig
+from ipr_jax.denoiser import MODELS
 from ipr_jax.environment import environment, version
 from ipr_jax.hosts import HostOptions, ended_together
 from ipr_jax.interrupts import interruptible
@@ -554,19 +554,19 @@ def _draw(
 
 
 def train(
-    task: str,
+    name: str,
     config: trainer.TrainConfig,
     out: Path | None = None,
     num_workers: int = 0,
     shard_params: bool = False,
     hosts: HostOptions = HostOptions(),
 ) -> Path:
-    """Run ``ipr-jax train TASK``.
+    """Run ``ipr-jax train NAME``.
 
     Args:
-        task: the benchmark.
+        name: of a recipe.
         config: how to train.
-        out: the folder of the run; by default runs/TASK, with other settings one beside it.
+        out: the folder of the run; by default runs/NAME, with other settings one beside it.
         num_workers: processes that make the batches, 0 = a thread.
         shard_params: whether the devices share one copy of the parameters, instead of one each.
         hosts: the processes that share every batch.
@@ -581,10 +581,10 @@ def train(
     """
     hosts.join()
     check.count("num_workers", num_workers, least=0)
-    model, usual = RECIPES[task]
+    recipe = RECIPES[name]
     if config.noise_levels != "mean-beta":
         refuse_idle(config, "--noise-levels mean-beta alone has a sharpness", "sharpness")
-    folder = out or _same_folder(Path("runs") / task, config, usual)
+    folder = out or _same_folder(Path("runs") / name, config, recipe.training)
     remains = f"started again, it goes on from the last checkpoint in {folder}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible(remains))
@@ -594,8 +594,8 @@ def train(
             preempted = stack.enter_context(signals())
         update = stack.enter_context(progress("compiling"))
         lines = trainer.train(
-            get_task(task),
-            model,
+            get_task(recipe.task or name),
+            recipe.model,
             config,
             folder,
             num_workers,
@@ -604,9 +604,8 @@ def train(
         )
         for line in lines:
             step, loss = int(line["step"]), f"loss {line['total']:.4f}"
-            said = (
-                f"step {step} of {config.num_steps}, {loss}, {line['seconds_per_step']:.2f} s each"
-            )
+            rate = config.batch_size / line["seconds_per_step"]
+            said = f"step {step} of {config.num_steps}, {loss}, {rate:.3g} images/s"
             update(said, step, config.num_steps, None)
     say(f"written: {folder / 'model'}")
     return folder / "model"
@@ -624,7 +623,7 @@ def info(
     config = network.config
     rows = {"network": type(network).__name__}
     rows |= {name: str(value) for name, value in dataclasses.asdict(config).items()}
-    if isinstance(config, ModelConfig):
+    if type(config) in MODELS:
         h, w = config.grid
         one = "one for the image" if h * w == 1 else f"{h} x {w}, one per patch"
         rows["noise levels"] = one
@@ -740,29 +739,29 @@ def _experiment_command(name: str) -> Callable[..., Path]:
     return command
 
 
-def _train_command(task: str) -> Callable[..., Path]:
-    """The command ``ipr-jax train TASK``, with the settings of the task's recipe as defaults.
+def _train_command(name: str) -> Callable[..., Path]:
+    """The command ``ipr-jax train NAME``, with the settings of the recipe as defaults.
 
     Raises:
-        ValueError: no such task, or it has no recipe.
+        ValueError: no such recipe; lists those that there are.
     """
-    if task not in RECIPES:
+    if name not in RECIPES:
         known = ", ".join(RECIPES)
-        raise ValueError(f"no recipe to train the task {task!r}; known: {known}")
+        raise ValueError(f"no recipe to train {name!r}; known: {known}")
 
     def command(
-        config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[task].training,
+        config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[name].training,
         out: Path | None = None,
         num_workers: int = 0,
         shard_params: bool = False,
         hosts: Annotated[HostOptions, tyro.conf.arg(name="")] = HostOptions(),
     ) -> Path:
-        return train(task, config, out, num_workers, shard_params, hosts)
+        return train(name, config, out, num_workers, shard_params, hosts)
 
     command.__doc__ = (
-        f"Train a denoiser on {task}; started again with the same settings, it goes on.\n\n"
+        f"Train by the recipe {name}; started again with the same settings, it goes on.\n\n"
         "Args:\n    config: how to train.\n"
-        "    out: the folder of the run; by default runs/TASK, with other settings one beside it.\n"
+        "    out: the folder of the run; by default runs/NAME, with other settings one beside it.\n"
         "    num_workers: processes that make the batches, 0 = a thread; results are the same.\n"
         "    shard_params: share one copy of the parameters among the devices, not one each.\n"
         "    hosts: the processes that share every batch."
@@ -792,9 +791,9 @@ def _experiment_help(
     _experiment_command(name)
 
 
-def _train_help(task: Annotated[tyro.conf.Positional[str], _one_of(RECIPES)]) -> None:
-    """Train a denoiser on a task; ``ipr-jax train TASK --help`` lists the settings."""
-    _train_command(task)
+def _train_help(name: Annotated[tyro.conf.Positional[str], _one_of(RECIPES)]) -> None:
+    """Train a denoiser by a recipe; ``ipr-jax train NAME --help`` lists the settings."""
+    _train_command(name)
 
 
 NAMED = {

@@ -1,5 +1,6 @@
-"""The SRM denoiser: the U-Net with its three heads read as a ``Prediction``."""
+"""The denoisers: the SRM's U-Net with its three heads read as a ``Prediction``, and all by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ipr_jax import check, flow, patches
-from ipr_jax.config import ModelConfig
+from ipr_jax.config import Config, ModelConfig, TransformerConfig
+from ipr_jax.transformer import PatchTransformer
 from ipr_jax.types import Denoiser, Prediction
 from ipr_jax.unet import UNet
 
@@ -30,6 +32,11 @@ class SRM(nnx.Module):
         """
         self.config = config
         self.unet = UNet(config, dtype=dtype, rngs=rngs)
+
+    @property
+    def dtype(self) -> Any:
+        """The compute dtype."""
+        return self.unet.dtype
 
     def __call__(
         self,
@@ -59,20 +66,11 @@ class SRM(nnx.Module):
                 if self.config.concat_clues
                 else "this model takes no condition: its clues are patches at noise level 0"
             )
+        check.model_inputs(self.config, z, t)
         channels = self.config.channels
-        expected = [
-            ("images", z, self.config.image_shape),
-            ("the patch grid", t, self.config.grid),
-        ]
         if condition is not None:
             shape = (*self.config.image_size, 1 + channels)
-            expected.append(("the condition", condition, shape))
-        for name, array, shape in expected:
-            if array.shape[1:] != shape or array.shape[0] != z.shape[0]:
-                raise ValueError(
-                    f"{name} must be [B, {', '.join(map(str, shape))}] for this model, "
-                    f"got {list(array.shape)}"
-                )
+            check.same_rows("the condition", condition, shape, z.shape[0])
         out = self.unet(z if condition is None else jnp.concatenate([z, condition], -1), t, key)
         log_variance = patches.patch_mean(out[..., -1], self.config.patch_size)
         return Prediction(
@@ -80,6 +78,18 @@ class SRM(nnx.Module):
             variance_fraction=(out[..., channels : 2 * channels] + 1) / 2,
             sigma=jnp.exp(0.5 * log_variance),
         )
+
+
+Model = SRM | PatchTransformer
+"""Any denoiser that a model folder can hold."""
+
+MODELS: dict[type, Callable[..., Model]] = {ModelConfig: SRM, TransformerConfig: PatchTransformer}
+"""The denoiser of each class of configuration, called as ``SRM`` is."""
+
+
+def new_model(config: Config, *, dtype: Any = jnp.float32, rngs: Any) -> Model:
+    """The denoiser of a configuration, with random weights; see ``SRM``."""
+    return MODELS[type(config)](config, dtype=dtype, rngs=rngs)
 
 
 def condition_on(model: SRM, image: jax.Array, editable: jax.Array) -> Denoiser:

@@ -19,18 +19,25 @@ def environment() -> dict[str, Any]:
     """The versions, the device and the commit that a result is made with, as JSON data.
 
     Returns:
-        versions (of packages), python, device (such as "1 x cpu", those of this process),
-        cpu_count, and commit, with ``-dirty`` where files have changed, or None outside of a
-        checkout.
+        versions (of packages, None for one that is not installed), python, device (such as "1 x
+        cpu", those of this process), cpu_count, and commit, with ``-dirty`` where files have
+        changed, or None outside of a checkout.
     """
     packages = ("ipr_jax", "jax", "jaxlib", "flax", "numpy")
     return {
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
         "python": sys.version.split()[0],
         "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         "cpu_count": os.cpu_count(),
         "commit": commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def commit(checkout: Path = Path(__file__).parent.parent) -> str | None:

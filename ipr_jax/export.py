@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from ipr_jax.denoiser import SRM
+from ipr_jax.denoiser import Model
 from ipr_jax.evaluate import Refinement
 from ipr_jax.precision import compute_in
 from ipr_jax.refinement import refine
@@ -19,7 +19,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 """Where the program runs."""
 
 
-def serialize(model: SRM, refinement: Refinement, precision: str = "float32") -> bytearray:
+def serialize(model: Model, refinement: Refinement, precision: str = "float32") -> bytearray:
     """Make the program of a model: ``generate``, then ``refine``.
 
     Its arguments, of which it checks no value: the data of the samples' keys, uint32 [b, 2]; image,

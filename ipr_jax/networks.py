@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from ipr_jax import checkpoint
 from ipr_jax.config import ModelConfig
-from ipr_jax.denoiser import SRM
+from ipr_jax.denoiser import MODELS
 from ipr_jax.keys import rngs
 from ipr_jax.tasks.mnist_classifier import MNISTClassifier, MNISTConfig
 from ipr_jax.tasks.polygon_classifier import PolygonClassifier, PolygonConfig
 
 NETWORKS: dict[type, Any] = {
-    ModelConfig: SRM,
+    **MODELS,
     MNISTConfig: MNISTClassifier,
     PolygonConfig: PolygonClassifier,
 }
@@ -41,10 +41,9 @@ def open_network(path_or_name: str | os.PathLike[str]) -> tuple[Any, dict[str, A
 def inputs(config: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what a network is called with, by the name of its argument, all float32."""
     shape = (batch, *config.image_shape)
-    if not isinstance(config, ModelConfig):
-        shapes = {"images": shape}
-    else:
+    shapes = {"images": shape}
+    if type(config) in MODELS:
         shapes = {"z": shape, "t": (batch, *config.grid)}
-        if config.concat_clues:
-            shapes["condition"] = (*shape[:-1], 1 + config.channels)
+    if isinstance(config, ModelConfig) and config.concat_clues:
+        shapes["condition"] = (*shape[:-1], 1 + config.channels)
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from ipr_jax import checkpoint, experiments, stopping
-from ipr_jax.denoiser import SRM
+from ipr_jax.denoiser import Model
 from ipr_jax.evaluate import Refinement
 from ipr_jax.memory import Size
 from ipr_jax.networks import open_network
@@ -98,7 +98,7 @@ class Opened(NamedTuple):
     """
 
     task: Task
-    model: SRM
+    model: Model
     described: dict[str, Any]
 
 
@@ -242,7 +242,7 @@ def _open_classifier(path: Path, task: str) -> tuple[Callable[[jax.Array], Any],
     return lambda images: read_counts(network(images), network.config), provenance
 
 
-def _open_model(name: str, task: Task) -> tuple[SRM, dict[str, Any]]:
+def _open_model(name: str, task: Task) -> tuple[Model, dict[str, Any]]:
     """A model that makes the images of a task, and its provenance.
 
     Raises:

@@ -25,6 +25,22 @@ def patch_mean(pixels: jax.Array, patch_size: int) -> jax.Array:
     return pixels.reshape(batch, h, patch_size, w, patch_size).mean(axis=(2, 4))
 
 
+def tokens(image: jax.Array, patch_size: int) -> jax.Array:
+    """The pixels of every patch, patches row by row: [B, H, W, C] -> [B, P, S S C]."""
+    batch, height, width, channels = image.shape
+    h, w = height // patch_size, width // patch_size
+    split = image.reshape(batch, h, patch_size, w, patch_size, channels).swapaxes(2, 3)
+    return split.reshape(batch, h * w, -1)
+
+
+def untokens(pixels: jax.Array, image_shape: tuple[int, int, int], patch_size: int) -> jax.Array:
+    """The inverse of ``tokens``: [B, P, S S C] -> [B, H, W, C]."""
+    height, width, channels = image_shape
+    h, w = height // patch_size, width // patch_size
+    split = pixels.reshape(-1, h, w, patch_size, patch_size, channels).swapaxes(2, 3)
+    return split.reshape(-1, *image_shape)
+
+
 class AxisResize(NamedTuple):
     """A bilinear resize of a piecewise constant axis, reduced to its distinct results.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ipr_jax.denoiser import SRM
+from ipr_jax.denoiser import Model, new_model
 from ipr_jax.keys import rngs
 from ipr_jax.types import Denoiser, Prediction
 
@@ -47,7 +47,7 @@ def get_precision(name: str) -> Precision:
     return PRECISIONS[name]
 
 
-def compute_in(model: SRM, precision: str) -> Denoiser:
+def compute_in(model: Model, precision: str) -> Denoiser:
     """The same weights, computing in a precision.
 
     Args:
@@ -61,14 +61,14 @@ def compute_in(model: SRM, precision: str) -> Denoiser:
         ValueError: an unknown precision; lists the known ones.
     """
     dtype = get_precision(precision).dtype
-    if model.unet.dtype != dtype:
-        built = nnx.eval_shape(lambda: SRM(model.config, dtype=dtype, rngs=rngs(0)))
+    if model.dtype != dtype:
+        built = nnx.eval_shape(lambda: new_model(model.config, dtype=dtype, rngs=rngs(0)))
         model = nnx.merge(nnx.graphdef(built), nnx.state(model))
     return jax.tree_util.Partial(_CALLS[precision], model)
 
 
 def _call(precision: str) -> Any:
-    def call(model: SRM, z: jax.Array, t: jax.Array) -> Prediction:
+    def call(model: Model, z: jax.Array, t: jax.Array) -> Prediction:
         with jax.default_matmul_precision(PRECISIONS[precision].products):
             return model(z, t)
 

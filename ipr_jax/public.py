@@ -2,7 +2,7 @@
 
 from ipr_jax.ahead import compile
 from ipr_jax.checkpoint import load
-from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.config import PRESETS, TRANSFORMERS, ModelConfig, TransformerConfig
 from ipr_jax.denoiser import SRM, condition_on, repaint
 from ipr_jax.keys import sample_keys
 from ipr_jax.order import (
@@ -18,6 +18,7 @@ from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, genera
 from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
 from ipr_jax.sharding import data_mesh
 from ipr_jax.streaming import Streamed, stream
+from ipr_jax.transformer import PatchTransformer
 from ipr_jax.types import Denoiser, Prediction
 
 __all__ = [
@@ -25,15 +26,18 @@ __all__ = [
     "PRESETS",
     "REFINEMENT",
     "SRM",
+    "TRANSFORMERS",
     "Compiled",
     "Denoiser",
     "Memory",
     "ModelConfig",
+    "PatchTransformer",
     "Prediction",
     "Refined",
     "Sampled",
     "Sampling",
     "Streamed",
+    "TransformerConfig",
     "certain_first",
     "compile",
     "condition_on",

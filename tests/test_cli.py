@@ -698,10 +698,10 @@ def test_training_writes_a_model(work, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nope",), "no recipe to train the task 'nope'; known: mini-sudoku, even-pixels"),
+        (("nope",), f"no recipe to train 'nope'; known: {', '.join(RECIPES)}"),
         (
             ("counting-stars",),
-            "no recipe to train the task 'counting-stars'; known: mini-sudoku, even-pixels",
+            f"no recipe to train 'counting-stars'; known: {', '.join(RECIPES)}",
         ),
         (
             ("mini-sudoku", "--num-steps", 0),
@@ -798,7 +798,7 @@ def test_help_names_the_commands():
     for command in ("refine", "evaluate", "stream", "experiment", "train", "info"):
         assert command in out
     for words, names in {
-        "train TASK": RECIPES,
+        "train NAME": RECIPES,
         "evaluate TASK": TASKS,
         "stream TASK": TASKS,
         "experiment NAME": experiments.EXPERIMENTS,

@@ -15,7 +15,16 @@ from flax import nnx
 from scipy import stats
 
 import ipr_jax
-from ipr_jax import SRM, ModelConfig, Prediction, checkpoint, flow, patches, sharding
+from ipr_jax import (
+    SRM,
+    ModelConfig,
+    Prediction,
+    TransformerConfig,
+    checkpoint,
+    flow,
+    patches,
+    sharding,
+)
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import noise_levels, objective, trainer
 from ipr_jax.training.recipes import RECIPES
@@ -33,6 +42,10 @@ SMALL = ModelConfig(
     head_width=4,
     num_groups=2,
     dropout=0.0,
+)
+
+SMALL_TRANSFORMER = TransformerConfig(
+    image_size=(4, 4), channels=1, patch_size=2, width=4, num_layers=1, hidden_width=6
 )
 
 
@@ -297,7 +310,7 @@ def test_weights_are_as_recorded(name, monkeypatch):
     want = recorded(name)
     monkeypatch.setattr(noise_levels, "NUM_NORMALISATION_SAMPLES", NUM_DRAWN)
     got = noise_levels.inverse_density(
-        lambda key, batch, grid: want.drawn[:batch], jax.random.key(0), want.grid
+        lambda key, editable: want.drawn[: len(editable)], jax.random.key(0), want.grid
     )
     weight = 1 / (1 / got.astype(np.float64)).reshape(50, 20).mean(axis=1)
     relative = want.densities.std(axis=0) / want.densities.mean(axis=0)
@@ -317,7 +330,9 @@ def test_share_of_zeros_is_as_recorded(name):
 
 
 def sampler(name, sharpness=1.0):
-    return noise_levels.SAMPLERS[name](sharpness)
+    """The sampler of a name, of a number of images without clues."""
+    sample = noise_levels.SAMPLERS[name](sharpness)
+    return lambda key, batch, grid: sample(key, jnp.ones((batch, *grid), bool))
 
 
 @pytest.mark.parametrize("name", noise_levels.SAMPLERS)
@@ -329,7 +344,7 @@ def test_levels_are_in_range_and_hang_on_the_key(name, grid):
     assert 0 <= one.min() < 0.01
     assert 0.99 < one.max() <= 1
     np.testing.assert_array_equal(one, same)
-    assert (one != other).all()
+    assert (one != other)[(one > 0) & (one < 1)].all()
 
 
 def test_mean_beta_halves_the_patches_with_the_published_concentrations(monkeypatch):
@@ -401,10 +416,43 @@ def test_added_zeros_are_a_uniform_number_of_random_patches():
     assert_within_5_errors(pairs - both, np.sqrt(both * (1 - both) / number))
 
 
+def test_sequential_levels_are_those_of_passes_and_others():
+    """In a pass, the levels are those of a line of places that are equally far apart."""
+    editable = jax.random.bernoulli(jax.random.key(1), 0.7, (NUM_DRAWN, 3, 4))
+    t = np.asarray(sampler_of_masks("sequential")(jax.random.key(0), editable))
+    assert t.dtype == np.float32
+    assert (t >= 0).all()
+    assert (t <= 1).all()
+    inside, passes, whole = np.asarray(editable), 0, 0
+    for levels in (each[mask] for each, mask in zip(t, inside, strict=True) if mask.sum() > 2):
+        gaps = np.diff(np.sort(levels[(levels > 1e-6) & (levels < 1 - 1e-6)]))
+        whole += 1
+        passes += len(gaps) < 2 or np.ptp(gaps) < 1e-4
+    assert 0.5 - 0.02 < passes / whole < 0.5 + 0.03  # of the others, few are so by chance
+    means = [each[mask].mean() for each, mask in zip(t, inside, strict=True) if mask.any()]
+    assert stats.ks_2samp(means, 1 - np.array(means)).pvalue > 0.01
+    one = jax.nn.one_hot(jnp.full(NUM_DRAWN, 5), 12).reshape(-1, 3, 4) > 0
+    alone = np.asarray(sampler_of_masks("sequential")(jax.random.key(2), one))[:, 1, 1]
+    assert stats.ks_2samp(alone, 1 - alone).pvalue > 0.01
+
+
+def sampler_of_masks(name):
+    return noise_levels.SAMPLERS[name](1.0)
+
+
+def test_images_of_few_noisy_patches_weigh_more():
+    t = np.zeros((3, 4, 8), np.float32)
+    t[0, 0] = 0.5
+    t[1, 0, 0] = 1e-3
+    t[2] = 1
+    got = noise_levels.per_image(jnp.asarray(t))
+    np.testing.assert_allclose(got, np.float32([4, 20, 1]).reshape(3, 1, 1), rtol=1e-6)
+
+
 def test_weights_undo_the_density():
-    def rising(key, batch, grid):
+    def rising(key, editable):
         """Density 2 t."""
-        return jnp.sqrt(jax.random.uniform(key, (batch, *grid)))
+        return jnp.sqrt(jax.random.uniform(key, editable.shape))
 
     inverse = noise_levels.inverse_density(rising, jax.random.key(0), (2, 2))
     assert inverse.shape == (1000,)
@@ -416,7 +464,7 @@ def test_weights_undo_the_density():
     counts = drawn / 1000 / inverse[common]
     assert_within_5_errors(counts - expected[common], np.sqrt(expected[common]))
 
-    t = np.asarray(rising(jax.random.key(1), 20_000, (2, 2)))
+    t = np.asarray(rising(jax.random.key(1), jnp.ones((20_000, 2, 2))))
     weight = np.asarray(noise_levels.weigh(jnp.asarray(t), jnp.asarray(inverse)))
     for low, high in itertools.pairwise(np.linspace(0, 1, 6)):
         share = weight * ((t >= low) & (t < high))
@@ -534,7 +582,15 @@ def test_learning_rate_falls_as_a_cosine_to_zero():
     assert values(config, range(4, 13)) == pytest.approx(want, rel=1e-6, abs=2e-7)
 
 
-@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_learning_rate_falls_linearly_to_zero_at_the_end():
+    config = TrainConfig(learning_rate=2.0, warmup_steps=4, num_steps=14, decay="linear")
+    want = [2.0] * 8 + [4 / 3, 2 / 3, 0]
+    assert values(config, range(4, 15)) == pytest.approx(want, rel=1e-5, abs=1e-6)
+    timed = dataclasses.replace(config, minutes=1.0)  # the decay is that of the clock
+    assert values(timed, range(4, 15)) == pytest.approx([2.0] * 11)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
 def test_learning_rate_without_warm_up_begins_at_its_peak(decay):
     config = TrainConfig(learning_rate=2.0, warmup_steps=0, num_steps=8, decay=decay)
     assert values(config, [0]) == pytest.approx([2.0])
@@ -565,6 +621,28 @@ def test_optimizer_is_clipped_adam_with_decoupled_decay(rng):
         want = want - rate * (mean / (root + 1e-8) + 0.3 * want)
         got = np.concatenate([params["a"].ravel(), params["b"]])
         np.testing.assert_allclose(got, want, rtol=2e-5)
+
+
+def test_muon_turns_the_matrices_of_a_transformer_and_adam_the_rest(rng):
+    config = TrainConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, optimizer="muon")
+    params = nnx.to_pure_dict(trainer.init(SMALL_TRANSFORMER, config).params)
+    gradients = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params
+    )
+    transform = trainer.optimizer(config)
+    updates, _ = transform.update(gradients, transform.init(params), params)
+    layer = updates["layers"][0]
+    for each in (
+        *jnp.moveaxis(layer["qkv"], 1, 0),
+        *jnp.moveaxis(layer["up"], 1, 0),
+        *(layer["proj"], layer["down"]),
+    ):
+        values = np.linalg.svd(each, compute_uv=False)
+        assert values.min() / (0.1 * max(each.shape) ** 0.5) > 0.5  # nearly a rotation
+        assert values.max() / (0.1 * max(each.shape) ** 0.5) < 1.3
+    for each in (updates["enter"], updates["level"], updates["tables"]["row"], layer["level"]):
+        first = 0.1 * (1 + 0.95 * 0.05 / (1 - 0.95**2))  # Adam's, with Nesterov's momentum
+        np.testing.assert_allclose(np.abs(each), first, rtol=1e-3)
 
 
 def copy(tree):
@@ -620,6 +698,32 @@ def test_training_lowers_the_loss_of_a_fixed_batch(compiled_once):
     *_, (state, _) = run_steps(state, 150, compiled_once(SMALL, RUN))
     assert loss(state.params) < 0.6 * before
     assert loss(state.ema) < 0.6 * before
+
+
+@pytest.mark.usefixtures("no_learning")
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(monkeypatch):
+    seen = []
+
+    def recorder(config):
+        def update(gradients, state, params):
+            jax.debug.callback(lambda tree: seen.append(copy(tree)), gradients)
+            return jax.tree.map(jnp.zeros_like, gradients), state
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    monkeypatch.setattr(trainer, "optimizer", recorder)
+    found = []
+    for parts in (1, 2):
+        config = dataclasses.replace(RUN, accumulate=parts)
+        [(state, losses)] = run_steps(
+            trainer.init(SMALL_TRANSFORMER, config), 1, make_train_step(SMALL_TRANSFORMER, config)
+        )
+        jax.block_until_ready(state)
+        jax.effects_barrier()
+        found.append(losses)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    for one, two in zip(*map(jax.tree.leaves, seen), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture
@@ -685,7 +789,7 @@ def lines_of(folder):
 
 
 def untimed(lines):
-    return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
 
 
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path, compiled_once):
@@ -734,6 +838,52 @@ def test_lines_hold_the_mean_since_the_last(tmp_path, compiled_once):
         first = line["step"]
 
 
+def test_a_run_of_some_minutes_ends_with_them_and_its_rate_falls_to_zero(tmp_path, monkeypatch):
+    clock, shares = itertools.count(), []
+
+    def counted(model, config, placed):
+        def train_step(state, key, batch, inverse, left):
+            shares.append(float(left))
+            return state._replace(step=state.step + 1), objective.Losses(*jnp.ones(4))
+
+        return train_step
+
+    monkeypatch.setattr(trainer, "make_train_step", counted)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+    config = dataclasses.replace(
+        RUN, num_steps=10**6, minutes=1.0, decay="linear", log_every=10**6, save_every=10**6
+    )
+    [line] = trainer.train(TASK, SMALL, config, tmp_path)
+    assert line["step"] == len(shares) < 60
+    assert 60 <= line["seconds"] < 66
+    assert shares == sorted(shares, reverse=True)
+    assert [share == 1 for share in shares].count(True) == pytest.approx(0.7 * 28, abs=2)
+    assert shares[-1] < 0.15
+    assert (tmp_path / "model").exists()
+    assert list(trainer.train(TASK, SMALL, config, tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "message"),
+    [
+        (
+            dataclasses.replace(SMALL, image_size=(4, 6)),
+            {},
+            r"the model makes images \(4, 6, 1\) in 2 x 3 patches, the task stripes needs "
+            r"\(4, 4, 1\) in 2 x 2 patches",
+        ),
+        (SMALL, {"optimizer": "muon"}, "optimizer='muon' is for the layers of a TransformerConfig"),
+        (SMALL, {"data": "device"}, "no device draws batches of stripes, use data='host'"),
+    ],
+    ids=["grid", "muon", "device"],
+)
+def test_what_does_not_go_together_is_refused(model, change, message, tmp_path):
+    config = dataclasses.replace(RUN, **change)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        next(trainer.train(TASK, model, config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, compiled_once):
     list(trainer.train(TASK, SMALL, RUN, tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -773,7 +923,7 @@ def test_an_error_of_the_data_ends_the_run_at_its_step(tmp_path, compiled_once):
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     def broken(model, config, placed):
-        def train_step(state, key, batch, inverse):
+        def train_step(state, key, batch, inverse, left):
             params = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
             return state._replace(params=params), objective.Losses(*jnp.ones(4))
 
@@ -785,14 +935,14 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_weights_steps_and_loss_weights_share_no_key():
+def test_weights_steps_data_and_loss_weights_share_no_key():
     """Each is folded with small numbers: parameters and steps are counted from 0."""
     keys = [
         jax.random.key_data(jax.random.fold_in(key, number))
         for key in trainer.run_keys(0)
         for number in range(100)
     ]
-    assert len(np.unique(np.stack(keys), axis=0)) == 300
+    assert len(np.unique(np.stack(keys), axis=0)) == 400
 
 
 @pytest.mark.parametrize(("broken", "log_every"), [(1, 1), (5, 4), (6, 1), (6, 4)])
@@ -821,16 +971,16 @@ def test_a_loss_that_is_not_finite_names_its_step(broken, log_every, tmp_path, c
     [
         *(
             ({name: 0}, f"{name} must be a whole number of at least 1, got 0")
-            for name in ("num_steps", "batch_size", "log_every", "save_every")
+            for name in ("num_steps", "batch_size", "accumulate", "log_every", "save_every")
         ),
         *(
             ({name: value}, f"{name} must be positive, got {value}")
-            for name in ("learning_rate", "clip_norm", "sharpness")
+            for name in ("learning_rate", "clip_norm", "sharpness", "minutes")
             for value in (0.0, -1.0, float("nan"))
         ),
         *(
             ({name: -1}, f"{name} must be a whole number of at least 0, got -1")
-            for name in ("warmup_steps", "seed")
+            for name in ("warmup_steps", "seed", "curriculum")
         ),
         ({"seed": 2**32}, "seed must be below 4294967296"),
         ({"num_steps": 2.5}, "num_steps must be a whole number"),
@@ -838,7 +988,14 @@ def test_a_loss_that_is_not_finite_names_its_step(broken, log_every, tmp_path, c
         ({"weight_decay": float("nan")}, "weight_decay must not be negative, got nan"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
         ({"ema_decay": -0.1}, r"ema_decay must be in \[0, 1\), got -0.1"),
-        ({"decay": "linear"}, r"unknown decay 'linear'; known: \['constant', 'cosine'\]"),
+        ({"decay": "step"}, r"unknown decay 'step'; known: \['constant', 'cosine', 'linear'\]"),
+        ({"optimizer": "sgd"}, r"unknown optimizer 'sgd'; known: \['adamw', 'muon'\]"),
+        ({"data": "disk"}, r"unknown data 'disk'; known: \['host', 'device'\]"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; known: float32, tf32, bfloat16"),
+        ({"accumulate": 3}, "batch_size must be a multiple of accumulate=3, got 64"),
+        ({"distortion": 1.5}, r"distortion must be in \[0, 1\], got 1.5"),
+        ({"distortion": 0.5}, "distortion needs data='device', got 0.5"),
+        ({"curriculum": 5}, "curriculum needs data='device', got 5"),
         ({"noise_levels": "beta"}, "unknown noise_levels 'beta'; known: .*mean-beta.*shared"),
     ],
     ids=str,
@@ -852,4 +1009,4 @@ def test_every_shipped_model_is_made_by_its_recipe():
     for name in checkpoint.SHIPPED:
         model, provenance = checkpoint.open_model(name)
         assert model.config == RECIPES[name].model
-        assert provenance["training"] == dataclasses.asdict(RECIPES[name].training)
+        assert TrainConfig(**provenance["training"]) == RECIPES[name].training

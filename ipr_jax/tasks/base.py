@@ -65,6 +65,9 @@ class Task:
         describe: ``scores by name, each [B] -> B texts``, what was found in each sample, in the few
             words that fit below it; from all that ``score`` gives, on the host. None where the
             image says it.
+        drawing: ``seed -> draw``, training batches made by the device that trains: ``draw`` is a
+            pytree and jittable, ``(key, batch, distortion, most_hidden) -> Batch`` as
+            ``drawing.draw`` without its tables. None where only the host makes them.
         corrupted: ``K -> Task``, this task tested on solved samples of which K pairs of patches
             were swapped, everything editable; None where there are no clues.
     """
@@ -83,6 +86,7 @@ class Task:
     parse_puzzle: Callable[[str, int], Puzzle] | None = None
     format_sample: Callable[[np.ndarray, np.ndarray], str] | None = None
     describe: Callable[[Mapping[str, np.ndarray]], list[str]] | None = None
+    drawing: Callable[[int], Callable[..., Batch]] | None = None
     corrupted: "Callable[[int], Task] | None" = None
 
     @property

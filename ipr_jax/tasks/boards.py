@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ipr_jax.tasks import sudoku
+from ipr_jax.tasks import drawing, sudoku
 from ipr_jax.tasks.base import Batch, Puzzle, Split, Task, generators
 
 ReadDigits = Callable[[jax.Array], jax.Array]
@@ -23,6 +23,10 @@ ReadDigits = Callable[[jax.Array], jax.Array]
 EMPTY = -1.0
 DIFFICULTIES = {"easy": (54, 80), "medium": (27, 53), "hard": (0, 26)}
 """Fewest and most given cells of a 9x9 puzzle, both inclusive (SRM's test configurations)."""
+
+
+TABLE_SIZE = 2**14
+"""Boards from which a device makes others; the host draws them in seconds."""
 
 
 class Tiles(NamedTuple):
@@ -208,6 +212,21 @@ class DigitBoards:
             label=board,
         )
 
+    def drawing(self, seed: int) -> Callable[..., Batch]:
+        """What draws training batches on a device: ``drawing.draw`` with its tables bound.
+
+        Args:
+            seed: of the table of ``TABLE_SIZE`` boards.
+        """
+        tiles = self.tiles("train")
+        tables = drawing.Tables(
+            boards=jnp.asarray(self.draw_boards(seed, "train", np.arange(TABLE_SIZE)), jnp.int32),
+            images=jnp.asarray(tiles.images),
+            first=jnp.asarray(tiles.first, jnp.int32),
+            number=jnp.asarray(tiles.number, jnp.int32),
+        )
+        return jax.tree_util.Partial(drawing.draw, tables)
+
     def render(
         self, puzzle: np.ndarray, seed: int, split: Split = "test"
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -317,6 +336,7 @@ class DigitBoards:
             violating=self.violating,
             parse_puzzle=self.parse_puzzle,
             format_sample=self.format_sample,
+            drawing=self.drawing,
             corrupted=functools.partial(self.corrections, name),
             image_shape=self.image_shape,
             patch_size=self.patch_size,

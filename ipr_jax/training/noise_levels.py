@@ -3,6 +3,7 @@
 Source: SRM (arXiv 2502.21075), section 4. ``mean_beta`` draws the mean level of an image uniformly
 and splits it over the patches by a tree of beta draws, so that images of every mean and of very
 unequal patches occur; ``independent`` draws every patch by itself, ``shared`` one level per image.
+``sequential`` draws those of a pass at a random time, in half of the images.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,12 @@ NUM_BINS = 1000
 NUM_NORMALISATION_SAMPLES = 80_000
 _EPSILON = 1e-6
 
-Sampler = Callable[[jax.Array, int, tuple[int, int]], jax.Array]
-"""``sample(key, batch, (h, w)) -> t``, float32 [B, h, w] in [0, 1]; the key is consumed."""
+LARGEST_SPREAD = 3.0
+"""Of the logits of the levels of an image, in ``sequential``."""
+
+Sampler = Callable[[jax.Array, jax.Array], jax.Array]
+"""``sample(key, editable [B, h, w]) -> t``, float32 [B, h, w] in [0, 1]; the key is consumed. The
+levels of clues are of no consequence."""
 
 
 def independent(key: jax.Array, batch: int, grid: tuple[int, int]) -> jax.Array:
@@ -87,10 +92,45 @@ def mean_beta(key: jax.Array, batch: int, grid: tuple[int, int], *, sharpness: f
     return jnp.clip(t, 0, 1).reshape(batch, *grid)
 
 
+def sequential(key: jax.Array, editable: jax.Array) -> jax.Array:
+    """Half of the images at a random time of a pass of random overlap, half at levels of any kind.
+
+    In a pass over the editable patches in random order, a front moves over them; before it they are
+    noise, behind it finished, and in between their level falls linearly. Its width is log-uniform,
+    from a single patch (no overlap) to four times all of them (nearly parallel), its place uniform.
+    In the other images the logits of the levels are normal around that of a uniform number, with a
+    standard deviation that is uniform up to ``LARGEST_SPREAD``.
+
+    Args:
+        key: consumed.
+        editable: bool [B, h, w].
+
+    Returns:
+        Float32 [B, h, w] in [0, 1].
+    """
+    order_key, image_key, normal_key = jax.random.split(key, 3)
+    flat = editable.reshape(len(editable), -1)
+    uniform = jnp.where(flat, jax.random.uniform(order_key, flat.shape), jnp.inf)
+    number = jnp.maximum(flat.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
+    place = (uniform.argsort(axis=1).argsort(axis=1).astype(jnp.float32) + 0.5) / number
+    which, one, two = jnp.split(jax.random.uniform(image_key, (len(flat), 3)), 3, axis=1)
+    width = 4**one * number ** (one - 1)
+    front = jnp.clip((place - two * (1 + width)) / width + 1, 0, 1)
+    logit = jnp.log(two + _EPSILON) - jnp.log1p(_EPSILON - two)
+    spread = LARGEST_SPREAD * one * jax.random.normal(normal_key, flat.shape)
+    return jnp.where(which < 0.5, front, jax.nn.sigmoid(logit + spread)).reshape(editable.shape)
+
+
+def _of_shape(sample: Callable[[jax.Array, int, tuple[int, int]], jax.Array]) -> Sampler:
+    """A sampler that does not look at which patches are editable."""
+    return lambda key, editable: sample(key, len(editable), editable.shape[1:])
+
+
 SAMPLERS: dict[str, Callable[[float], Sampler]] = {
-    "mean-beta": lambda sharpness: partial(mean_beta, sharpness=sharpness),
-    "independent": lambda sharpness: independent,
-    "shared": lambda sharpness: shared,
+    "mean-beta": lambda sharpness: _of_shape(partial(mean_beta, sharpness=sharpness)),
+    "independent": lambda sharpness: _of_shape(independent),
+    "shared": lambda sharpness: _of_shape(shared),
+    "sequential": lambda sharpness: sequential,
 }
 """Samplers by name, made from the sharpness (which only mean-beta reads)."""
 
@@ -99,7 +139,7 @@ def inverse_density(sample: Sampler, key: jax.Array, grid: tuple[int, int]) -> n
     """Loss weights that undo the sampler's density over levels, from 80,000 images.
 
     Args:
-        sample: the sampler.
+        sample: the sampler, of images without clues.
         key: consumed.
         grid: (h, w).
 
@@ -108,9 +148,9 @@ def inverse_density(sample: Sampler, key: jax.Array, grid: tuple[int, int]) -> n
     """
     counts = np.zeros(NUM_BINS)
     chunk = max(1, min(NUM_NORMALISATION_SAMPLES, 2**21 // (grid[0] * grid[1])))
-    draw = jax.jit(sample, static_argnums=(1, 2))
+    draw, editable = jax.jit(sample), jnp.ones((chunk, *grid), bool)
     for index in range(-(-NUM_NORMALISATION_SAMPLES // chunk)):
-        t = np.asarray(draw(jax.random.fold_in(key, index), chunk, grid))
+        t = np.asarray(draw(jax.random.fold_in(key, index), editable))
         counts += np.histogram(t, bins=NUM_BINS, range=(0, 1))[0]
     density = counts / counts.mean()
     return ((1 + _EPSILON) / (density + _EPSILON)).astype(np.float32)
@@ -120,6 +160,18 @@ def weigh(t: jax.Array, inverse: jax.Array) -> jax.Array:
     """Look up the loss weight of each level: [B, h, w] -> [B, h, w]."""
     bins = jnp.clip((t * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
     return inverse[bins]
+
+
+def per_image(t: jax.Array) -> jax.Array:
+    """Loss weights by which images of few noisy patches count as those of many.
+
+    Args:
+        t: float32 [B, h, w] noise levels.
+
+    Returns:
+        Float32 [B, 1, 1], patches by how many of them are noisy, at most 20.
+    """
+    return jnp.minimum(1 / jnp.maximum((t > 0).mean(axis=(1, 2), keepdims=True), 1e-6), 20)
 
 
 def add_zeros(key: jax.Array, t: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:

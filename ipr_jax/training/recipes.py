@@ -1,8 +1,9 @@
 """How models of this project were trained, the shipped ones among them."""
 
+import dataclasses
 from typing import NamedTuple
 
-from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.config import PRESETS, TRANSFORMERS, Config
 from ipr_jax.training.trainer import TrainConfig
 
 
@@ -12,11 +13,27 @@ class Recipe(NamedTuple):
     Attributes:
         model: the architecture.
         training: the settings.
+        task: the benchmark; None = it has the recipe's name.
     """
 
-    model: ModelConfig
+    model: Config
     training: TrainConfig
+    task: str | None = None
 
+
+_BOARDS = TrainConfig(
+    learning_rate=2e-3,
+    warmup_steps=50,
+    decay="linear",
+    optimizer="muon",
+    weight_decay=1e-4,
+    ema_decay=0.998,
+    noise_levels="sequential",
+    per_image=True,
+    data="device",
+    distortion=0.7,
+)
+"""What the transformers have in common."""
 
 RECIPES: dict[str, Recipe] = {
     "mini-sudoku": Recipe(
@@ -39,5 +56,27 @@ RECIPES: dict[str, Recipe] = {
             decay="cosine",
         ),
     ),
+    "mini-sudoku-transformer": Recipe(
+        TRANSFORMERS["mini-sudoku-transformer"],
+        dataclasses.replace(_BOARDS, num_steps=10_000, batch_size=64),
+        task="mini-sudoku",
+    ),
+    "digits-sudoku": Recipe(
+        TRANSFORMERS["digits-sudoku"],
+        dataclasses.replace(_BOARDS, num_steps=30_000, batch_size=32, curriculum=1_000),
+    ),
+    "digits-sudoku-large": Recipe(
+        TRANSFORMERS["digits-sudoku-large"],
+        dataclasses.replace(
+            _BOARDS,
+            num_steps=20_000,
+            batch_size=512,
+            learning_rate=1e-3,
+            ema_decay=0.999,
+            curriculum=200,
+            precision="bfloat16",
+        ),
+        task="digits-sudoku",
+    ),
 }
-"""Recipes by task."""
+"""Recipes by name, most of them that of the task. The large one is for an accelerator."""
