@@ -1,11 +1,12 @@
 """Compile the program of a driver before there is anything to run it on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from ipr_jax import check
 from ipr_jax.keys import sample_keys
 from ipr_jax.program import Compiled
 from ipr_jax.types import Denoiser
@@ -38,10 +39,12 @@ def compile(
     program = getattr(driver, "program", None)
     if program is None:
         raise ValueError(f"driver must be generate, refine or stream of ipr_jax, got {driver}")
-    if len(image_shape) != 4 or len(grid) != 2:
+    if [len(sizes) if isinstance(sizes, Sequence) else 0 for sizes in (image_shape, grid)] != [4, 2]:
         raise ValueError(
             f"image_shape must be (B, H, W, C) and grid (h, w), got {image_shape} and {grid}"
         )
+    for size in (*image_shape[1:], *grid):
+        check.count("every number of image_shape and grid", size)
     keys = sample_keys(jax.random.key(0), image_shape[0])
     image = np.zeros(image_shape, np.float32)
     editable = np.zeros((image_shape[0], *grid), bool)

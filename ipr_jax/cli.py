@@ -822,7 +822,6 @@ def main() -> None:
     words = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what it cannot show is no error
-    os.environ["MPLBACKEND"] = "agg"  # pictures are files, whatever a notebook has set
     for library in ("absl", "matplotlib"):  # what Orbax logs, it also raises
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = unraisable

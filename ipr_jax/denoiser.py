@@ -49,7 +49,7 @@ class SRM(nnx.Module):
 
         Args:
             z: float [B, H, W, C], noisy images.
-            t: float32 [B, h, w] in [0, 1], noise level per patch.
+            t: float [B, h, w] in [0, 1], noise level per patch; computed with in float32.
             key: for dropout while training; None evaluates without dropout.
             condition: for ``config.concat_clues`` only, from ``condition_on``.
 
@@ -70,7 +70,7 @@ class SRM(nnx.Module):
         channels = self.config.channels
         if condition is not None:
             shape = (*self.config.image_size, 1 + channels)
-            check.same_rows("the condition", condition, shape, z.shape[0])
+            check.same_rows("the condition", condition, shape, z)
         out = self.unet(z if condition is None else jnp.concatenate([z, condition], -1), t, key)
         log_variance = patches.patch_mean(out[..., -1], self.config.patch_size)
         return Prediction(
@@ -108,10 +108,11 @@ def condition_on(model: SRM, image: jax.Array, editable: jax.Array) -> Denoiser:
         A denoiser for this batch, a pytree.
 
     Raises:
-        ValueError: the grid is not one of square patches of the images.
+        ValueError: the grid is not one of square patches of the images, or the model is no SRM.
 
     Source: the image-level baseline of Spatial Reasoning Models, arXiv 2502.21075.
     """
+    check.instance("model", model, SRM)
     check.grid(image, editable)
     mask = patches.expand(jnp.asarray(editable), image.shape[1] // editable.shape[1])
     clues = jnp.where(mask, 0, jnp.asarray(image))
@@ -146,6 +147,8 @@ def repaint(denoise: Denoiser, image: jax.Array, editable: jax.Array, noise: jax
     clues after every step.
     """
     check.grid(image, editable)
+    if not check.is_array(noise) or noise.dtype != jnp.float32:
+        raise ValueError(f"noise must be float32 [B, H, W, C], got {check.told(noise)}")
     if noise.shape != image.shape:
         raise ValueError(f"noise must have the images' shape {image.shape}, got {noise.shape}")
     mask = patches.expand(jnp.asarray(editable), image.shape[1] // editable.shape[1])

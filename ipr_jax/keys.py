@@ -14,25 +14,27 @@ import jax.numpy as jnp
 from ipr_jax import check
 
 
-def sample_keys(key: jax.Array, num_samples: int, *, first: int = 0) -> jax.Array:
+def sample_keys(key: jax.Array, num_samples: int, *, first: jax.Array | int = 0) -> jax.Array:
     """Keys of samples ``first`` to ``first + num_samples - 1`` of a run.
 
     Args:
         key: of the run, from ``jax.random.key``; not to be used for anything else.
         num_samples: how many, at least 1.
-        first: index of the first sample, at least 0.
+        first: index of the first sample, at least 0; may be traced. Indices are below 2**32.
 
     Returns:
         Key array [num_samples]; each depends on ``key`` and its own index only.
 
     Raises:
-        ValueError: the key is of the old kind, or a count or an index is too small.
+        ValueError: the key is of the old kind or not a single one, or a count or an index is out of
+            its range.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"the key must come from jax.random.key, got {key.dtype}")
-    check.count("num_samples", num_samples)
-    check.count("first", first, least=0)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(first, first + num_samples))
+    if not check.is_key(key) or key.shape:
+        raise ValueError(f"the key must come from jax.random.key, got {check.told(key)}")
+    num_samples = check.count("num_samples", num_samples)
+    check.count("first", first, least=0, below=2**32 + 1 - num_samples, traced=True)
+    indices = jnp.asarray(first, jnp.uint32) + jnp.arange(num_samples, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
 def fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:

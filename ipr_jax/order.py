@@ -1,7 +1,7 @@
 """Which waiting patch starts next: small functions, passed to the loop.
 
 An order maps ``(sigma, uniform, t)``, all float32 [B, h, w], to priorities of that shape; the
-lowest starts first. ``sigma`` is the predicted error of each patch now; ``uniform``, in [0, 1), is
+lowest starts first. Another shape or dtype is refused at trace. ``sigma`` is the predicted error of each patch now; ``uniform``, in [0, 1), is
 drawn once per pass; ``t`` is the noise level of each patch now, 0 = known.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ipr_jax import check
 
@@ -20,25 +21,41 @@ TIES = 2.0**13
 
 
 def certain_first(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
-    """The patch with the lowest predicted error (SRM, section 4.3; the IPR paper's order)."""
+    """The patch with the lowest predicted error (SRM, section 4.3; the IPR paper's order).
+
+    Returns:
+        Float32 [B, h, w], ``sigma``.
+    """
     del uniform, t
     return sigma
 
 
 def uncertain_first(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
-    """The patch with the highest predicted error."""
+    """The patch with the highest predicted error.
+
+    Returns:
+        Float32 [B, h, w], minus ``sigma``.
+    """
     del uniform, t
     return -sigma
 
 
 def random_order(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
-    """A uniformly random order, fixed over the pass."""
+    """A uniformly random order, fixed over the pass.
+
+    Returns:
+        Float32 [B, h, w], ``uniform``.
+    """
     del sigma, t
     return uniform
 
 
 def raster_order(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
-    """Row by row, from the top left."""
+    """Row by row, from the top left.
+
+    Returns:
+        Float32 [B, h, w], 0 to P - 1.
+    """
     del uniform, t
     _, h, w = sigma.shape
     return jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.float32).reshape(1, h, w), sigma.shape)
@@ -59,17 +76,18 @@ def graph_order(dependencies: np.ndarray, *, max_order: int = 1, decay: float = 
         The order; equal arguments give different functions, of which each is compiled.
 
     Raises:
-        ValueError: an argument is out of its range; while tracing, the grid has another P.
+        ValueError: an argument is out of its range or traced; while tracing, the grid has another P.
 
     Source: the graph-sequential sampler of SRM (arXiv 2502.21075). There, certainties are divided
     by the largest of the whole batch before ties are sought; here no sample sees another.
     """
+    if isinstance(dependencies, Tracer):
+        raise ValueError("dependencies cannot be traced: they are constants of the program")
     matrix = np.asarray(dependencies, np.float32)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not (matrix >= 0).all():
         raise ValueError(f"dependencies must be [P, P] and not negative, got {matrix.shape}")
     check.count("max_order", max_order, least=0)
-    if not 0 < decay < 1:
-        raise ValueError(f"decay must be in (0, 1), got {decay}")
+    check.number("decay", decay, lambda value: 0 < value < 1, "in (0, 1)")
     weights = power = np.eye(len(matrix), dtype=np.float32)
     for order in range(1, max_order + 1):
         power = power @ matrix

@@ -61,15 +61,21 @@ def axis_resize(patches: int, patch_size: int, target: int) -> AxisResize:
     """Plan the resize of ``patches * patch_size`` constant-per-patch positions to ``target``.
 
     Bilinear with half-pixel centres and no antialiasing (``align_corners=False``): target i reads
-    source (i + 1/2) N / target - 1/2, clamped at 0, between its two neighbours. A position whose
+    source N / target (i + 1/2) - 1/2, clamped at 0, between its two neighbours. A position whose
     neighbours lie in one patch is that patch; equal positions are listed once.
+
+    All in float32, as PyTorch does, since the time embedding multiplies what rounding leaves by
+    1000; with a fused multiply-add, as PyTorch is compiled for GPUs and for CPUs since AVX2, so that
+    the position is rounded once.
     """
     source = patches * patch_size
-    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
-    first = np.floor(position).astype(int)
+    scale = np.float32(source) / np.float32(target)
+    fused = scale.astype(np.float64) * (np.arange(target) + 0.5) - 0.5  # exact
+    position = np.maximum(fused.astype(np.float32), 0)
+    first = position.astype(int)
     second = np.minimum(first + 1, source - 1)
     low, high = first // patch_size, second // patch_size
-    weight = np.where(low == high, 0.0, position - first)
+    weight = np.where(low == high, 0, position - first.astype(np.float32))
     high = np.where(weight == 0, low, high)
     triples = np.stack([low, high, weight], axis=1)
     distinct, index = np.unique(triples, axis=0, return_inverse=True)

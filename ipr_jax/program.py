@@ -5,9 +5,10 @@ Compiling ahead fills the caches that a call looks in, so the call neither trace
 
 import dataclasses
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_args
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -85,12 +86,16 @@ class Program(Generic[Result]):
 def driver(make: Callable[Given, Program[Result]]) -> Callable[Given, Result]:
     """Turn a function that checks its arguments and makes a program into one that also runs it.
 
-    What makes the program is its attribute ``program``.
+    What makes the program is its attribute ``program``; its signature tells what running returns.
     """
 
     @functools.wraps(make)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         return make(*args, **kwargs).run()
 
+    signature = inspect.signature(make)
+    (result,) = get_args(signature.return_annotation)
+    run.__annotations__["return"] = result
+    run.__signature__ = signature.replace(return_annotation=result)  # pyright: ignore[reportAttributeAccessIssue]
     run.program = make  # pyright: ignore[reportAttributeAccessIssue]
     return run

@@ -66,12 +66,17 @@ def iterate(
 
     Returns:
         The samples; patches outside the region are bit-identical.
+
+    Raises:
+        ValueError: a function returns something of another shape or dtype; at trace.
     """
     region = selection.choose(select(keys, iteration, editable.shape[1:]), editable, sizes)
+    new = noise(keys, iteration, image.shape[1:])
+    new = check.returned("what noise returns", new, image.shape, jnp.float32)
     return regenerate(
         denoise,
         random_keys.iteration_keys(keys, iteration).denoise,
-        renoise(image, region, noise(keys, iteration, image.shape[1:])),
+        renoise(image, region, new),
         region,
         settings,
         order,
@@ -132,10 +137,11 @@ def _refine(
     ) -> Refined:
         def body(image: jax.Array, iteration: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
             sampled = one(denoise, keys, image, editable, iteration, *numbers)
-            recorded = None if record is None else record(sampled.image)
+            recorded = None if record is None else _recorded(record, sampled.image)
             return sampled.image, (sampled.nfe, sampled.finite, recorded)
 
         which = start + jnp.arange(1, iterations + 1, dtype=jnp.int32)
+        image = sharding.settled(lambda image: body(image, which[0])[0], image)
         image, info = jax.lax.scan(body, image, which)
         return Refined(image, *info)
 
@@ -156,20 +162,22 @@ def refine(
     select: Selection = selection.fresh_regions,
     noise: Noise = selection.fresh_noise,
     record: Record | None = None,
-    start: int = 0,
+    start: jax.Array | int = 0,
     mesh: Mesh | None = None,
 ) -> Program[Refined]:
     """Refine samples: re-noise and regenerate a random region of each, over and over.
 
     No verifier and no training. The images may come from ``generate`` or be given, for example
     corrupted boards with every patch editable (correction mode). One compiled program per batch
-    size, number of iterations and choice of functions; keys, masks, ratio and the rest of
-    ``sampling`` are its arguments.
+    size, number of iterations and choice of functions, so that functions made anew at every call are
+    compiled at every call; keys, masks, ratio and the rest of ``sampling`` are its arguments. Under
+    ``jit`` and the like, and for derivatives, it is as ``generate``.
 
     Args:
         denoise: the model.
         keys: [B], from ``sample_keys``, as given to ``generate``.
-        image: float32 [B, H, W, C] in [-1, 1]; generated pixels may overshoot.
+        image: float32 [B, H, W, C] in [-1, 1]; pixels that are no clues may overshoot as far as
+            they are finite.
         editable: bool [B, h, w]; False = a clue, returned bit for bit.
         iterations: how many, at least 1.
         ratio: the share of the editable patches that an iteration regenerates, in (0, 1]; their
@@ -177,8 +185,8 @@ def refine(
         sampling: how a region is regenerated.
         select: which patches.
         noise: from which noise.
-        record: what to keep of the images of every iteration; by default nothing.
-        start: iterations already done; ``refine(20)`` equals ``refine(10)``, then ``refine(10,
+        record: what to keep of the images of every iteration, arrays; by default nothing.
+        start: iterations already done, at least 0, may be traced; ``refine(20)`` equals ``refine(10)``, then ``refine(10,
             start=10)`` with the same keys.
         mesh: as for ``generate``; on several devices, what ``record`` gives must be by sample.
 
@@ -186,22 +194,27 @@ def refine(
         The refined samples, their costs, and what was recorded.
 
     Raises:
-        ValueError: keys, images and masks do not belong together, a pixel is out of range or not
-            finite (leave such samples out by ``finite``), or a number is out of its range.
+        ValueError: keys, images and masks do not belong together, a clue is out of range, a pixel
+            is not finite (leave such samples out by ``finite``), a number is out of its range, an
+            argument is of another type, or a function returns another shape or dtype (at trace).
     """
-    check.count("iterations", iterations)
-    check.count("start", start, least=0)
+    iterations = check.count("iterations", iterations)
+    check.count("start", start, least=0, below=2**31 - iterations, traced=True)
     check.batch(keys, image, editable)
     check.clues(image, editable)
     check.samples(image, editable)
+    check.instance("sampling", sampling, Sampling)
+    selection.check_functions(select, noise)
+    if record is not None:
+        check.function("record", record, "image -> arrays")
     num_patches = editable.shape[1] * editable.shape[2]
-    mesh = sharding.of_samples(mesh, keys, image, editable)
+    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
     if mesh is not None and record is not None:
         _check_record(record, image)
     arguments = (
         check.as_pytree(denoise),
         *sharding.spread(mesh, keys, jnp.asarray(image), jnp.asarray(editable)),
-        jnp.int32(start),
+        jnp.asarray(start, jnp.int32),
         selection.region_sizes(num_patches, ratio),
         sampling.settings(num_patches),
     )
@@ -224,9 +237,22 @@ def _check_record(record: Record, image: jax.Array | np.ndarray) -> None:
     Raises:
         ValueError: something recorded is not by sample.
     """
-    for leaf in jax.tree.leaves(jax.eval_shape(record, image)):
+    for leaf in jax.tree.leaves(jax.eval_shape(partial(_recorded, record), image)):
         if leaf.shape[:1] != image.shape[:1]:
             raise ValueError(
                 f"with several devices, what is recorded must be by sample, "
                 f"[{image.shape[0]}, ...], got {list(leaf.shape)}"
             )
+
+
+def _recorded(record: Record, image: jax.Array) -> Any:
+    """What is to be kept of the images.
+
+    Raises:
+        ValueError: something of it is neither an array nor a number.
+    """
+    found = record(image)
+    for leaf in jax.tree.leaves(found):
+        if not check.is_array(leaf) and not isinstance(leaf, bool | int | float | np.generic):
+            raise ValueError(f"record must return arrays, got {check.told(leaf)}")
+    return found

@@ -4,6 +4,7 @@ The loop runs to the longest schedule of the batch, a traced number, so one prog
 ratio and mask; a sample that finishes early is left bit-identical.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -33,28 +34,30 @@ class Sampling:
         max_steps: network evaluations of a pass, whatever its region, at least 1; None = as many as
             ``steps_per_patch`` calls for.
         top_k: patches that start together, at least 1.
-        stochasticity: in [0, 1], 0 = deterministic, 1 = ancestral.
-        temperature: factor of each step's standard deviation, at least 0.
+        stochasticity: in [0, 1], 0 = deterministic, 1 = ancestral; may be traced.
+        temperature: factor of each step's standard deviation, at least 0; may be traced.
         order: which waiting patch starts next.
 
     Raises:
-        ValueError: a value is out of range, naming it and the range.
+        ValueError: a value is out of range, or traced where it may not be, naming it and the range.
     """
 
     steps_per_patch: int = 10
     overlap: float = 0.8
     max_steps: int | None = None
     top_k: int = 1
-    stochasticity: float = 0.5
-    temperature: float = 1.0
+    stochasticity: jax.Array | float = 0.5
+    temperature: jax.Array | float = 1.0
     order: Order = certain_first
 
     def __post_init__(self) -> None:
         schedule.make_plan(1, self.steps_per_patch, self.overlap, self.max_steps, self.top_k)
-        if not 0 <= self.stochasticity <= 1:
-            raise ValueError(f"stochasticity must be in [0, 1], got {self.stochasticity}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}")
+        for name, valid, rule in (
+            ("stochasticity", lambda value: 0 <= value <= 1, "in [0, 1]"),
+            ("temperature", lambda value: 0 <= value < math.inf, "finite and at least 0"),
+        ):
+            check.number(name, getattr(self, name), valid, rule, traced=True)
+        check.function("order", self.order, "(sigma, uniform, t) -> priorities, see ipr_jax.order")
 
     def settings(self, num_patches: int) -> "Settings":
         """The traced part, for a grid of ``num_patches``."""
@@ -122,6 +125,9 @@ def regenerate(
 
     Returns:
         The images with the region regenerated.
+
+    Raises:
+        ValueError: a function returns something of another shape or dtype; at trace.
     """
     pass_plan = schedule.plan_pass(settings.plan, region)
     order_keys, noise_keys = random_keys.split(keys, 2)
@@ -143,7 +149,8 @@ def regenerate(
         return state
 
     longest = pass_plan.num_steps.max()
-    image = jax.lax.fori_loop(0, longest, body, steps.init(z, pass_plan)).z
+    state = sharding.settled(partial(body, 0), steps.init(z, pass_plan))
+    image = jax.lax.fori_loop(0, longest, body, state).z
     return Sampled(image, pass_plan.num_steps, jnp.isfinite(image).all(axis=(1, 2, 3)))
 
 
@@ -197,10 +204,12 @@ def generate(
     """Generate every editable patch from noise, given the others.
 
     One compiled program per batch size; keys, masks and all of ``sampling`` but the order are its
-    arguments.
+    arguments. It may be called under ``jit``, ``vmap`` and ``shard_map``, whatever of its arrays is
+    traced. Derivatives are those of forward mode (``jax.jvp``): the number of steps follows from the
+    masks, and the loop over it, a ``while_loop``, keeps nothing to go back with.
 
     Args:
-        denoise: the model.
+        denoise: the model; a function made anew at every call is compiled at every call.
         keys: [B], from ``sample_keys``; the same keys go to ``refine``.
         image: float32 [B, H, W, C] in [-1, 1]; only its clues are read.
         editable: bool [B, h, w]; False = a clue, returned bit for bit.
@@ -212,11 +221,13 @@ def generate(
         The samples; a batch without editable patches comes back as it is, at 0 evaluations.
 
     Raises:
-        ValueError: keys, images and masks do not belong together, or a clue is out of range.
+        ValueError: keys, images and masks do not belong together, a clue is out of range, an
+            argument is of another type, or a function returns another shape or dtype (at trace).
     """
     check.batch(keys, image, editable)
     check.clues(image, editable)
-    mesh = sharding.of_samples(mesh, keys, image, editable)
+    check.instance("sampling", sampling, Sampling)
+    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
     settings = sampling.settings(editable.shape[1] * editable.shape[2])
     samples = sharding.spread(mesh, keys, jnp.asarray(image), jnp.asarray(editable))
     return Program(

@@ -60,7 +60,6 @@ class PassPlan(NamedTuple):
     block_starts: jax.Array
 
 
-@lru_cache
 def make_plan(
     num_patches: int,
     steps_per_patch: int,
@@ -78,15 +77,22 @@ def make_plan(
         top_k: patches that start together, at least 1.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range or traced.
     """
-    check.count("num_patches", num_patches)
-    check.count("steps_per_patch", steps_per_patch)
-    check.count("top_k", top_k)
-    if max_steps is not None:
-        check.count("max_steps", max_steps)
-    if not 0 <= overlap <= 1:
-        raise ValueError(f"overlap must be in [0, 1], got {overlap}")
+    counts = [
+        check.count("num_patches", num_patches),
+        check.count("steps_per_patch", steps_per_patch),
+        check.count("top_k", top_k),
+        None if max_steps is None else check.count("max_steps", max_steps),
+    ]
+    check.number("overlap", overlap, lambda value: 0 <= value <= 1, "in [0, 1]")
+    return _tabulate(float(overlap), *counts)
+
+
+@lru_cache
+def _tabulate(
+    overlap: float, num_patches: int, steps_per_patch: int, top_k: int, max_steps: int | None
+) -> Plan:
     apart = np.float32(1 - overlap)
     num_steps = np.zeros(num_patches + 1, np.int32)
     block_length = np.ones(num_patches + 1, np.int32)
@@ -98,6 +104,7 @@ def make_plan(
         )
         # PyTorch divides a number by a tensor as reciprocal times number; the rounding matters.
         ideal_length = (np.float32(1) / (gaps + np.float32(1))) * np.float32(steps)
+        check.count("the steps of a pass", steps)
         num_steps[n] = steps
         block_length[n] = math.ceil(ideal_length)
         starts = (np.arange(n) // top_k).astype(np.float32) * ideal_length * apart

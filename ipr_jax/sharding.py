@@ -5,19 +5,34 @@ for another. Training sums gradients over the devices; parameters are whole on e
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ipr_jax import check
+
 AXIS = "data"
 
+Carry = TypeVar("Carry")
 
-def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis, ``data``, over devices; by default over all of them, of every process."""
-    return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, ``data``, over devices; by default over all of them, of every process.
+
+    Raises:
+        ValueError: there are no devices, or one of them twice.
+    """
+    devices = jax.devices() if devices is None else devices
+    listed = isinstance(devices, Sequence | np.ndarray)
+    if not listed or not all(isinstance(device, jax.Device) for device in devices):
+        raise ValueError(f"devices must be such as jax.devices() lists, got {check.told(devices)}")
+    if not len(devices) or len(set(devices)) < len(devices):
+        raise ValueError(f"devices must be at least one, and each once, got {list(devices)}")
+    return Mesh(np.array(devices), (AXIS,))
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -39,26 +54,30 @@ def check_mesh(mesh: Mesh) -> None:
     """Refuse a mesh over which samples cannot be spread.
 
     Raises:
-        ValueError: it has other axes than ``data``, or devices of other processes.
+        ValueError: it is none, or has other axes than ``data``, or devices of other processes.
     """
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be None or from data_mesh, got {check.told(mesh)}")
     if mesh.axis_names != (AXIS,):
         raise ValueError(f"the mesh must have one axis, {AXIS!r}, got {mesh.axis_names}")
     if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
         raise ValueError("the mesh must be of devices of this process; every process has its own")
 
 
-def of_samples(mesh: Mesh | None, *samples: Any) -> Mesh | None:
+def of_samples(mesh: Mesh | None, *given: Any) -> Mesh | None:
     """The mesh that a driver spreads its samples over; None where there is nothing to spread.
 
     Args:
         mesh: what the caller asks for; None = all devices of this process.
-        *samples: what is to be spread; inside of a caller's own ``jit`` it is left as it is.
+        *given: the model and the samples; inside of a caller's own ``jit`` or the like they are left
+            where they are.
 
     Raises:
         ValueError: samples cannot be spread over the mesh.
     """
     if mesh is None:
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(samples))
+        new = jnp.zeros(())  # traced inside of a ``jit``, whatever else is
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((new, given)))
         mesh = None if traced else data_mesh(jax.local_devices())
     else:
         check_mesh(mesh)
@@ -105,6 +124,36 @@ def each_device(
         out_specs=jax.tree.map(spec, out_axes),
         check_vma=False,
     )
+
+
+def settled(body: Callable[[Carry], Carry], carry: Carry) -> Carry:
+    """The carry that a loop begins with, as one that its body does not change the type of.
+
+    Inside of a caller's own ``shard_map``, what is the same on all devices has another type than
+    what is not, and a loop may begin with the one and end with the other.
+
+    Args:
+        body: what one turn makes of the carry.
+        carry: to begin with.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    if not any(_varies(jax.typeof(jax.lax.axis_index(axis))) for axis in axes):
+        return carry  # elsewhere, or such types are not checked
+
+    def widen(leaf: jax.Array, after: Any) -> jax.Array:
+        more = _varies(after) - _varies(jax.typeof(leaf))
+        return jax.lax.pcast(leaf, tuple(more), to="varying")
+
+    while True:
+        wider = jax.tree.map(widen, carry, jax.eval_shape(body, carry))
+        if jax.tree.map(jax.typeof, wider) == jax.tree.map(jax.typeof, carry):
+            return carry
+        carry = wider
+
+
+def _varies(kind: Any) -> frozenset[str]:
+    """The axes of a caller's ``shard_map`` over which an array of this type differs."""
+    return kind.manual_axis_type.varying
 
 
 def cut(found: Any, number: int, mesh: Mesh | None, out_axes: Any) -> Any:

@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ipr_jax import flow, patches, schedule
+from ipr_jax import check, flow, patches, schedule
 from ipr_jax.order import Order
 from ipr_jax.schedule import PassPlan
 from ipr_jax.types import Denoiser, Prediction
@@ -41,15 +41,21 @@ def init(z: jax.Array, plan: PassPlan) -> PassState:
 
 
 def _predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
-    prediction = Prediction(*denoise(z, t))
-    expected = Prediction(velocity=z, variance_fraction=z, sigma=t)
-    for name, got, want in zip(Prediction._fields, prediction, expected, strict=True):
-        if got.shape != want.shape:
-            raise ValueError(
-                f"the denoiser's {name} must have shape {want.shape} for images {z.shape} and "
-                f"noise levels {t.shape}, got {got.shape}"
-            )
-    return prediction
+    """What the denoiser says.
+
+    Raises:
+        ValueError: it is no prediction of these shapes, in floats.
+    """
+    found = denoise(z, t)
+    if not isinstance(found, tuple) or len(found) != len(Prediction._fields):
+        raise ValueError(f"the denoiser must return a Prediction, got {check.told(found)}")
+    shapes = Prediction(velocity=z.shape, variance_fraction=z.shape, sigma=t.shape)
+    return Prediction(
+        *(
+            check.returned(f"the denoiser's {name}", part, shape, jnp.float32)
+            for name, part, shape in zip(Prediction._fields, found, shapes, strict=True)
+        )
+    )
 
 
 def step(
@@ -79,12 +85,17 @@ def step(
 
     Returns:
         The state after the step, bit-identical where the level is 0, and the noise levels.
+
+    Raises:
+        ValueError: the denoiser or the order returns something of another shape or dtype; at trace.
     """
     chex.assert_equal_shape([noise, state.z])
     chex.assert_equal_shape([uniform, state.start, plan.region])
     t = schedule.levels(plan, state.start, index)
     prediction = _predict(denoise, state.z, t)
-    start = schedule.start_patches(plan, state.start, index, order(prediction.sigma, uniform, t))
+    priority = order(prediction.sigma, uniform, t)
+    priority = check.returned("what order returns", priority, t.shape, jnp.float32)
+    start = schedule.start_patches(plan, state.start, index, priority)
     s = schedule.levels(plan, start, index + 1)
     stochasticity, temperature = (
         jnp.reshape(jnp.asarray(value), (-1, 1, 1, 1)) for value in (stochasticity, temperature)

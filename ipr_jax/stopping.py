@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 Stop = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """A rule, evaluated after every step on a quarter of the slots, or more if more passes are over: it
-should cost little beside the network. What it says of a sample follows from that sample alone."""
+should cost little beside the network. What it says of a sample follows from that sample alone.
+Another shape or dtype is refused at trace."""
 
 
 def never(iteration: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:

@@ -138,7 +138,7 @@ def stream(
     image: jax.Array | np.ndarray,
     editable: jax.Array | np.ndarray,
     *,
-    iterations: int,
+    iterations: jax.Array | int,
     slots: memory.Size = 64,
     ratio: float = 0.25,
     first: Sampling | None = FIRST_PASS,
@@ -146,7 +146,7 @@ def stream(
     select: Selection = selection.fresh_regions,
     noise: Noise = selection.fresh_noise,
     stop: Stop = stopping.never,
-    patience: int = 1,
+    patience: jax.Array | int = 1,
     mesh: Mesh | None = None,
 ) -> Program[Streamed]:
     """Generate and refine samples; a slot whose sample is finished takes the next one.
@@ -154,7 +154,9 @@ def stream(
     Samples with many editable patches go first, so that the slots run empty at about the same time.
     With a stopping rule nobody knows which samples are long: there, the network sees only a half of
     the slots, then a quarter, once they hold all samples that are left. One compiled program per
-    number of samples and slots and choice of functions.
+    number of samples and slots and choice of functions, so that functions made anew at every call
+    are compiled at every call. Under ``jit`` and the like, and for derivatives, it is as
+    ``generate``.
 
     Args:
         denoise: the model, for any number of images, each on its own.
@@ -162,7 +164,7 @@ def stream(
         image: float32 [N, H, W, C] in [-1, 1]; with a first pass only the clues are read.
         editable: bool [N, h, w]; False = a clue, returned bit for bit. A sample without editable
             patches comes back as it is, at 0 evaluations.
-        iterations: after the first pass, at least 1; with a stopping rule, the most.
+        iterations: after the first pass, at least 1; with a stopping rule, the most. May be traced.
         slots: B, samples that the network sees at once, at least 1; "auto" = as many as fit on the
             device, which costs up to two more compilations.
         ratio: the share of the editable patches that an iteration regenerates, in (0, 1].
@@ -171,25 +173,31 @@ def stream(
         select: which patches an iteration regenerates.
         noise: from which noise.
         stop: which samples may leave early.
-        patience: how often in a row ``stop`` must hold, at least 1.
+        patience: how often in a row ``stop`` must hold, at least 1; may be traced.
         mesh: as for ``generate``; each device has its share of the queue and of the slots.
 
     Returns:
         The samples, and what they took.
 
     Raises:
-        ValueError: keys, images and masks do not belong together, a pixel is out of range, or a
-            number is out of its range.
+        ValueError: keys, images and masks do not belong together, a clue is out of range, a pixel
+            is not finite, a number is out of its range, an argument is of another type, or a
+            function returns another shape or dtype (at trace).
         MemoryError: with ``slots="auto"``, if a single one does not fit.
     """
-    check.count("iterations", iterations)
-    check.count("slots", slots, auto=True)
-    check.count("patience", patience)
+    check.count("iterations", iterations, traced=True)
+    slots = check.count("slots", slots, auto=True)
+    check.count("patience", patience, traced=True)
     check.batch(keys, image, editable)
     check.clues(image, editable)
     if first is None:
         check.samples(image, editable)
-    mesh, number = sharding.of_samples(mesh, keys, image, editable), len(keys)
+    else:
+        check.instance("first", first, Sampling)
+    check.instance("later", later, Sampling)
+    selection.check_functions(select, noise)
+    check.function("stop", stop, "(iteration, before, after) -> bool, see ipr_jax.stopping")
+    mesh, number = sharding.of_samples(mesh, denoise, keys, image, editable), len(keys)
     num_patches = editable.shape[1] * editable.shape[2]
     two = [(first or later).settings(num_patches), later.settings(num_patches)]
     arguments = (
@@ -199,8 +207,8 @@ def stream(
             jax.tree.map(lambda *parts: jnp.stack([jnp.asarray(part) for part in parts]), *two),
             jnp.asarray(selection.region_sizes(num_patches, ratio)),
         ),
-        jnp.int32(iterations),
-        jnp.int32(patience),
+        jnp.asarray(iterations, jnp.int32),
+        jnp.asarray(patience, jnp.int32),
     )
     static = {
         "first_iteration": int(first is None),
@@ -212,7 +220,7 @@ def stream(
         if mesh is None:
             return found
         image, done, nfe, finite = sharding.cut(found[:4], number, mesh, 0)
-        return Streamed(image, done, nfe, finite, found.slot_evaluations.sum())
+        return Streamed(image, done, nfe, finite, found.slot_evaluations.sum(dtype=jnp.int32))
 
     def at(slots: int) -> Program[Streamed]:
         return Program(_stream, arguments, {"slots": slots, **static}, finish)
@@ -256,11 +264,14 @@ def _stream_one(
     number, h, w = queue.editable.shape
     shape = queue.image.shape[1:]
     parts = (1,) if functions.stop is stopping.never else PARTS
-    widths = tuple(sorted({-(-slots // part) for part in parts}))
+    widths = np.array(sorted({-(-slots // part) for part in parts}), np.int32)
     end = queue.editable.any(axis=(1, 2)).sum(dtype=jnp.int32)  # nothing is editable from there on
 
     def order(kind: jax.Array, sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
-        first, later = (each(sigma, uniform, t) for each in functions.orders)
+        first, later = (
+            check.returned("what order returns", each(sigma, uniform, t), t.shape, jnp.float32)
+            for each in functions.orders
+        )
         return jnp.where((kind == 0)[:, None, None], first, later)
 
     def advance(old: Slots, busy: jax.Array) -> tuple[steps.PassState, jax.Array]:
@@ -271,6 +282,7 @@ def _stream_one(
         scores = functions.select(keys, old.iteration, (h, w))
         region = selection.choose(scores, editable, passes.sizes)
         noise = functions.noise(keys, old.iteration, shape)
+        noise = check.returned("what noise returns", noise, (slots, *shape), jnp.float32)
         kind = jnp.minimum(old.iteration, 1)
         if first_iteration == 0:
             region = jnp.where((kind == 0)[:, None, None], editable, region)
@@ -295,6 +307,10 @@ def _stream_one(
         )
         return state, plan.num_steps
 
+    def stop(iteration: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
+        found = functions.stop(iteration, before, after)
+        return check.returned("what stop returns", found, iteration.shape, jnp.bool_)
+
     def turn(carry: Carry) -> Carry:
         """A step, then what follows for the slots whose pass is over."""
         old, done = carry.slots, carry.done
@@ -304,7 +320,7 @@ def _stream_one(
         image = state.z
         nfe = jnp.where(over, old.nfe + num_steps, old.nfe)
         finite = old.finite & (jnp.isfinite(image).all(axis=(1, 2, 3)) | ~over)
-        holds = _on_rows(functions.stop, over, widths, old.iteration, old.before, image)
+        holds = _on_rows(stop, over, widths, old.iteration, old.before, image)
         streak = jnp.where(over, jnp.where(holds, old.streak + 1, 0), old.streak)
         leaves = over & ((old.iteration >= iterations) | (streak >= patience))
 
@@ -357,19 +373,20 @@ def _stream_one(
         taken=jnp.int32(slots),
         evaluated=jnp.int32(0),
     )
+    carry = sharding.settled(turn, carry)
     carry = jax.lax.while_loop(lambda carry: (carry.slots.sample < end).any(), turn, carry)
     place = jnp.argsort(longest_first)
     done = Done(*(part[place] for part in carry.done))
     return Streamed(*done, carry.evaluated[None])
 
 
-def _narrowest(where: jax.Array, widths: tuple[int, ...]) -> jax.Array:
+def _narrowest(where: jax.Array, widths: np.ndarray) -> jax.Array:
     """Position of the smallest of the widths, increasing, that is not below the count of True."""
-    return (jnp.asarray(widths) < where.sum()).sum()
+    return (jnp.asarray(widths) < where.sum(dtype=jnp.int32)).sum(dtype=jnp.int32)
 
 
 def _on_rows(
-    function: Callable[..., Any], where: jax.Array, widths: tuple[int, ...], *arrays: jax.Array
+    function: Callable[..., Any], where: jax.Array, widths: np.ndarray, *arrays: jax.Array
 ) -> Any:
     """Evaluate a function on the rows that count, in the smallest batch that holds them.
 
@@ -377,7 +394,7 @@ def _on_rows(
         function: of arrays [n, ...] for every n in ``widths``, a pytree of arrays [n, ...]; each of
             its rows follows from the same rows of its arguments.
         where: bool [B], the rows that count.
-        widths: sizes of a batch, increasing; the last is B.
+        widths: int32, sizes of a batch, increasing; the last is B.
         arrays: the arguments, each [B, ...].
 
     Returns:

@@ -50,8 +50,8 @@ class GroupNorm(nnx.Module):
     """Group norm over contiguous channels, epsilon 1e-5, statistics in float32."""
 
     def __init__(self, channels: int, num_groups: int):
-        self.scale = nnx.Param(jnp.ones((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.num_groups = num_groups
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -88,8 +88,8 @@ class TimeEmbedding(nnx.Module):
     def __call__(self, t: jax.Array) -> jax.Array:
         """Embed levels: [...] -> float32 [..., time_width]."""
         half = self.num_frequencies
-        exponent = np.arange(half, dtype=np.float32) / np.float32(half)
-        frequencies = np.exp(np.float32(-np.log(10000.0)) * exponent)
+        exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32)
+        frequencies = np.exp(exponent / np.float32(half))  # in the published order
         angle = jnp.maximum(1000 * t - 1, 0)[..., None] * frequencies.reshape(
             (1,) * t.ndim + (half,)
         )
@@ -293,7 +293,7 @@ class UNet(nnx.Module):
 
         Args:
             z: float [B, H, W, channels_in], noisy images and what is concatenated to them.
-            t: float32 [B, h, w] in [0, 1], noise level per patch.
+            t: float [B, h, w] in [0, 1], noise level per patch; computed with in float32.
             key: for dropout while training; None evaluates without dropout.
 
         Returns:
@@ -306,7 +306,7 @@ class UNet(nnx.Module):
             count += 1
             return None if key is None else jax.random.fold_in(key, count)
 
-        levels = Levels(self.config, self.embed, t)
+        levels = Levels(self.config, self.embed, t.astype(jnp.float32))
         x = self.stem(z.astype(self.dtype))
         skips = [x]
         for stage in self.encoder:

@@ -1,5 +1,8 @@
 """The backbone: parity with the published network, its size, its arithmetic."""
 
+import dataclasses
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,27 +104,87 @@ def test_distinct_positions_of_every_resolution(grid, patch_size, distinct):
         assert len(patches.axis_resize(grid, patch_size, target).low) == number
 
 
-@pytest.mark.parametrize(("grid", "patch_size", "target"), [(9, 28, 32), (8, 4, 4), (3, 5, 4)])
+def taps(size, target):
+    """What every target position reads, in float32 with a fused multiply-add: (low, high, weight)."""
+    scale = Fraction(float(np.float32(size) / np.float32(target)))
+    for i in range(target):
+        source = np.float32(max(scale * Fraction(2 * i + 1, 2) - Fraction(1, 2), 0))
+        low = int(source)
+        yield low, min(low + 1, size - 1), source - np.float32(low)
+
+
+def bilinear(pixels, target):
+    """Every position by itself: float32 [B, H, W] -> [B, *target]."""
+    found, one = np.empty((len(pixels), *target), np.float32), np.float32(1)
+    for i, (a, b, u) in enumerate(taps(pixels.shape[1], target[0])):
+        for j, (c, d, v) in enumerate(taps(pixels.shape[2], target[1])):
+            above = (one - v) * pixels[:, a, c] + v * pixels[:, a, d]
+            below = (one - v) * pixels[:, b, c] + v * pixels[:, b, d]
+            found[:, i, j] = (one - u) * above + u * below
+    return found
+
+
+SIZES = [(9, 28, 32), (8, 4, 4), (3, 5, 4)]
+INEXACT = [(5, 9, 23), (9, 5, 12), (3, 15, 6), (7, 9, 32), (7, 5, 18), (11, 9, 50), (9, 4, 5), (3, 7, 11)]
+"""Ratios that binary fractions do not hold; 50 and 5 are where rounding twice makes a difference."""
+
+
+@pytest.mark.parametrize(("grid", "patch_size", "target"), SIZES + INEXACT)
 def test_resize_equals_a_pixel_by_pixel_bilinear_one(grid, patch_size, target, rng):
     t = rng.random((2, grid, grid)).astype(np.float32)
     plan = patches.axis_resize(grid, patch_size, target)
+    for place, (low, high, weight) in zip(plan.position, taps(grid * patch_size, target), strict=True):
+        patch, other = low // patch_size, high // patch_size
+        assert plan.low[place] == patch
+        assert plan.weight[place] == (0 if patch == other else weight)
+        assert plan.weight[place] == 0 or plan.high[place] == other
     distinct = np.asarray(patches.resize_levels(jnp.asarray(t), plan, plan))
     got = distinct[:, plan.position][:, :, plan.position]
-    pixels = np.kron(t, np.ones((1, patch_size, patch_size)))
-    size = grid * patch_size
+    pixels = np.kron(t, np.ones((1, patch_size, patch_size), np.float32))
+    np.testing.assert_allclose(got, bilinear(pixels, (target, target)), atol=2e-7)
 
-    def taps(i):
-        source = max((i + 0.5) * size / target - 0.5, 0)
-        low = int(source)
-        return low, min(low + 1, size - 1), source - low
 
-    for i in range(target):
-        for j in range(target):
-            (a, b, u), (c, d, v) = taps(i), taps(j)
-            want = (1 - u) * ((1 - v) * pixels[:, a, c] + v * pixels[:, a, d]) + u * (
-                (1 - v) * pixels[:, b, c] + v * pixels[:, b, d]
-            )
-            np.testing.assert_allclose(got[:, i, j], want, atol=1e-6)
+class PixelLevels:
+    """The noise levels of an odd-sized network as published: resized and embedded per pixel."""
+
+    def __init__(self, config, embed, t):
+        self.config, self.embed = config, embed
+        self.pixels = np.kron(t, np.ones((1, config.patch_size, config.patch_size), np.float32))
+
+    def at(self, size):
+        half, levels = self.config.num_frequencies // 2, bilinear(self.pixels, size)
+        exponent = np.float32(-np.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
+        level = np.maximum(np.float32(1000) * levels - np.float32(1), np.float32(0))
+        angle = level[..., None] * np.exp(exponent)
+        features = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
+        hidden = self.linear(self.embed.linear1, features)
+        return jnp.asarray(self.silu(self.linear(self.embed.linear2, self.silu(hidden))))
+
+    def spread(self, values, size):
+        return values
+
+    @staticmethod
+    def linear(layer, x):
+        return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+    @staticmethod
+    def silu(x):
+        return x / (np.float32(1) + np.exp(-x))
+
+
+def test_forward_of_an_odd_size_equals_levels_embedded_per_pixel(rng, monkeypatch):
+    """45 x 75 pixels, then 23 x 38; 12 frequencies, no power of two."""
+    odd = {"image_size": (45, 75), "patch_size": 3, "num_frequencies": 24, "time_width": 32}
+    config = dataclasses.replace(TINY, **odd, widths=(8, 16), attention=(False, False))
+    model = randomised(config)
+    z = jnp.asarray(rng.normal(size=(2, *config.image_shape)), jnp.float32)
+    t = rng.random((2, *config.grid)).astype(np.float32)
+    got = evaluate(model, z, t)
+    oracle = PixelLevels(config, model.unet.embed, t)
+    monkeypatch.setattr(unet, "Levels", lambda *_: oracle)
+    want = jax.jit(lambda z: model(z, t))(z)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_patch_mean_undoes_expand(rng):

@@ -92,13 +92,6 @@ def test_what_the_output_cannot_encode_is_no_error(monkeypatch):
     assert stream.buffer.getvalue().endswith(b"\nwritten: \\xfc\n")
 
 
-def test_pictures_are_files_whatever_a_notebook_has_set(monkeypatch):
-    """In a process of its own, Matplotlib would be refused its import."""
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    call("--version")
-    assert cli.os.environ["MPLBACKEND"] == "agg"
-
-
 def test_nothing_is_printed_past_these_functions():
     found = {
         path.name
