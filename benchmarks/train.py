@@ -21,11 +21,12 @@ import tyro
 from ipr_jax import check, checkpoint, evaluate, experiments, files
 from ipr_jax.config import TransformerConfig
 from ipr_jax.environment import environment
+from ipr_jax.interrupts import interruptible
 from ipr_jax.options import plain
 from ipr_jax.precision import compute_in, get_precision
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.boards import DIFFICULTIES
-from ipr_jax.terminal import console, interruptible, one_line_errors
+from ipr_jax.terminal import console, one_line_errors
 from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES, Recipe
 
@@ -173,9 +174,10 @@ def test(recipe: Recipe, folder: Path, card: Card, args: Args, end: float) -> No
     model, _ = checkpoint.open_model(folder / "model")
     denoise = compute_in(model, recipe.training.precision)
     names = tuple(DIFFICULTIES) if recipe.task == "digits-sudoku" else (None,)
-    running = {}
+    headline, running = "", {}
     for name in names:
         task = get_task(recipe.task, difficulty=name)
+        headline = task.headline
         puzzles = task.test_batch(0, np.arange(args.samples))
         refinement = experiments.as_published(task, args.iterations)
         running[name or recipe.task] = evaluate.evaluate(
@@ -189,7 +191,8 @@ def test(recipe: Recipe, folder: Path, card: Card, args: Args, end: float) -> No
             rows.setdefault(name, []).append(evaluate.summarise(next(steps)))
             card.add(test=rows)
             last = rows[name][-1]
-            console.print(f"{name}, {last['iteration']} iterations: {last}", highlight=False)
+            rate = f"{100 * last[f'{headline}_rate']:.1f}% {headline}"
+            console.print(f"{name}, {last['iteration']} iterations: {rate}", highlight=False)
 
 
 def main(args: Args) -> None:

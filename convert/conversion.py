@@ -112,7 +112,7 @@ def export(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
         OSError: there is no such model, or ``out`` exists or cannot be written.
         ValueError: the folder holds no model, or ``out`` has another name.
     """
-    out = files.refuse_existing(out)
+    out = files.utf8(files.refuse_existing(out))
     if out.suffix != ".safetensors":
         raise ValueError(f"{out} must end in .safetensors, the format that is written")
     network, provenance = open_network(model)

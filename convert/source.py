@@ -63,8 +63,8 @@ def read(path: str | os.PathLike[str], weights: str = "ema") -> Source:
         ValueError: it is damaged or of another format, holds no known network or not these
             weights, or has tensors that are of no network; one line that names the path.
     """
+    files.utf8(path)
     with refusing(path):
-        files.utf8(path)
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f"it is {files.kind_of(path)} and no file")
         with open(path, "rb") as file:
@@ -94,9 +94,12 @@ def _read_torch(path: str | os.PathLike[str], weights: str) -> Source:
     chosen, found = formats.recognise(states, weights)
     used, ignored = _sort(states[chosen.state], chosen, found)
     read = torch_file.state_dict(path, chosen.state, used.values())
-    without = [wrapped for wrapped in used.values() if wrapped not in read]
-    if without:
-        ignored["no tensor"] = without
+    others = {name: value for name, value in read.items() if not isinstance(value, np.ndarray)}
+    if others and len(others) == len(read):
+        name, value = next(iter(others.items()))
+        raise ValueError(f"{name} must be a tensor, it is {files.printable(repr(value), 100)}")
+    if others:
+        ignored["no tensor"] = list(others)
     beside = [
         name
         for depth, own in enumerate(chosen.state)
@@ -105,7 +108,7 @@ def _read_torch(path: str | os.PathLike[str], weights: str) -> Source:
     ]
     if beside:
         ignored["beside the state dict"] = beside
-    tensors = {name: read[wrapped] for name, wrapped in used.items() if wrapped in read}
+    tensors = {name: read[wrapped] for name, wrapped in used.items() if wrapped not in others}
     notes = _notes(chosen, used.values())
     if not checksums:
         notes.append("it has no checksums: weights that were damaged since would not be noticed")
@@ -174,14 +177,16 @@ def _sort(
         plain = formats.unwrapped(name)
         owner = next((each for each in here if plain.startswith(each.prefix)), None)
         reason = formats.COUNTERS.get(plain.rpartition(".")[2])
-        if reason is None and owner is None:
+        if reason is None and owner is not None and owner is not chosen:
+            reason = f"the {owner.weights} weights"
+        if reason is not None:
+            ignored.setdefault(reason, []).append(name)
+        elif owner is None:
             unknown.append(name)
-        elif reason is None and owner is chosen:
+        else:
             first = used.setdefault(plain.removeprefix(chosen.prefix), name)
             if first != name:
                 raise ValueError(f"{first} and {name} must not both be there")
-        else:
-            ignored.setdefault(reason or f"the {owner.weights} weights", []).append(name)
     if unknown:
         raise ValueError(f"tensors of no {chosen.layout.title}: {listed(unknown)}")
     return used, ignored

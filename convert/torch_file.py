@@ -225,6 +225,7 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
+DICTS = ("collections", "OrderedDict"), ("collections", "defaultdict")
 PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): dict,
     ("collections", "defaultdict"): lambda factory=None, *args: dict(*args),
@@ -386,6 +387,13 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder, bool]:
             file has bytes or hide one another.
     """
     archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+    if not roots:
+        raise ValueError(f"it is {kind_of(file.name)}")
+    root = roots[0]
+    if f"{root}constants.pkl" in names:
+        raise ValueError("TorchScript archive: it must be what torch.save wrote of a state_dict()")
     checksums = any(entry.CRC for entry in archive.infolist())
     sizes: dict[str, int] = {}
     for entry in archive.infolist():
@@ -401,14 +409,8 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder, bool]:
     total, available = sum(sizes.values()), file.seek(0, os.SEEK_END)
     if total > available:
         raise ValueError(f"{total} bytes in a file of {available}: entries must not overlap")
-    roots = [name.removesuffix("data.pkl") for name in sizes if name.endswith("/data.pkl")]
-    if not roots:
-        raise ValueError(f"it is {kind_of(file.name)}")
     if len(roots) > 1:
         raise ValueError(f"zip file with {len(roots)} records */data.pkl: it must have one")
-    root = roots[0]
-    if f"{root}constants.pkl" in sizes:
-        raise ValueError("TorchScript archive: it must be what torch.save wrote of a state_dict()")
     order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in sizes else "little"
     if order not in ("little", "big"):
         raise ValueError(f"byte order {order!r}: it must be little or big")
@@ -493,10 +495,11 @@ def _refusal(path: str | os.PathLike[str], reason: str) -> ValueError:
 
 def _entries(value: Any) -> dict[str, Any] | None:
     """Return the named entries of a dict or of the placeholder of one, None for anything else."""
-    if isinstance(value, Placeholder) and value.module == "collections":  # ordered or default dict
+    if isinstance(value, Placeholder) and (value.module, value.name) in DICTS:
         value = PLAIN[value.module, value.name](*value.args) | dict(value.items)
-    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-    return value if named else None
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return value
+    return None
 
 
 def _states(contents: Any) -> dict[State, dict[str, Any]]:
@@ -506,7 +509,8 @@ def _states(contents: Any) -> dict[State, dict[str, Any]]:
         ValueError: there is none at the top.
     """
     states: dict[State, dict[str, Any]] = {}
-    queue, seen = collections.deque([((), contents)]), set()
+    queue: collections.deque[tuple[State, Any]] = collections.deque([((), contents)])
+    seen: set[int] = set()
     while queue:
         state, value = queue.popleft()
         if id(value) in seen:
@@ -519,7 +523,8 @@ def _states(contents: Any) -> dict[State, dict[str, Any]]:
         if len(state) < MAX_NAMES:
             queue.extend(((*state, name), inner) for name, inner in entries.items())
     if not states:
-        raise ValueError(f"it holds {reprlib.repr(contents)}: it must hold tensors by name")
+        shown = reprlib.repr(contents)
+        raise ValueError(f"it holds {shown}: it must hold tensors by name, as a state_dict() does")
     return states
 
 
@@ -568,9 +573,7 @@ def outline(path: str | os.PathLike[str]) -> Outline:
     return Outline({state: tuple(names) for state, names in states.items()}, checksums)
 
 
-def state_dict(
-    path: str | os.PathLike[str], state: State, names: Iterable[str]
-) -> dict[str, np.ndarray]:
+def state_dict(path: str | os.PathLike[str], state: State, names: Iterable[str]) -> dict[str, Any]:
     """Read tensors of a checkpoint; no others are loaded.
 
     Args:
@@ -579,7 +582,7 @@ def state_dict(
         names: which ones.
 
     Returns:
-        The arrays, read-only, by name; what is no tensor is left out.
+        By name the arrays, read-only, and what is no tensor as in ``read``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -590,5 +593,4 @@ def state_dict(
         entries = _states(contents)[state]
         return {name: entries[name] for name in names}
 
-    chosen, _ = _load(path, select)
-    return {name: value for name, value in chosen.items() if isinstance(value, np.ndarray)}
+    return _load(path, select)[0]

@@ -39,7 +39,8 @@ def compile(
     program = getattr(driver, "program", None)
     if program is None:
         raise ValueError(f"driver must be generate, refine or stream of ipr_jax, got {driver}")
-    if [len(sizes) if isinstance(sizes, Sequence) else 0 for sizes in (image_shape, grid)] != [4, 2]:
+    lengths = [isinstance(sizes, Sequence) and len(sizes) for sizes in (image_shape, grid)]
+    if lengths != [4, 2]:
         raise ValueError(
             f"image_shape must be (B, H, W, C) and grid (h, w), got {image_shape} and {grid}"
         )

@@ -194,7 +194,7 @@ def model_inputs(config: Any, z: jax.Array, t: jax.Array) -> None:
         ("images", z, config.image_shape),
         ("the patch grid", t, config.grid),
     ):
-        same_rows(name, array, shape, z.shape[0])
+        same_rows(name, array, shape, z)
 
 
 def same_rows(name: str, array: jax.Array, shape: tuple[int, ...], z: jax.Array) -> None:

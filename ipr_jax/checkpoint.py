@@ -6,6 +6,7 @@ import importlib.resources
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from ipr_jax import files, interrupts
 from ipr_jax.config import Config
 from ipr_jax.denoiser import MODELS, Model, new_model
-from ipr_jax.files import kind_of, refuse_existing, utf8
 from ipr_jax.keys import rngs
 
 SHIPPED = ("mini-sudoku",)
 """Models that come with the package."""
+
+_UNFINISHED = ".unfinished"
+"""How the name of a model ends that is being written; a killed process leaves it behind."""
 
 
 def save(
@@ -43,44 +47,62 @@ def save(
         OSError: it cannot be written there, such as on a full disk.
         ValueError: a path that Orbax cannot write to.
     """
-    path = check_path(refuse_existing(path))
+    path = check_path(files.refuse_existing(path))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     free = shutil.disk_usage(path.parent).free
     if free < size:
         said = f"{os.strerror(errno.ENOSPC)}, {free} bytes are free, up to {size} are needed"
         raise OSError(errno.ENOSPC, said, str(path))
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(
-                path,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(nnx.to_pure_dict(params)),
-                    config=ocp.args.JsonSave(to_json(config)),
-                    provenance=ocp.args.JsonSave(provenance),
-                ),
-            )
-    except BaseException:
-        unfinished = path.with_name(path.name + ocp.utils.TMP_DIR_SUFFIX)
-        for _ in range(10):  # its threads are not stopped, and may be writing still
-            shutil.rmtree(unfinished, ignore_errors=True)
-            time.sleep(0.1)
-        raise
+    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")  # the same for every process
+    leads = jax.process_index() == 0
+
+    def clean() -> None:
+        if leads:
+            for suffix in ("", ocp.utils.TMP_DIR_SUFFIX):
+                shutil.rmtree(f"{unfinished}{suffix}", ignore_errors=True)
+
+    with interrupts.cleaned(clean):
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                checkpointer.save(
+                    unfinished,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardSave(nnx.to_pure_dict(params)),
+                        config=ocp.args.JsonSave(to_json(config)),
+                        provenance=ocp.args.JsonSave(provenance),
+                    ),
+                    force=True,  # a killed process may have left it
+                )
+        except BaseException:
+            for _ in range(10):  # its threads are not stopped, and may be writing still
+                clean()
+                time.sleep(0.1)
+            raise
+        if leads:
+            files.seal(unfinished)
+            unfinished.rename(path)
+    ocp.multihost.sync_global_processes("saved")  # the others wait until it is there
 
 
-def check_path(path: str | os.PathLike[str]) -> Path:
+def check_path(path: str | os.PathLike[str], signs: str = "*?[]\\") -> Path:
     """The absolute path, if Orbax can write a checkpoint there.
 
+    Args:
+        path: of a model, or of the folder of a run.
+        signs: those that it must be without.
+
     Raises:
-        ValueError: a part of the path would be taken for a pattern, or the name for that of an
-            unfinished checkpoint; or it is not UTF-8.
+        ValueError: a part of the path would be taken for a pattern, or is not UTF-8, or the name
+            for that of an unfinished checkpoint.
     """
-    path = utf8(Path(path).absolute())
-    found = [char for char in "*?[]\\" if char in str(path)]
+    path = files.utf8(Path(path).absolute())
+    found = [char for char in signs if char in str(path)]
     if found:
         rule = "the path of a model or of a run that goes on must be without"
         raise ValueError(f"{path} has {' '.join(found)}: {rule}")
-    if ocp.utils.TMP_DIR_SUFFIX in path.name:
-        raise ValueError(f"{path}: {ocp.utils.TMP_DIR_SUFFIX} marks unfinished models, rename it")
+    for mark in (ocp.utils.TMP_DIR_SUFFIX, _UNFINISHED):
+        if mark in path.name:
+            raise ValueError(f"{path}: {mark} marks unfinished models, rename it")
     return path
 
 
@@ -131,16 +153,17 @@ def open_as(
     path = Path(path_or_name)
     if str(path_or_name) in SHIPPED:
         path = Path(str(importlib.resources.files("ipr_jax") / "models" / str(path_or_name)))
+    if any(mark in path.name for mark in (ocp.utils.TMP_DIR_SUFFIX, _UNFINISHED)):
+        raise ValueError(f"{path.absolute()} is not a model of ipr_jax: it was never finished")
+    path = check_path(path, "\\")
     if not path.is_dir():
-        there = f", which is {kind_of(path) or 'a file'}" if path.exists() else ""
-        raise FileNotFoundError(
-            f"no model at {str(path_or_name)!r}{there}: "
-            f"give a model folder or one of {list(SHIPPED)}"
+        there = f", which is {files.kind_of(path) or 'a file'}" if path.exists() else ""
+        wanted = f"give a model folder or one of {list(SHIPPED)}" + (
+            f"; {_WRITERS}" if there else ""
         )
-    path = utf8(path.absolute())
+        raise FileNotFoundError(f"no model at {str(path_or_name)!r}{there}: {wanted}")
+    _check(path)
     try:
-        if ocp.utils.TMP_DIR_SUFFIX in path.name:
-            raise ValueError("it was never finished")
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             described = checkpointer.restore(
                 path,
@@ -161,12 +184,54 @@ def open_as(
                 path,
                 args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)),
             )
-    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{path} is not a model of ipr_jax: {error}") from error
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # without checksums, a damaged file may raise anything
+        reason = files.printable(str(error), 300)
+        raise ValueError(f"{path} is not a model of ipr_jax: {reason}") from error
     # Through the host: arrays that are bound to no device follow where the caller computes.
     params = jax.device_put(jax.tree.map(np.asarray, restored["params"]))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state), provenance
+
+
+_WRITERS = "ipr-jax train and python -m convert import write models"
+_PARTS = ("config", "params", "provenance")
+"""The folders in that of a model."""
+_RUNS = {
+    ("config.json", "checkpoints"): "a training",
+    ("config.json", "samples"): "a refinement",
+    ("config.json", "arms"): "an experiment",
+    ("results.json", "samples.npz"): "a stream",
+}
+"""What is in the folder of a run."""
+
+
+def _check(path: Path) -> None:
+    """Make sure that a folder is a model, as it was saved.
+
+    Raises:
+        ValueError: it is damaged or something else, with its path and the reason.
+    """
+    if (path / files.SUMS).exists():
+        files.check_seal(path)
+    elif missing := [part for part in _PARTS if not (path / part).is_dir()]:
+        seen = _seen(path) or f"it has no {missing[0]}"
+        raise ValueError(f"{path} is not a model of ipr_jax: {seen}; {_WRITERS}")
+    else:
+        warnings.warn(f"{path} has no {files.SUMS}: it cannot be checked for damage", stacklevel=4)
+
+
+def _seen(path: Path) -> str:
+    """What a folder that is no model is; empty where that is not clear."""
+    inside = {each.name for each in path.iterdir()}
+    if not inside:
+        return "it is empty"
+    for names, run in _RUNS.items():
+        if inside.issuperset(names):
+            model = f", its model is {path / 'model'}" if "model" in inside else ""
+            return f"it is the folder of {run}{model}"
+    return ""
 
 
 def to_json(config: Any) -> dict[str, Any]:

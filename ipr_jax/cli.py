@@ -419,7 +419,7 @@ def stream(task: str, options: StreamOptions) -> Path:
             many, headline = finite[:SHOWN_IN_GRID], opened.task.headline
             solved = streamed.scores[headline][many]
             grid = _look(opened.task)(streamed.image[many], batch.editable[many], solved)
-            note = f"up to {options.iterations} iterations"
+            note = f"{'' if options.stop == 'none' else 'up to '}{options.iterations} iterations"
             if described["uses_verifier"]:
                 note += "; a verifier chose when to stop"
             pictures.samples(part / "samples.png", grid, None, headline, note=note)

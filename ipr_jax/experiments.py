@@ -304,7 +304,9 @@ def run(
                 task, model, batch, arm.refinement, key, batch_size=batch_size
             ):
                 lines.append(summarise(progress, task))
-                solved = np.where(progress.finite, progress.scores[task.headline], None).tolist()
+                holds = progress.scores[task.headline].tolist()
+                pairs = zip(holds, progress.finite, strict=True)
+                solved = [each if finite else None for each, finite in pairs]
                 yield label, lines[-1]
             path.parent.mkdir(exist_ok=True)
             files.write_record(path, {"metrics": lines, "solved": solved})

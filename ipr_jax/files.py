@@ -19,6 +19,19 @@ from uuid import uuid4
 from ipr_jax import interrupts
 
 
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that cannot be written down.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fspath(path).encode(errors="backslashreplace").decode()
+        raise ValueError(f"a path must be UTF-8, got {shown}") from None
+
+
 def refuse_existing(path: str | os.PathLike[str]) -> Path:
     """The path, if nothing is there and something can be written there.
 
@@ -223,7 +236,7 @@ def contents(folder: Path, most: int = 8) -> str:
 
 
 @contextlib.contextmanager
-def refusing(path: str | os.PathLike[str], needed: str, *kinds: str) -> Iterator[None]:
+def refusing(path: str | os.PathLike[str], needed: str, kind: str) -> Iterator[None]:
     """Turn whatever is raised while a file is read into one line.
 
     It says what the file is, if ``kind_of`` knows that and it is something else; or what is wrong.
@@ -231,7 +244,7 @@ def refusing(path: str | os.PathLike[str], needed: str, *kinds: str) -> Iterator
     Args:
         path: the file.
         needed: what it should be, such as "an image".
-        kinds: what ``kind_of`` may say of such a file.
+        kind: how that ends what ``kind_of`` says of such a file, if anything.
 
     Raises:
         ValueError: the block raised something.
@@ -241,8 +254,8 @@ def refusing(path: str | os.PathLike[str], needed: str, *kinds: str) -> Iterator
     except Exception as error:  # readers of damaged files raise anything
         wrong = getattr(error, "strerror", None) or str(error) or type(error).__name__
         with contextlib.suppress(OSError):
-            kind = kind_of(path)
-            wrong = wrong if kind is None or kind in kinds else f"it is {kind}"
+            found = kind_of(path)
+            wrong = wrong if found is None or found.endswith(kind) else f"it is {found}"
         raise ValueError(f"{path} cannot be read as {needed}: {printable(wrong)}") from error
 
 
@@ -322,18 +335,18 @@ def check_seal(folder: Path) -> None:
     """Make sure that a folder is as it was sealed.
 
     Raises:
-        ValueError: a file is missing, too many or another; names the first.
+        ValueError: a file is missing, too many or another; names the folder and the first of them.
     """
     lines = (folder / SUMS).read_text(errors="replace").splitlines()
     sealed, found = {line[66:]: line[:64] for line in lines}, _inside(folder)
     for name in sorted(sealed.keys() | found):
         if name not in found:
-            raise ValueError(f"{name} is missing")
+            raise ValueError(f"{folder} is damaged: {name} is missing")
         if name not in sealed:
-            raise ValueError(f"{name} is not among its {SUMS}")
+            raise ValueError(f"{folder} is damaged: {name} is not among its {SUMS}")
     for name, sha256 in sealed.items():
         if digest(folder / name) != sha256:
-            raise ValueError(f"{name} is damaged, by its {SUMS}")
+            raise ValueError(f"{folder} is damaged: {name} is not what its {SUMS} tell")
 
 
 def _inside(folder: Path) -> set[str]:

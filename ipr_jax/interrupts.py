@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-INTERRUPTED, PREEMPTED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit codes of what Ctrl-C and SIGTERM ended."""
+PREEMPTED = 128 + signal.SIGTERM
+"""Exit code of what SIGTERM ended."""
 
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _lock = threading.RLock()

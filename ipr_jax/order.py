@@ -1,8 +1,9 @@
 """Which waiting patch starts next: small functions, passed to the loop.
 
 An order maps ``(sigma, uniform, t)``, all float32 [B, h, w], to priorities of that shape; the
-lowest starts first. Another shape or dtype is refused at trace. ``sigma`` is the predicted error of each patch now; ``uniform``, in [0, 1), is
-drawn once per pass; ``t`` is the noise level of each patch now, 0 = known.
+lowest starts first. Another shape or dtype is refused at trace. ``sigma`` is the predicted error of
+each patch now; ``uniform``, in [0, 1), is drawn once per pass; ``t`` is the noise level of each
+patch now, 0 = known.
 """
 
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def graph_order(dependencies: np.ndarray, *, max_order: int = 1, decay: float = 
         The order; equal arguments give different functions, of which each is compiled.
 
     Raises:
-        ValueError: an argument is out of its range or traced; while tracing, the grid has another P.
+        ValueError: an argument is out of its range or traced; at trace, the grid has another P.
 
     Source: the graph-sequential sampler of SRM (arXiv 2502.21075). There, certainties are divided
     by the largest of the whole batch before ties are sought; here no sample sees another.

@@ -65,8 +65,8 @@ def axis_resize(patches: int, patch_size: int, target: int) -> AxisResize:
     neighbours lie in one patch is that patch; equal positions are listed once.
 
     All in float32, as PyTorch does, since the time embedding multiplies what rounding leaves by
-    1000; with a fused multiply-add, as PyTorch is compiled for GPUs and for CPUs since AVX2, so that
-    the position is rounded once.
+    1000; with a fused multiply-add, as PyTorch is compiled for GPUs and for CPUs since AVX2, so
+    that the position is rounded once.
     """
     source = patches * patch_size
     scale = np.float32(source) / np.float32(target)

@@ -54,7 +54,7 @@ DASHES = 12
 """From the beginning of a dash to that of the next, in widths of the line."""
 PUBLISHED = "paper, its own task"
 """What the hollow diamonds are."""
-ARROWS = {
+ARROWS: dict[tuple[float, float], str] = {
     (-1, 0): "\N{LEFTWARDS ARROW}",
     (1, 0): "\N{RIGHTWARDS ARROW}",
     (0, -1): "\N{DOWNWARDS ARROW}",

@@ -169,9 +169,9 @@ def refine(
 
     No verifier and no training. The images may come from ``generate`` or be given, for example
     corrupted boards with every patch editable (correction mode). One compiled program per batch
-    size, number of iterations and choice of functions, so that functions made anew at every call are
-    compiled at every call; keys, masks, ratio and the rest of ``sampling`` are its arguments. Under
-    ``jit`` and the like, and for derivatives, it is as ``generate``.
+    size, number of iterations and choice of functions, so that functions made anew at every call
+    are compiled at every call; keys, masks, ratio and the rest of ``sampling`` are its arguments.
+    Under ``jit`` and the like, and for derivatives, it is as ``generate``.
 
     Args:
         denoise: the model.
@@ -186,8 +186,8 @@ def refine(
         select: which patches.
         noise: from which noise.
         record: what to keep of the images of every iteration, arrays; by default nothing.
-        start: iterations already done, at least 0, may be traced; ``refine(20)`` equals ``refine(10)``, then ``refine(10,
-            start=10)`` with the same keys.
+        start: iterations already done, at least 0, may be traced; ``refine(20)`` equals
+            ``refine(10)``, then ``refine(10, start=10)`` with the same keys.
         mesh: as for ``generate``; on several devices, what ``record`` gives must be by sample.
 
     Returns:

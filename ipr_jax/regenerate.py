@@ -46,8 +46,8 @@ class Sampling:
     overlap: float = 0.8
     max_steps: int | None = None
     top_k: int = 1
-    stochasticity: jax.Array | float = 0.5
-    temperature: jax.Array | float = 1.0
+    stochasticity: float = 0.5
+    temperature: float = 1.0
     order: Order = certain_first
 
     def __post_init__(self) -> None:
@@ -205,8 +205,8 @@ def generate(
 
     One compiled program per batch size; keys, masks and all of ``sampling`` but the order are its
     arguments. It may be called under ``jit``, ``vmap`` and ``shard_map``, whatever of its arrays is
-    traced. Derivatives are those of forward mode (``jax.jvp``): the number of steps follows from the
-    masks, and the loop over it, a ``while_loop``, keeps nothing to go back with.
+    traced. Derivatives are those of forward mode (``jax.jvp``): the number of steps follows from
+    the masks, and the loop over it, a ``while_loop``, keeps nothing to go back with.
 
     Args:
         denoise: the model; a function made anew at every call is compiled at every call.

@@ -26,7 +26,7 @@ def fresh_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, 
 
 
 def fixed_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:
-    """The random patches of the first iteration in every one (IPR, figure 6b): float32 [B, h, w]."""
+    """The random patches of the first iteration in all (IPR, figure 6b): float32 [B, h, w]."""
     del iteration
     return random_keys.uniform(random_keys.iteration_keys(keys, 1).region, grid)
 

@@ -69,8 +69,8 @@ def of_samples(mesh: Mesh | None, *given: Any) -> Mesh | None:
 
     Args:
         mesh: what the caller asks for; None = all devices of this process.
-        *given: the model and the samples; inside of a caller's own ``jit`` or the like they are left
-            where they are.
+        *given: the model and the samples; inside of a caller's own ``jit`` or the like they are
+            left where they are.
 
     Raises:
         ValueError: samples cannot be spread over the mesh.

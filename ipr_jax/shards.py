@@ -33,7 +33,7 @@ FOLLOWED = 8
 """Of how many samples of a run the images of every iteration are kept."""
 
 Tallies = list[Tally]
-"""Of the same samples, after the first pass and after every iteration."""
+"""Of the same samples, after the first pass (or of the input) and after every iteration."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -561,10 +561,11 @@ def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
         folder: of the run.
 
     Yields:
-        The arrays of a file, of its n samples: first_pass and refined, [n, H, W, C], as stored
-        (``to_float``); editable, bool [n, h, w]; every score, [R + 1, n]; nfe, int32 [n]; broke_at,
-        int32 [n], the iteration after which a sample was first not finite, or -1; in the first
-        file followed, [R + 1, k, H, W, C], the first samples after every iteration.
+        The arrays of a file, of its n samples: first_pass (without one, the input) and refined,
+        [n, H, W, C], as stored (``to_float``); editable, bool [n, h, w]; every score, [R + 1, n];
+        nfe, int32 [n]; broke_at, int32 [n], the iteration after which a sample was first not
+        finite, or -1; in the first file followed, [R + 1, k, H, W, C], the first samples after
+        every iteration.
 
     Raises:
         FileNotFoundError: the folder holds no finished run.

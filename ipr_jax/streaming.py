@@ -156,7 +156,7 @@ def stream(
     the slots, then a quarter, once they hold all samples that are left. One compiled program per
     number of samples and slots and choice of functions, so that functions made anew at every call
     are compiled at every call. Under ``jit`` and the like, and for derivatives, it is as
-    ``generate``.
+    ``generate``; but JAX refuses ``vmap`` of it inside of a ``shard_map`` that checks what varies.
 
     Args:
         denoise: the model, for any number of images, each on its own.

@@ -1,4 +1,4 @@
-"""What the command lines share: where they print, and how they end."""
+"""What the command lines share: where they print, how far they are, and how they end."""
 
 import contextlib
 import datetime

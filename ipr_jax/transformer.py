@@ -92,12 +92,13 @@ class Layer(nnx.Module):
             place = places[name]
             part = BIAS_SCALE * table[...][:, place[:, None], place[None]]
             bias = part if bias is None else bias + part
-        mixed = jax.nn.dot_product_attention(
-            _rms_norm(query) * sharpness,
-            _rms_norm(key),
-            value,
-            bias=None if bias is None else bias[None],
-        )
+        with jax.numpy_dtype_promotion("standard"):  # it takes bfloat16 with float32 logits
+            mixed = jax.nn.dot_product_attention(
+                _rms_norm(query) * sharpness,
+                _rms_norm(key),
+                value,
+                bias=None if bias is None else bias[None],
+            )
         return mixed.reshape(batch, tokens, width) @ self.cast(self.proj)
 
     def cast(self, parameter: Any) -> jax.Array:

@@ -36,5 +36,5 @@ class Prediction(NamedTuple):
 Denoiser = Callable[[jax.Array, jax.Array], Prediction]
 """``denoise(z [B, H, W, C], t [B, h, w]) -> Prediction``: any JAX model of this form can be
 refined. One that is a pytree (an NNX module, ``jax.tree_util.Partial``) enters compiled programs as
-an argument; a plain function is a constant of the program, so that one made anew at every call, such
-as a lambda, is compiled at every call. So it is with all functions that are passed in."""
+an argument; a plain function is a constant of the program, so that one made anew at every call,
+such as a lambda, is compiled at every call. So it is with all functions that are passed in."""

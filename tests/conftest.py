@@ -73,8 +73,8 @@ def tensors_of(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
     states = torch_file.outline(path).states
     state = ("state_dict",) if ("state_dict",) in states else ()
     names = [name for name in states[state] if name.startswith(prefix)]
-    tensors = torch_file.state_dict(path, state, names)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    read = torch_file.state_dict(path, state, names).items()
+    return {name.removeprefix(prefix): a for name, a in read if isinstance(a, np.ndarray)}
 
 
 def golden_model(name: str, weights: str) -> SRM:

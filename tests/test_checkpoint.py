@@ -1,9 +1,12 @@
 """Models on disk: bit for bit the same, whole or absent, and damage is named."""
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from conftest import TINY
 from flax import nnx
 
 import ipr_jax
-from ipr_jax import ModelConfig, checkpoint
+from ipr_jax import ModelConfig, checkpoint, files
 
 PROVENANCE = {"task": "none", "settings": {"seed": 3, "widths": [1, 2]}, "note": None}
 
@@ -28,6 +31,13 @@ def saved(tmp_path_factory, tiny_model):
 @pytest.fixture
 def copied(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copy")
+
+
+@pytest.fixture
+def unsealed(copied):
+    """A model that was saved before there were checksums."""
+    (copied / files.SUMS).unlink()
+    return copied
 
 
 def contents(folder):
@@ -75,6 +85,7 @@ def test_a_model_is_loaded_where_there_is_not_the_device_that_saved_it(copied):
     moved = re.sub(r"(device_str\W+)\w+:\d+", r"\1nowhere:5", text)
     assert moved != text
     placement.write_text(moved)
+    files.seal(copied)
     leaf = jax.tree.leaves(ipr_jax.load(copied))[0]
     assert leaf.devices() == {jax.local_devices()[0]}
     assert not leaf.committed  # follows the other arguments, and one program serves all calls
@@ -108,11 +119,63 @@ def test_an_unknown_name_lists_the_shipped_models():
         ipr_jax.load("no-such-model")
 
 
+WRITERS = "ipr-jax train and python -m convert import write models"
+
+
 def test_a_file_is_no_model(tmp_path):
     path = tmp_path / "weights.ckpt"
-    path.write_bytes(b"PK")
-    with pytest.raises(FileNotFoundError, match=f"{path}"):
+    path.write_bytes(b"<!DOCTYPE html>")
+    told = f"no model at '{path}', which is an HTML page: give a model folder or one of "
+    with pytest.raises(FileNotFoundError) as refused:
         ipr_jax.load(path)
+    assert str(refused.value) == f"{told}['mini-sudoku']; {WRITERS}"
+
+
+@pytest.mark.parametrize(
+    ("names", "seen"),
+    [
+        ((), "it is empty"),
+        (("model.safetensors",), "it has no config"),
+        (("config/metadata", "params/d"), "it has no provenance"),
+        (("config.json", "model.safetensors"), "it has no config"),
+        (("config.json", "samples/00000.npz"), "it is the folder of a refinement"),
+        (("config.json", "arms/refined.json"), "it is the folder of an experiment"),
+        (("results.json", "samples.npz"), "it is the folder of a stream"),
+        (("config.json", "checkpoints/500/x"), "it is the folder of a training"),
+        (
+            ("config.json", "checkpoints/500/x", "model/SHA256SUMS"),
+            "it is the folder of a training, its model is {folder}/model",
+        ),
+    ],
+)
+def test_a_folder_of_something_else_is_said_to_be_one(tmp_path, names, seen):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="is not a model") as refused:
+        ipr_jax.load(tmp_path)
+    said = f"{tmp_path} is not a model of ipr_jax: {seen.format(folder=tmp_path)}; {WRITERS}"
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (b"a\\b", r"has \\: the path of a model or of a run that goes on must be without"),
+        (b"\xff", r"is not UTF-8, rename it"),
+        (b"a.orbax-checkpoint-tmp", "marks unfinished models, rename it|it was never finished$"),
+        (b".a.unfinished", "marks unfinished models, rename it|it was never finished$"),
+    ],
+)
+def test_a_path_that_orbax_does_not_take_is_refused(copied, tiny_model, name, message, opened):
+    path = copied.with_name(os.fsdecode(name))
+    saving = {"config": TINY, "params": nnx.state(tiny_model), "provenance": {}}
+    if opened:
+        copied.rename(path)
+    use = ipr_jax.load if opened else partial(checkpoint.save, **saving)
+    with pytest.raises(ValueError, match=message):
+        use(path)
 
 
 def test_nothing_is_overwritten(saved, tiny_model):
@@ -132,6 +195,78 @@ def test_a_failed_save_leaves_no_model_and_can_be_repeated(tmp_path, tiny_model)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_left_does_not_hinder(tmp_path, tiny_model, monkeypatch):
+    path, params = tmp_path / "model", nnx.state(tiny_model)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if it could not
+        patch.setattr(files, "seal", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            checkpoint.save(path, TINY, params, PROVENANCE)
+    assert [left.name for left in tmp_path.iterdir()] == [".model.unfinished"]
+    checkpoint.save(path, TINY, params, PROVENANCE)
+    assert checkpoint.open_model(path)[1] == PROVENANCE
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checksums_are_those_of_all_files(saved):
+    """As sha256sum writes them."""
+    lines = (saved / "SHA256SUMS").read_text().splitlines()
+    assert lines == sorted(lines, key=lambda line: line[66:])
+    digests = {
+        str(path.relative_to(saved)): hashlib.sha256(data).hexdigest()
+        for path, data in contents(saved).items()
+    }
+    del digests["SHA256SUMS"]
+    assert {line[66:]: line[:64] for line in lines} == digests
+    assert {line[64:66] for line in lines} == {"  "}
+
+
+def halved(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("change", [halved, flipped])
+def test_damage_of_any_file_is_refused_by_its_name(copied, change):
+    names = [path.relative_to(copied) for path, data in contents(copied).items() if data]
+    assert len(names) > 15
+    for name in names:
+        data = (copied / name).read_bytes()
+        (copied / name).write_bytes(change(data))
+        what = "" if str(name) == files.SUMS else f"{name} is not what its SHA256SUMS tell$"
+        with pytest.raises(ValueError, match=f"^{copied} is damaged: {what}"):
+            ipr_jax.load(copied)
+        (copied / name).write_bytes(data)
+    assert ipr_jax.load(copied).config == TINY
+
+
+def test_a_file_too_few_or_too_many_is_refused_by_its_name(copied):
+    for path in contents(copied):
+        name = path.relative_to(copied)
+        if str(name) != files.SUMS:
+            path.rename(copied.with_name("aside"))
+            with pytest.raises(ValueError, match=f"^{copied} is damaged: {name} is missing$"):
+                ipr_jax.load(copied)
+            copied.with_name("aside").rename(path)
+    (copied / "params" / "more").touch()
+    said = f"^{copied} is damaged: params/more is not among its SHA256SUMS$"
+    with pytest.raises(ValueError, match=said):
+        ipr_jax.load(copied)
+
+
+def test_a_model_without_checksums_opens_with_a_warning(unsealed, tiny_model):
+    said = f"^{unsealed} has no SHA256SUMS: it cannot be checked for damage$"
+    with pytest.warns(UserWarning, match=said) as warned:
+        loaded = ipr_jax.load(unsealed)
+    assert len(warned) == 1
+    for want, got in zip(jax.tree.leaves(tiny_model), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def replaced(old, new):
     return lambda text: text.replace(old, new)
 
@@ -149,39 +284,19 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_refused_with_the_path(copied, damage):
+def test_what_a_model_without_checksums_cannot_be_is_refused(unsealed, damage):
     name, change = DAMAGES[damage]
-    before = (copied / name).read_text()
-    (copied / name).write_text(change(before))
-    assert (copied / name).read_text() != before
-    with pytest.raises(ValueError, match=f"^{copied} is not a model of ipr_jax: "):
-        ipr_jax.load(copied)
-
-
-@pytest.mark.parametrize("part", ["config", "provenance", "params"])
-def test_an_incomplete_model_is_refused_with_its_path(copied, part):
-    shutil.rmtree(copied / part)
-    with pytest.raises(ValueError, match=f"^{copied} is not a model of ipr_jax: .*{part}"):
-        ipr_jax.load(copied)
-
-
-def test_a_foreign_folder_is_refused_with_its_path(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(bytes(8))
-    with pytest.raises(ValueError, match=f"^{tmp_path} is not a model of ipr_jax: "):
-        ipr_jax.load(tmp_path)
-
-
-def halved(data):
-    return data[: len(data) // 2]
-
-
-def flipped(data):
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+    before = (unsealed / name).read_text()
+    (unsealed / name).write_text(change(before))
+    assert (unsealed / name).read_text() != before
+    refused = pytest.raises(ValueError, match=f"^{unsealed} is not a model of ipr_jax: [^\n]*$")
+    with pytest.warns(UserWarning, match="cannot be checked"), refused:
+        ipr_jax.load(unsealed)
 
 
 LOAD = """
-import sys, ipr_jax
+import sys, warnings, ipr_jax
+warnings.simplefilter("ignore")
 for path in sys.argv[1:]:
     try:
         ipr_jax.load(path)
@@ -190,13 +305,13 @@ for path in sys.argv[1:]:
 """
 
 
-def test_damaged_weights_are_refused_with_the_path(saved, tmp_path):
-    paths = [shutil.copytree(saved, tmp_path / name) for name in ("halved", "flipped", "narrow")]
+def test_weights_that_cannot_be_read_without_checksums_are_refused(unsealed, tmp_path):
+    paths = [shutil.copytree(unsealed, tmp_path / name) for name in ("halved", "flipped", "narrow")]
     for path, change in zip(paths, (halved, flipped), strict=False):
-        files = list((path / "params" / "d").iterdir())
-        assert files
-        for file in files:
-            file.write_bytes(change(file.read_bytes()))
+        parts = list((path / "params" / "d").iterdir())
+        assert parts
+        for part in parts:
+            part.write_bytes(change(part.read_bytes()))
     described = paths[2] / "config" / "metadata"
     text = described.read_text()
     assert '"time_width": 8' in text

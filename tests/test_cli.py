@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -18,8 +19,9 @@ from flax import nnx
 from PIL import Image
 
 import ipr_jax
-from ipr_jax import checkpoint, cli, evaluate, experiments, pictures, shards
+from ipr_jax import __main__, checkpoint, cli, evaluate, experiments, interrupts, pictures, shards
 from ipr_jax.config import PRESETS
+from ipr_jax.interrupts import PreemptionError
 from ipr_jax.networks import build
 from ipr_jax.options import Opened, get_rule
 from ipr_jax.streaming import Streamed
@@ -391,8 +393,10 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tiny_folder, work, monke
     whole = evaluate.evaluate
 
     def interrupted(*arguments, **options):
-        yield from itertools.islice(whole(*arguments, **options), 2)
-        raise KeyboardInterrupt
+        for progress in whole(*arguments, **options):
+            if progress.iteration == 1:
+                interrupts.receive(signal.SIGINT)
+            yield progress
 
     words = ("refine", "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
     with monkeypatch.context() as patch:
@@ -407,14 +411,21 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tiny_folder, work, monke
 
 
 def test_an_interrupted_training_says_how_to_go_on(work, monkeypatch):
-    def interrupted(*arguments, **options):
+    def interrupted(*arguments, preempted, **options):
         yield {"step": 1, "total": 1.0, "seconds_per_step": 1.0}
-        raise KeyboardInterrupt
+        assert not preempted(2)
+        interrupts.receive(number)
+        assert preempted(3)
+        raise PreemptionError
 
     monkeypatch.setattr(trainer, "train", interrupted)
-    code, _, err = call("train", "mini-sudoku", "--out", "run")
-    assert code == 130
-    assert err == "interrupted: started again, it goes on from the last checkpoint in run\n"
+    remains = "started again, it goes on from the last checkpoint in run"
+    for number, want in (
+        (signal.SIGINT, (130, f"interrupted: {remains}\n")),
+        (signal.SIGTERM, (143, f"terminated: {remains}\n")),
+    ):
+        code, _, err = call("train", "mini-sudoku", "--out", "run")
+        assert (number, code, err) == (number, *want)
 
 
 def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatch):
@@ -494,9 +505,16 @@ def test_a_task_without_puzzles_and_without_clues(tmp_path, work):
     assert (code, err) == (2, "error: the --task even-pixels has no puzzles, leave out --puzzle\n")
 
 
-def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, work):
+def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, work, monkeypatch):
+    starts = []
+    for name in ("samples", "refinement", "animation"):
+        monkeypatch.setattr(pictures, name, lambda *given: starts.append(given[-1]))
     words = ("--swapped", 2, "--seed", 4, "--dtype", "float32", "--out", "run")
-    assert call("refine", "--model", tiny_folder, *SHORT, *words)[0] == 0
+    code, out, _ = call("refine", "--model", tiny_folder, *SHORT, *words)
+    assert code == 0
+    assert starts == ["input"] * 3
+    assert re.search(r"^ *input +0\.0 ", out, re.MULTILINE)
+    assert "first pass" not in out
     saved = samples_of(work / "run")
     swapped = TASK.corrupted(2).test_batch(4, np.arange(3))
     np.testing.assert_array_equal(saved["first_pass"], swapped.image)
@@ -572,7 +590,35 @@ def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
     assert "verifier" not in out
     code, out, err = call(*words, "--out", "run")
     assert (code, out) == (2, "")
-    assert err == "error: run exists and is not overwritten; choose another --out\n"
+    assert err == "error: run exists and is not overwritten\n"
+
+
+def test_a_stream_that_fails_leaves_nothing(tiny_folder, work, monkeypatch):
+    def full(*arguments, **options):
+        raise MemoryError
+
+    words = ("stream", "mini-sudoku", "--model", tiny_folder, *SHORT, "--out", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate_stream", full)
+        assert call(*words)[0] == 2
+    assert not list(work.iterdir())
+    still(monkeypatch)
+    monkeypatch.setattr(pictures, "samples", full)  # when all the rest is written
+    assert call(*words)[0] == 2
+    assert not list(work.iterdir())
+
+
+def still(monkeypatch):
+    """Streams give back what they are given."""
+
+    def stream(task, model, batch, *arguments, **options):
+        number = len(batch.image)
+        zeros = np.zeros(number, np.int32)
+        scores = {"valid": zeros > 0, "violations": np.zeros(number)}
+        progress = evaluate.Progress(20, batch.image, scores, zeros == 0, zeros, 1.0, 2.0, 2.0, 2)
+        return progress, Streamed(batch.image, zeros, zeros, zeros == 0, np.int32(10))
+
+    monkeypatch.setattr(evaluate, "evaluate_stream", stream)
 
 
 def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
@@ -585,12 +631,15 @@ def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
         progress = evaluate.Progress(20, batch.image, scores, finite, numbers, 1.0, 2.0, 2.0, 2)
         return progress, Streamed(batch.image, numbers, numbers, finite, np.int32(10))
 
+    notes = []
     monkeypatch.setattr(evaluate, "evaluate_stream", still)
+    monkeypatch.setattr(pictures, "samples", lambda *_, note: notes.append(note))
     words = ("--samples", 3, "--slots", 2, "--ratio", 0.5, "--stop", "verified", "--patience", 3)
     code, out, _ = call("stream", "mini-sudoku", "--model", tiny_folder, *words, "--out", "run[v2]")
     assert code == 0
     assert out.endswith("\n\nwritten: run[v2]\n")
     assert "a verifier chose when to stop" in out
+    assert notes == ["up to 20 iterations; a verifier chose when to stop"]
     assert "not finite and not counted: 1 samples" in out
     told = json.loads((work / "run[v2]" / "results.json").read_text())
     assert told["uses_verifier"]
@@ -858,8 +907,8 @@ def test_other_errors_of_the_device_are_shown_whole():
 
 def test_the_installed_command_is_this_one(work):
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="ipr-jax")
-    assert command.load() is cli.main
-    words = [sys.executable, "-m", "ipr_jax.cli", "refine"]
+    assert command.load() is __main__.main
+    words = [sys.executable, "-m", "ipr_jax", "refine"]
     bare = {"capture_output": True, "text": True, "cwd": work, "timeout": 120}
     done = subprocess.run(words, env=os.environ | {"JAX_PLATFORMS": "abacus"}, **bare)
     assert (done.returncode, done.stdout) == (2, "")

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 import ipr_jax
 from convert import __main__ as command
-from convert import classifiers, conversion, formats, mapping, source, srm
+from convert import classifiers, conversion, formats, mapping, source, srm, torch_model
 from ipr_jax import ModelConfig, checkpoint
 from ipr_jax.networks import build, open_network
 from ipr_jax.tasks.mnist_classifier import read_digits
@@ -102,6 +103,7 @@ def save_tensors(path, tensors):
 def run(monkeypatch, *arguments):
     """Run the command line; its exit code."""
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     try:
         command.main()
     except SystemExit as stop:
@@ -367,6 +369,7 @@ def inside(wrapper, tensors):
     return stored({re.sub(r"(\.\d+\.)", rf"\1{wrapper}.", name): t for name, t in tensors.items()})
 
 
+SHARD = torch_writer.Call(torch_writer.named("torch.distributed.tensor", "DTensor"))
 NUMBER = torch_writer.tensor(torch_writer.storage(np.array(3, np.int64), "n"), (), ())
 WRAPPED = {
     "DDP, compiled": (under("module._orig_mod."), "at the top of the file", "_orig_mod, module"),
@@ -458,6 +461,13 @@ def test_averaged_weights_are_told_from_raw_ones(tmp_path, contents):
             "in net: layer0, layer1, layer2, ...; at the top of the file: net, epoch, extra",
         ),
         ({}, "polygon classifier); none"),
+        (
+            {
+                name: torch_writer.Call(torch_writer.named("torch.distributed.tensor", "DTensor"))
+                for name in MNIST_TENSORS
+            },
+            "conv1.weight must be a tensor, it is <Placeholder torch.distributed.tensor.DTensor>",
+        ),
         (
             under("") | under("module."),
             "conv1.weight and module.conv1.weight must not both be there",
@@ -727,15 +737,116 @@ def test_weights_that_are_not_finite_are_converted_on_demand(tmp_path, monkeypat
     assert np.isnan(model.unet.out_norm.scale[...]).all()
 
 
-def test_existing_results_are_kept(tmp_path, monkeypatch, capsys):
+COMMANDS = [("import", "no.ckpt"), ("export", "no-model")]
+"""What is refused for its results is refused before anything is read."""
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_existing_results_are_kept(tmp_path, monkeypatch, capsys, arguments):
     (tmp_path / "there").write_text("mine")
-    for arguments in (("import", MNIST), ("export", "mini-sudoku")):
-        assert run(monkeypatch, *arguments, tmp_path / "there") == 2
-        assert "exists and is not overwritten" in capsys.readouterr().err
-        assert run(monkeypatch, *arguments, tmp_path / "none" / "there") == 2
-        assert "is not a folder, create it first" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, tmp_path / "there") == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, tmp_path / "none" / "there") == 2
+    assert "is not a folder, create it first" in capsys.readouterr().err
     assert (tmp_path / "there").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_places_that_cannot_be_written_to_are_refused(tmp_path, monkeypatch, capsys, arguments):
+    assert run(monkeypatch, *arguments, tmp_path / os.fsdecode(b"\xff.safetensors")) == 2
+    assert "\\udcff.safetensors' is not UTF-8, rename it\n" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run(monkeypatch, *arguments, tmp_path / "out.safetensors") == 2
+    assert capsys.readouterr().err == f"error: [Errno 13] Permission denied: '{tmp_path}'\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_whose_path_is_not_utf8_is_refused(tmp_path, monkeypatch, capsys):
+    path = tmp_path / os.fsdecode(b"\xff.ckpt")
+    path.write_bytes(MNIST.read_bytes())
+    assert run(monkeypatch, "import", path, tmp_path / "model") == 2
+    told = capsys.readouterr().err
+    assert told == f"error: '{tmp_path}/\\udcff.ckpt' is not UTF-8, rename it\n"
+
+
+@pytest.mark.parametrize("name", ["nope.pt", "model", "model.SAFETENSORS.bin"])
+def test_an_export_is_named_safetensors(tmp_path, monkeypatch, capsys, name):
+    assert run(monkeypatch, "export", "mini-sudoku", tmp_path / name) == 2
+    told = capsys.readouterr().err
+    assert (
+        told == f"error: {tmp_path / name} must end in .safetensors, the format that is written\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert run(monkeypatch, "import", MNIST, tmp_path / "model") == 2
+    size = sum(tensor.size * 4 for tensor in MNIST_TENSORS.values())
+    assert capsys.readouterr().err == (
+        f"error: [Errno 28] No space left on device, 1000 bytes are free, up to {size} are needed: "
+        f"'{tmp_path / 'model'}'\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("kib", "arguments"),
+    [
+        (10, ("import", EVEN, "model", *words(FLAGS["tiny_even"]))),
+        (100, ("import", EVEN, "model", *words(FLAGS["tiny_even"]))),
+        (10, ("export", "mini-sudoku", "model.safetensors")),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, kib, arguments):
+    """No file can be larger than that, as on a disk that is full."""
+    full = ("bash", "-c", f'trap "" XFSZ; ulimit -f {kib}; exec "$0" "$@"')
+    command = [*full, sys.executable, "-m", "convert", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "file too large" in done.stderr.lower()
+    assert done.stderr.count("error: ") == 1
+    assert done.stderr.count("\n") == 1 + done.stderr.count("warning: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_for_another_number_of_groups_names_the_line_to_change(tmp_path):
+    path = tmp_path / "model.safetensors"
+    said = (
+        "the published class computes something else with these weights: it has "
+        "nn.GroupNorm(32, d) in src/model/denoiser/norm_layers.py, which must be nn.GroupNorm(8, d)"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(said)}$"):
+        conversion.export("mini-sudoku", path)
+    assert len(load_file(path)) == 212
+
+
+def test_verify_names_the_number_of_groups_that_it_compares_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_model, "import_torch", lambda: None)
+    with (
+        pytest.warns(UserWarning, match=r"which must be nn\.GroupNorm\(8, d\)$"),
+        pytest.raises(FileNotFoundError),
+    ):
+        conversion.verify(tmp_path / "none.ckpt", "mini-sudoku")
+
+
+def test_names_are_printed_as_they_are(monkeypatch, capsys):
+    found = {"[v2]": (1e-6, 1.0), "[/x]:smile:": (1.0, 1.0)}
+    monkeypatch.setattr(conversion, "verify", lambda *arguments, **options: found)
+    assert run(monkeypatch, "verify", "a", "b") == 2
+    said = capsys.readouterr()
+    assert [line.split() for line in said.out.splitlines()[1:]] == [
+        ["[v2]", "1.0e-06", "1"],
+        ["[/x]:smile:", "1.0e+00", "1"],
+    ]
+    assert said.err.startswith("error: [/x]")
+    assert run(monkeypatch, "import", "[v2]/[bold]x.ckpt", "model") == 2
+    told = capsys.readouterr().err
+    assert told == "error: [Errno 2] No such file or directory: '[v2]/[bold]x.ckpt'\n"
 
 
 def test_a_folder_of_another_network_is_refused(tmp_path):
@@ -876,7 +987,7 @@ def test_a_killed_conversion_leaves_nothing_that_opens(tmp_path):
     assert sum(outcomes.values()) == 20
     assert outcomes["begun"] >= 3, outcomes
     begun = next(
-        f for f in tmp_path.iterdir() if list(f.glob("model.*")) and not (f / "model").exists()
+        f for f in tmp_path.iterdir() if list(f.glob(".model.*")) and not (f / "model").exists()
     )
     conversion.import_checkpoint(EVEN, begun / "model", given=FLAGS["tiny_even"])
     assert_same(ipr_jax.load(begun / "model"), expected)

@@ -154,7 +154,7 @@ def test_imbalance_is_the_number_of_pixels_on_the_wrong_side(pair, moved):
     scores = score(image.reshape(1, 32, 32, 3))
     assert scores["imbalance"][0] == moved
     assert scores["balanced"][0] == (moved == 0)
-    assert even_pixels.describe(scores) == [f"{512 - moved} : {512 + moved} px by hue"]
+    assert even_pixels.describe(scores) == [f"{512 - moved} : {512 + moved} pixels"]
     assert scores["saturation_std"][0] == scores["value_std"][0] == 0
 
 

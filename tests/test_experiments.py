@@ -15,11 +15,13 @@ from flax import nnx
 from ipr_jax import (
     Prediction,
     checkpoint,
+    cli,
     evaluate,
     experiments,
     files,
     metrics,
     options,
+    pictures,
     selection,
 )
 from ipr_jax.networks import build
@@ -113,7 +115,7 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
         assert timeless(lines) == timeless(evaluate.summarise(progress, TASK) for progress in alone)
         alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
         *_, last = alone
-        written = json.loads((tmp_path / "run" / "arms" / f"{label}.json").read_text())
+        written = files.read_record(tmp_path / "run" / "arms" / f"{label}.json")
         assert written == {"metrics": lines, "solved": last.scores["valid"].tolist()}
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -131,7 +133,7 @@ def test_differences_are_taken_sample_by_sample(tmp_path, tiny_model):
     solved = {"0.10": [1, 1, 1, 0, none, 1], "0.25": [1, 1, 0, 0, 0, none], "0.50": [none] * 6}
     for label, row in solved.items():
         path = tmp_path / "arms" / f"{label}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"solved": row}))
+        files.write_record(path, files.read_record(path) | {"solved": row})
     list(run(experiment, tiny_model, tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["differences"]
     one, other = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
@@ -143,14 +145,16 @@ def test_a_sample_that_is_not_finite_is_neither_solved_nor_not(tmp_path):
     def broken(z, t):
         return Prediction(z * jnp.nan, z, t)
 
-    lines = collected(run(experiments.ratio(TASK, 0), broken, tmp_path))["0.10"]
+    experiment = experiments.ratio(TASK, 0)
+    lines = collected(run(experiment, broken, tmp_path))["0.10"]
     assert lines[0]["not_finite"] == 5
     assert json.loads((tmp_path / "arms" / "0.10.json").read_text())["solved"] == [None] * 5
     differences = json.loads((tmp_path / "results.json").read_text())["differences"]
     assert differences == {"0.10": {}, "0.50": {}}
+    cli._say_differences(experiment, tmp_path)  # has nothing to say
 
 
-def test_corrupted_boards_start_as_they_are(tmp_path, tiny_model):
+def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch, tiny_model):
     experiment = experiments.corrupted(TASK, 1)
     assert list(experiment.arms) == ["K = 1", "K = 3", "K = 5", "K = 7"]
     found = collected(run(experiment, tiny_model, tmp_path / "run"))
@@ -159,6 +163,10 @@ def test_corrupted_boards_start_as_they_are(tmp_path, tiny_model):
         assert lines[0]["valid"] == 0
         assert lines[1]["nfe"] == 10 + 3 * 2  # four of 16 cells, 10 steps each, 0.8 overlapped
     assert found["K = 1"][0]["violations"] < found["K = 7"][0]["violations"]
+    starts = []
+    monkeypatch.setattr(pictures, "curves", lambda *given: starts.append(given[-1]))
+    cli._draw(tmp_path / "new.png", experiment, TASK, found, 5)
+    assert starts == ["input"]
 
 
 @pytest.mark.heavy
@@ -291,7 +299,7 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
         (("ratio", "--samples", 0), "--samples must be a whole number of at least 1, got 0"),
         (("ratio", "--classifier", "mini-sudoku"), "the task mini-sudoku takes no --classifier"),
         (
-            ("polygons", "--classifier", "mini-sudoku"),
+            ("polygons", "--classifier", "mini-sudoku", "--model", "mini-sudoku"),
             "mini-sudoku must hold the classifier of counting-polygons, PolygonConfig(",
         ),
     ],

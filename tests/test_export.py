@@ -88,9 +88,9 @@ def test_the_documented_lines_run_without_the_library_and_equal_it(
         (("nope", "out"), "no model at 'nope': give a model folder or one of ['mini-sudoku']"),
         (("mini-sudoku", "old"), "old exists and is not overwritten"),
         (("mini-sudoku", "none/out"), "none is not a folder, create it first"),
-        (("mini-sudoku", "out", "--ratio", "0"), "ratio must be in (0, 1], got 0.0"),
-        (("mini-sudoku", "out", "--order", "x"), "unknown order 'x'; known: ['certain', "),
-        (("mini-sudoku", "out", "--task", "x"), "unknown task 'x'; known: "),
+        (("mini-sudoku", "out", "--ratio", "0"), "--ratio must be in (0, 1], got 0.0"),
+        (("mini-sudoku", "out", "--order", "x"), "unknown --order 'x'; known: certain, "),
+        (("mini-sudoku", "out", "--task", "x"), "unknown --task 'x'; known: "),
         (("{untold}", "out"), "does not tell its task, give --task"),
     ],
 )

@@ -105,7 +105,7 @@ def test_distinct_positions_of_every_resolution(grid, patch_size, distinct):
 
 
 def taps(size, target):
-    """What every target position reads, in float32 with a fused multiply-add: (low, high, weight)."""
+    """What every target reads, in float32 with a fused multiply-add: (low, high, weight)."""
     scale = Fraction(float(np.float32(size) / np.float32(target)))
     for i in range(target):
         source = np.float32(max(scale * Fraction(2 * i + 1, 2) - Fraction(1, 2), 0))
@@ -125,15 +125,26 @@ def bilinear(pixels, target):
 
 
 SIZES = [(9, 28, 32), (8, 4, 4), (3, 5, 4)]
-INEXACT = [(5, 9, 23), (9, 5, 12), (3, 15, 6), (7, 9, 32), (7, 5, 18), (11, 9, 50), (9, 4, 5), (3, 7, 11)]
-"""Ratios that binary fractions do not hold; 50 and 5 are where rounding twice makes a difference."""
+INEXACT = [
+    (5, 9, 23),
+    (9, 5, 12),
+    (3, 15, 6),
+    (7, 9, 32),
+    (7, 5, 18),
+    (11, 9, 50),
+    (9, 4, 5),
+    (3, 7, 11),
+]
+"""Ratios that binary fractions do not hold; at 50 and 5, rounding twice makes a difference."""
 
 
 @pytest.mark.parametrize(("grid", "patch_size", "target"), SIZES + INEXACT)
 def test_resize_equals_a_pixel_by_pixel_bilinear_one(grid, patch_size, target, rng):
     t = rng.random((2, grid, grid)).astype(np.float32)
     plan = patches.axis_resize(grid, patch_size, target)
-    for place, (low, high, weight) in zip(plan.position, taps(grid * patch_size, target), strict=True):
+    for place, (low, high, weight) in zip(
+        plan.position, taps(grid * patch_size, target), strict=True
+    ):
         patch, other = low // patch_size, high // patch_size
         assert plan.low[place] == patch
         assert plan.weight[place] == (0 if patch == other else weight)

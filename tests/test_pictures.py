@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ipr_jax import pictures
+from ipr_jax.tasks import counting_polygons, even_pixels
 
 CELL = 50
 BOARD = 4 * CELL + 2 * (pictures.OUTLINE + pictures.FRAME + pictures.GAP)
@@ -302,6 +304,27 @@ def test_captions_stand_below_their_images(tmp_path: Path, drawn: list[Figure]) 
         assert not dark[bottom - 17 : bottom - 14, across - 50 : across + 50].any()
 
 
+NINES = {"stated": [[9, 9]], "num_polygons": [9], "num_vertices": [9], "uniform": [True]}
+CAPTIONS = {
+    "balanced": even_pixels.describe({"imbalance": np.zeros(1, int)}),
+    "consistent": counting_polygons.describe(
+        {name: np.array(value) for name, value in NINES.items()}, "corners"
+    ),
+}
+
+
+@pytest.mark.parametrize(("headline", "side"), [("balanced", 32), ("consistent", 128)])
+def test_texts_of_neighbours_do_not_touch(
+    tmp_path: Path, drawn: list[Figure], headline: str, side: int
+) -> None:
+    colour, captions = np.zeros((8, side, side, 3), np.float32), CAPTIONS[headline] * 8
+    shown = pictures.Samples(colour, np.ones((8, 4, 4), bool), np.ones(8, bool), None, captions)
+    pictures.refinement(tmp_path / "new.png", {50: shown, 100: shown}, headline)
+    places = [text.get_window_extent() for text in drawn[0].texts[2:]]
+    assert len(places) == 2 * 2 + 2 * 8
+    assert not any(a.overlaps(b.padded(3)) for a, b in itertools.combinations(places, 2))
+
+
 # --- samples --------------------------------------------------------------------------------------
 
 
@@ -504,7 +527,7 @@ def test_texts_are_printed_as_they_are(
     for figure in (*drawn, *framed):
         texts = [text for text in figure.findobj(Text) if text.get_text()]
         assert not any(text.get_parse_math() for text in texts)
-        assert sum(name in text.get_text() for text in texts) >= 3
+        assert sum(name in text.get_text() for text in texts) >= 2
 
 
 @pytest.mark.parametrize("function", [strip, grid, motion, lines])
@@ -537,9 +560,7 @@ print(matplotlib.get_backend())
 """
 
 
-@pytest.mark.parametrize(
-    ("backend", "used"), [("module://not_here.backend_inline", "agg"), ("svg", "svg")]
-)
+@pytest.mark.parametrize(("backend", "used"), [("not here", "agg"), ("svg", "svg")])
 def test_every_picture_is_drawn_whatever_the_backend(
     tmp_path: Path, backend: str, used: str
 ) -> None:

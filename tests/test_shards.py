@@ -80,7 +80,9 @@ def test_images_are_bytes_unless_told_otherwise(finished, history):
 def test_metrics_are_those_of_one_batch(finished, history):
     lines = lines_of(finished[0])
     for line, progress in zip(lines, history, strict=True):
-        want = metrics.line(metrics.tally(progress.scores, progress.finite, progress.nfe))
+        want = metrics.line(
+            metrics.tally(progress.scores, progress.finite, progress.nfe), TASK.means
+        )
         assert line == pytest.approx({"iteration": progress.iteration, **want}, rel=1e-12)
 
 
@@ -367,7 +369,7 @@ def program(*words, **environment):
     return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-REFINE = (sys.executable, "-m", "ipr_jax.cli", "refine")
+REFINE = (sys.executable, "-m", "ipr_jax", "refine")
 
 
 def finals(folder):

@@ -9,7 +9,7 @@ Shapes: B boards of n x n cells of S x S pixels, N boards in the table.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,8 @@ def draw(
     distorted = distort(keys[2], tiles, jnp.float32(distortion))
     tiles = jnp.where(editable.reshape(-1, 1, 1), tiles, distorted)
     image = tiles.reshape(batch, n, n, size, size).swapaxes(2, 3)
-    return Batch(image.reshape(batch, n * size, n * size, 1), editable, board)
+    parts: Any = image.reshape(batch, n * size, n * size, 1), editable, board
+    return Batch(*parts)
 
 
 def boards(table: jax.Array, key: jax.Array, batch: int) -> jax.Array:
@@ -140,4 +141,5 @@ def distort(key: jax.Array, tiles: jax.Array, strength: jax.Array) -> jax.Array:
     amount = strength * jax.random.uniform(thickness_key, (number, 1, 1), minval=thin, maxval=thick)
     thicker = jax.lax.reduce_window(moved, -1.0, jax.lax.max, (1, 3, 3), (1, 1, 1), "SAME")
     thinner = jax.lax.reduce_window(moved, 1.0, jax.lax.min, (1, 3, 3), (1, 1, 1), "SAME")
-    return moved + jnp.abs(amount) * (jnp.where(amount > 0, thicker, thinner) - moved)
+    changed = jnp.where(amount > 0, thicker, thinner)
+    return jnp.clip(moved + jnp.abs(amount) * (changed - moved), -1, 1)

@@ -117,7 +117,7 @@ def scores(images: jax.Array) -> dict[str, jax.Array]:
 
 
 def describe(found: Mapping[str, np.ndarray]) -> list[str]:
-    """How many pixels have the rarer hue and the other one, such as "500 : 524 px by hue".
+    """How many pixels have the rarer hue and the other one, such as "500 : 524 pixels".
 
     Args:
         found: what ``scores`` gives for B images.
@@ -126,7 +126,7 @@ def describe(found: Mapping[str, np.ndarray]) -> list[str]:
         B texts.
     """
     half = NUM_PIXELS // 2
-    return [f"{half - each} : {half + each} px by hue" for each in found["imbalance"].tolist()]
+    return [f"{half - each} : {half + each} pixels" for each in found["imbalance"].tolist()]
 
 
 def rgb_to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -15,10 +15,10 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """What the names of images end with."""
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """The last bytes of whole files, by format."""
-KINDS = ("a JPEG image", "a PNG image")
-"""What ``files.kind_of`` calls them."""
-BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-"""Tags of a TIFF file, and what the second may be."""
+BITS = 258
+"""The tag of a TIFF file that tells how many bits a gray value has."""
+PHOTOMETRIC = 262
+"""The tag of a TIFF file that is 0 where white is 0, and 1 where black is."""
 
 
 def find(folder: str | os.PathLike[str]) -> list[Path]:
@@ -86,7 +86,7 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
 
     Not by its path: Pillow would map it into memory, and scramble what is not upright.
     """
-    with files.refusing(path, "an image", *KINDS), path.open("rb") as file:
+    with files.refusing(path, "an image", "image"), path.open("rb") as file:
         try:
             image = Image.open(file)
         except UnidentifiedImageError:
@@ -107,6 +107,6 @@ def _gray(image: Image.Image) -> np.ndarray:
             f"its gray values must be in 0..{white}, got {values.min()}..{values.max()}"
         )
     gray = np.rint(values * (255 / white)).astype(np.uint8)
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+    if tags.get(PHOTOMETRIC) == 0:
         gray = 255 - gray
     return np.where(values == image.info.get("transparency"), np.uint8(255), gray)

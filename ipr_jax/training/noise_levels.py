@@ -8,7 +8,7 @@ unequal patches occur; ``independent`` draws every patch by itself, ``shared`` o
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,8 @@ def mean_beta(key: jax.Array, batch: int, grid: tuple[int, int], *, sharpness: f
     for depth, (sizes, first) in enumerate(_tree(patches)):
         split = sizes > 1
         size, half = sizes[split].astype(np.float32), first[split].astype(np.float32)
-        a = ((size - 1 - size % 2) ** np.float32(1.05) * np.float32(sharpness))[None]
+        a = (sizes[split] - 1 - sizes[split] % 2) ** 1.05 * sharpness  # in float64, as published
+        a = a.astype(np.float32)[None]
         share = jax.random.beta(jax.random.fold_in(split_key, depth), a, a, (batch, a.shape[1]))
         parent = total[:, split]
         largest = jnp.minimum(parent, half[None])
@@ -121,7 +122,7 @@ def sequential(key: jax.Array, editable: jax.Array) -> jax.Array:
     return jnp.where(which < 0.5, front, jax.nn.sigmoid(logit + spread)).reshape(editable.shape)
 
 
-def _of_shape(sample: Callable[[jax.Array, int, tuple[int, int]], jax.Array]) -> Sampler:
+def _of_shape(sample: Callable[[jax.Array, int, Any], jax.Array]) -> Sampler:
     """A sampler that does not look at which patches are editable."""
     return lambda key, editable: sample(key, len(editable), editable.shape[1:])
 

@@ -49,8 +49,9 @@ class TrainConfig:
         warmup_steps: steps of warm-up.
         decay: what follows the warm-up, constant (as released), cosine to 0 at the end, or linear:
             constant, and to 0 over the last 30%.
-        minutes: of wall-clock time, compilation included, after which no step begins, if there are
-            steps left; the decay then follows the time. None = the clock does not matter.
+        minutes: of wall-clock time, compilation included, after which no step begins but the
+            first; the decay then follows the time, and ``num_steps`` is the most. None = the clock
+            does not matter.
         optimizer: adamw, or muon for the matrices of a transformer's layers and AdamW for the rest.
         weight_decay: of both.
         accumulate: parts of a batch that are computed one after the other, to need less memory.
@@ -264,7 +265,7 @@ def make_train_step(model: Config, config: TrainConfig, placed: Any = None) -> T
             jax.random.fold_in(key, state.step), 4
         )
         image = jnp.asarray(batch.image)
-        t = sample(level_key, batch.editable)
+        t = sample(level_key, jnp.asarray(batch.editable))
         weight = noise_levels.weigh(t, inverse)
         if config.add_zeros:
             t, weight = noise_levels.add_zeros(zero_key, t, weight)
@@ -349,8 +350,9 @@ def _check(task: Task, model: Config, config: TrainConfig) -> None:
         raise ValueError("optimizer='muon' is for the layers of a TransformerConfig, use 'adamw'")
     if config.data == "device" and task.drawing is None:
         raise ValueError(f"no device draws batches of {task.name}, use data='host'")
-    if config.minutes is not None and jax.process_count() > 1:
-        raise ValueError(f"minutes must be None for several processes, got {config.minutes}")
+    for name, value, alone in (("minutes", config.minutes, None), ("data", config.data, "host")):
+        if value != alone and jax.process_count() > 1:
+            raise ValueError(f"{name} must be {alone!r} for several processes, got {value!r}")
 
 
 def train(
@@ -445,7 +447,7 @@ def train(
             seconds = before + time.perf_counter() - began_run
             return min(1.0, seconds / (60 * config.minutes))
 
-        steps = range(start, start if progress() == 1 else config.num_steps)
+        steps = range(start, start if start and progress() == 1 else config.num_steps)
         if config.data == "device":
             batches = _drawn(task, config, keys.data, sharding.rows(mesh), steps)
         else:
