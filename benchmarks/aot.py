@@ -32,12 +32,12 @@ import ipr_jax
 from benchmarks.report import save
 from benchmarks.throughput import ITERATIONS
 from benchmarks.workload import check_preset, config_of, new_model
-from ipr_jax import check, experiments, files, flops, sharding
-from ipr_jax.environment import environment
-from ipr_jax.memory import EXHAUSTED
-from ipr_jax.networks import inputs
-from ipr_jax.precision import compute_in, get_precision
-from ipr_jax.terminal import one_line_errors
+from ipr_jax.cli.terminal import one_line_errors
+from ipr_jax.core import check
+from ipr_jax.models import compute_in, get_precision
+from ipr_jax.models.networks import inputs
+from ipr_jax.runtime import EXHAUSTED, environment, files, flops, sharding
+from ipr_jax.studies import experiments
 
 
 class Chip(NamedTuple):
@@ -405,7 +405,7 @@ def main(args: Args) -> None:
         files.refuse_existing(args.out)
     jax.config.update("jax_platforms", "cpu")
     rows = list(run(args))
-    described = environment()
+    described = environment.describe()
     for name in ("libtpu", "jax-cuda12-plugin"):
         if importlib.util.find_spec(name.replace("-", "_")) is not None:
             described["versions"][name] = importlib.metadata.version(name)

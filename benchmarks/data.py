@@ -27,12 +27,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ipr_jax import check, flops
-from ipr_jax.config import PRESETS, TRANSFORMERS, Config
-from ipr_jax.environment import environment
-from ipr_jax.tasks import TASKS, boards, counting_polygons, get_task, mnist, sudoku
-from ipr_jax.tasks.base import Batch, Split
-from ipr_jax.terminal import one_line_errors
+from ipr_jax.cli.terminal import one_line_errors
+from ipr_jax.core import check
+from ipr_jax.models import PRESETS, TRANSFORMERS, Config
+from ipr_jax.runtime import environment, flops
+from ipr_jax.tasks import TASKS, Batch, Split, boards, counting_polygons, get_task, mnist, sudoku
 from ipr_jax.training import loader, noise_levels, trainer
 
 BATCH_SIZE = 64
@@ -208,7 +207,7 @@ def main(args: Args) -> None:
             rows[task] = measure(task, args)
     console.print(table(rows, args.num_workers))
     settings = {"batch_size": BATCH_SIZE, "num_workers": args.num_workers, "seconds": args.seconds}
-    result = {**settings, "repeats": args.repeats, "tasks": rows, **environment()}
+    result = {**settings, "repeats": args.repeats, "tasks": rows, **environment.describe()}
     print(json.dumps(result, indent=1))
 
 

@@ -26,14 +26,15 @@ from rich.console import Console
 
 import ipr_jax
 from benchmarks import peers, profile, throughput, workload
-from ipr_jax import check, evaluate, files, selection
-from ipr_jax.environment import environment
+from ipr_jax.cli.options import plain
+from ipr_jax.cli.terminal import console, one_line_errors
+from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
-from ipr_jax.memory import EXHAUSTED
-from ipr_jax.options import plain
-from ipr_jax.precision import compute_in, get_precision
+from ipr_jax.methods import selection
+from ipr_jax.models import compute_in, get_precision
+from ipr_jax.runtime import EXHAUSTED, environment, files
+from ipr_jax.studies import evaluate
 from ipr_jax.tasks import get_task
-from ipr_jax.terminal import console, one_line_errors
 
 MODEL = "mini-sudoku"
 """The shipped model, and its task."""
@@ -121,7 +122,9 @@ class Run:
     def summarise(self) -> None:
         """Write the settings, what the device is, and what has been left out so far."""
         described = {name: v for name, v in plain(self.args).items() if name not in peers.PATHS}
-        self.write("summary", {"arguments": described, **environment(), "left_out": self.left_out})
+        self.write(
+            "summary", {"arguments": described, **environment.describe(), "left_out": self.left_out}
+        )
 
     def write(self, name: str, found: Any) -> None:
         """Write a file into the folder, which is made when there is one."""

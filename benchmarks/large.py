@@ -18,11 +18,14 @@ from flax import nnx
 from rich.console import Console
 
 from benchmarks.report import save
-from ipr_jax import SRM, ModelConfig, Sampling, check, files, shards
-from ipr_jax.environment import environment
-from ipr_jax.evaluate import Refinement, evaluate
+from ipr_jax import SRM, ModelConfig, Sampling
+from ipr_jax.cli.terminal import one_line_errors
+from ipr_jax.core import check
+from ipr_jax.methods import Refinement
+from ipr_jax.runtime import environment, files
+from ipr_jax.studies import shards
+from ipr_jax.studies.evaluate import evaluate
 from ipr_jax.tasks import get_task
-from ipr_jax.terminal import one_line_errors
 
 TINY = ModelConfig(
     image_size=(32, 32),
@@ -69,7 +72,7 @@ def main(args: Args) -> None:
     """
     if args.out is not None:
         files.refuse_existing(args.out)
-    made_with, task = environment(), get_task("mini-sudoku")
+    made_with, task = environment.describe(), get_task("mini-sudoku")
     model = SRM(TINY, rngs=nnx.Rngs(0))
 
     def source(indices: np.ndarray):

@@ -31,11 +31,13 @@ from rich.table import Table
 import ipr_jax
 from benchmarks.timing import seconds, spread
 from convert import mapping, srm
-from ipr_jax import check, environment, files, flops, selection
-from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.cli.options import plain
+from ipr_jax.cli.terminal import console, one_line_errors
+from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
-from ipr_jax.options import plain
-from ipr_jax.terminal import console, one_line_errors
+from ipr_jax.methods import selection
+from ipr_jax.models import PRESETS, ModelConfig
+from ipr_jax.runtime import environment, files, flops
 
 RELEASED = ("even-pixels", "counting-polygons", "mnist-sudoku")
 """The presets that the published classes can build."""

@@ -27,10 +27,10 @@ from rich.table import Table
 from benchmarks import workload
 from benchmarks.report import save
 from benchmarks.timing import seconds
-from ipr_jax import check, files
-from ipr_jax.environment import environment
-from ipr_jax.precision import get_precision
-from ipr_jax.terminal import one_line_errors
+from ipr_jax.cli.terminal import one_line_errors
+from ipr_jax.core import check
+from ipr_jax.models import get_precision
+from ipr_jax.runtime import environment, files
 
 CLASSES = ("convolution", "matrix product", "other")
 SHOWN = 10
@@ -278,7 +278,7 @@ def main(args: Args) -> None:
         files.refuse_existing(args.out)
     result = measure(args.preset, args.batch, args.precision, args.evaluations)
     show(result)
-    save(args, environment(), **result)
+    save(args, environment.describe(), **result)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ipr_jax import files
+from ipr_jax.runtime import files
 
 
 def save(args: Any, described: dict[str, Any], **found: Any) -> None:

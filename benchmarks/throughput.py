@@ -23,11 +23,12 @@ from rich.table import Table
 from benchmarks import workload
 from benchmarks.report import save
 from benchmarks.timing import seconds, spread
-from ipr_jax import check, experiments, files, flops, selection
-from ipr_jax.environment import environment
-from ipr_jax.precision import get_precision
-from ipr_jax.program import memory_of
-from ipr_jax.terminal import one_line_errors
+from ipr_jax.cli.terminal import one_line_errors
+from ipr_jax.core import check
+from ipr_jax.methods import selection
+from ipr_jax.models import get_precision
+from ipr_jax.runtime import environment, files, flops, memory_of
+from ipr_jax.studies import experiments
 
 ITERATIONS = 50
 """Of the paper's refinement."""
@@ -189,7 +190,7 @@ def main(args: Args) -> None:
     if args.out is not None:
         files.refuse_existing(args.out)
     rows = list(run(args))
-    described = environment()
+    described = environment.describe()
     Console(width=140).print(table(rows))
     print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
     save(args, described, rows=rows)

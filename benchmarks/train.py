@@ -18,17 +18,16 @@ import jax
 import numpy as np
 import tyro
 
-from ipr_jax import check, checkpoint, evaluate, experiments, files
-from ipr_jax.config import TransformerConfig
-from ipr_jax.environment import environment
+from ipr_jax.cli.options import plain
+from ipr_jax.cli.terminal import console, one_line_errors
+from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
-from ipr_jax.options import plain
-from ipr_jax.precision import compute_in, get_precision
+from ipr_jax.models import TransformerConfig, checkpoint, compute_in, get_precision
+from ipr_jax.runtime import environment, files
+from ipr_jax.studies import evaluate, experiments
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.boards import DIFFICULTIES
-from ipr_jax.terminal import console, one_line_errors
-from ipr_jax.training import trainer
-from ipr_jax.training.recipes import RECIPES, Recipe
+from ipr_jax.training import RECIPES, Recipe, trainer
 
 TRAINING_SHARE = 0.8
 """Of the minutes; the rest is for the test puzzles."""
@@ -213,7 +212,7 @@ def main(args: Args) -> None:
         model=dataclasses.asdict(recipe.model),
         settings=dataclasses.asdict(recipe.training),
         test={},
-        **environment(),
+        **environment.describe(),
     )
     with interruptible(f"{args.out} has what was done"):
         train(recipe, args.out / "run", card)

@@ -19,11 +19,11 @@ from rich.table import Table
 
 import ipr_jax
 from benchmarks.report import save
-from ipr_jax import check, files, stopping
-from ipr_jax.environment import environment
-from ipr_jax.stopping import Stop
+from ipr_jax.cli.terminal import one_line_errors
+from ipr_jax.core import check
+from ipr_jax.methods import Stop, stopping
+from ipr_jax.runtime import environment, files
 from ipr_jax.tasks.boards import DIFFICULTIES
-from ipr_jax.terminal import one_line_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def main(args: Args) -> None:
     if args.out is not None:
         files.refuse_existing(args.out)
     rows = list(run(args))
-    described = environment()
+    described = environment.describe()
     Console(width=100).print(table(rows))
     print(f"jax {described['versions']['jax']}, {described['commit']}")
     save(args, described, rows=rows)

@@ -11,11 +11,9 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 import ipr_jax
-from ipr_jax import denoiser, sharding
-from ipr_jax.config import PRESETS, TRANSFORMERS, Config
-from ipr_jax.denoiser import Model
-from ipr_jax.precision import compute_in
-from ipr_jax.types import Denoiser, Prediction
+from ipr_jax.core import Denoiser, Prediction
+from ipr_jax.models import PRESETS, TRANSFORMERS, Config, Model, compute_in, denoiser
+from ipr_jax.runtime import sharding
 
 EDITABLE: dict[str, Sequence[int]] = {
     "mini-sudoku": range(11, 17),

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from convert import conversion, formats
-from ipr_jax.files import printable
-from ipr_jax.terminal import console, one_line_errors, unraisable
+from ipr_jax.cli.terminal import console, one_line_errors, unraisable
+from ipr_jax.runtime import files
 
 Checkpoint = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 def say(text: str) -> None:
     """Print one line, whatever the names in it."""
-    console.print(Text(printable(text)), soft_wrap=True)
+    console.print(Text(files.printable(text)), soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def verify(
     for title in ("output", "largest difference", "largest magnitude"):
         table.add_column(title, justify="left" if title == "output" else "right")
     for name, (difference, magnitude) in found.items():
-        table.add_row(Text(printable(name)), f"{difference:.1e}", f"{magnitude:.2g}")
+        table.add_row(Text(files.printable(name)), f"{difference:.1e}", f"{magnitude:.2g}")
     console.print(table)
     wrong = [name for name, (d, m) in found.items() if not d <= TOLERANCE * max(1, m)]
     if wrong:

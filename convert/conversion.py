@@ -15,8 +15,10 @@ from flax import nnx
 from safetensors.numpy import save
 
 from convert import formats, mapping, source, srm, torch_model
-from ipr_jax import check, checkpoint, files
-from ipr_jax.networks import build, inputs, open_network
+from ipr_jax.core import check
+from ipr_jax.models import checkpoint
+from ipr_jax.models.networks import build, inputs, open_network
+from ipr_jax.runtime import files
 
 
 def import_checkpoint(

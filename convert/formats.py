@@ -10,7 +10,7 @@ import numpy as np
 from convert import classifiers, srm, torch_model
 from convert.mapping import Entry
 from convert.torch_file import State
-from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.models import PRESETS, ModelConfig
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.tasks.polygon_classifier import PolygonConfig
 

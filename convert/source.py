@@ -12,7 +12,7 @@ import safetensors
 
 from convert import formats, torch_file
 from convert.mapping import listed
-from ipr_jax import files
+from ipr_jax.runtime import files
 
 METADATA = "ipr_jax"
 """The entry of a safetensors file's metadata in which an export describes its model, as JSON."""

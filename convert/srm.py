@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.mapping import Entry, Path, layer
-from ipr_jax.config import PRESETS, ModelConfig
+from ipr_jax.models import PRESETS, ModelConfig
 
 _EP, _CP, _MS = (PRESETS[name] for name in ("even-pixels", "counting-polygons", "mnist-sudoku"))
 

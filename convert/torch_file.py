@@ -25,7 +25,7 @@ from typing import IO, Any, ClassVar, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ipr_jax.files import kind_of, printable
+from ipr_jax.runtime import files
 
 State = tuple[str, ...]
 """Where a dict is in a file: the names on the way to it, none for the outermost."""
@@ -390,7 +390,7 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder, bool]:
     names = archive.namelist()
     roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
     if not roots:
-        raise ValueError(f"it is {kind_of(file.name)}")
+        raise ValueError(f"it is {files.kind_of(file.name)}")
     root = roots[0]
     if f"{root}constants.pkl" in names:
         raise ValueError("TorchScript archive: it must be what torch.save wrote of a state_dict()")
@@ -436,7 +436,9 @@ def _open_legacy(file: IO[bytes]) -> tuple[Any, _Builder, bool]:
     except Exception:  # not a pickle
         magic = None
     if magic != LEGACY_MAGIC:
-        kind = kind_of(file.name) or "neither a zip file nor in PyTorch's format from before zip"
+        kind = (
+            files.kind_of(file.name) or "neither a zip file nor in PyTorch's format from before zip"
+        )
         raise ValueError(f"it is {kind}")
     protocol = _Unpickler(data).load()
     if protocol != LEGACY_PROTOCOL:
@@ -490,7 +492,7 @@ def _load(path: str | os.PathLike[str], select: Callable[[Any], Any]) -> tuple[A
 
 def _refusal(path: str | os.PathLike[str], reason: str) -> ValueError:
     """Return an error about the file: one printable line, whatever the reason quotes."""
-    return ValueError(f"{os.fspath(path)} {printable(reason)}")
+    return ValueError(f"{os.fspath(path)} {files.printable(reason)}")
 
 
 def _entries(value: Any) -> dict[str, Any] | None:

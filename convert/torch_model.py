@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ipr_jax.config import ModelConfig
+from ipr_jax.models import ModelConfig
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.tasks.polygon_classifier import PolygonConfig
 

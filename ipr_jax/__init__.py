@@ -11,9 +11,18 @@ if TYPE_CHECKING:
 else:
     import importlib.util
 
+    MODULES = {
+        "order": "sampling",
+        "selection": "methods",
+        "stopping": "methods",
+        "shards": "studies",
+    }
+    """Modules that the documents name as if they were here, and the rooms that they are in."""
+
     def __getattr__(name: str) -> Any:
-        if importlib.util.find_spec(f"ipr_jax.{name}"):
-            return importlib.import_module(f"ipr_jax.{name}")
+        place = f"{MODULES[name]}.{name}" if name in MODULES else name
+        if importlib.util.find_spec(f"ipr_jax.{place}"):
+            return importlib.import_module(f"ipr_jax.{place}")
         return getattr(importlib.import_module("ipr_jax.public"), name)
 
     def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ from ipr_jax.interrupts import watch
 def main() -> None:
     """Run the command line, whose import takes a second; Ctrl-C is answered before."""
     watch()
-    from ipr_jax import cli
+    from ipr_jax.cli import main as cli
 
     cli.main()
 

@@ -1,25 +1,40 @@
 """The public names, which are those of ``ipr_jax``."""
 
-from ipr_jax.ahead import compile
-from ipr_jax.checkpoint import load
-from ipr_jax.config import PRESETS, TRANSFORMERS, ModelConfig, TransformerConfig
-from ipr_jax.denoiser import SRM, condition_on, repaint
-from ipr_jax.keys import sample_keys
-from ipr_jax.order import (
+from ipr_jax.core import Denoiser, Prediction, sample_keys
+from ipr_jax.methods import (
+    Refined,
+    Streamed,
+    fixed_regions,
+    fresh_noise,
+    fresh_regions,
+    initial_noise,
+    refine,
+    stream,
+)
+from ipr_jax.models import (
+    PRESETS,
+    SRM,
+    TRANSFORMERS,
+    ModelConfig,
+    PatchTransformer,
+    TransformerConfig,
+    condition_on,
+    load,
+    repaint,
+)
+from ipr_jax.runtime import Compiled, Memory, compile, data_mesh
+from ipr_jax.sampling import (
+    FIRST_PASS,
+    REFINEMENT,
+    Sampled,
+    Sampling,
     certain_first,
+    generate,
     graph_order,
     random_order,
     raster_order,
     uncertain_first,
 )
-from ipr_jax.program import Compiled, Memory
-from ipr_jax.refinement import Refined, refine
-from ipr_jax.regenerate import FIRST_PASS, REFINEMENT, Sampled, Sampling, generate
-from ipr_jax.selection import fixed_regions, fresh_noise, fresh_regions, initial_noise
-from ipr_jax.sharding import data_mesh
-from ipr_jax.streaming import Streamed, stream
-from ipr_jax.transformer import PatchTransformer
-from ipr_jax.types import Denoiser, Prediction
 
 __all__ = [
     "FIRST_PASS",

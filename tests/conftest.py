@@ -26,8 +26,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 from convert import mapping, srm, torch_file  # noqa: E402
-from ipr_jax import SRM, ModelConfig, checkpoint, cli, terminal  # noqa: E402
-from ipr_jax.networks import build  # noqa: E402
+from ipr_jax import SRM, ModelConfig  # noqa: E402
+from ipr_jax.cli import main as cli  # noqa: E402
+from ipr_jax.cli import terminal  # noqa: E402
+from ipr_jax.models import checkpoint  # noqa: E402
+from ipr_jax.models.networks import build  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 PREFIXES = {"ema": "ema_denoiser.module.", "raw": "denoiser."}

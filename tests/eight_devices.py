@@ -11,8 +11,11 @@ from conftest import TINY
 from flax import nnx
 
 import ipr_jax
-from ipr_jax import Prediction, Sampling, checkpoint, evaluate, sharding
-from ipr_jax.order import random_order
+from ipr_jax import Prediction, Sampling
+from ipr_jax.models import checkpoint
+from ipr_jax.runtime import sharding
+from ipr_jax.sampling.order import random_order
+from ipr_jax.studies import evaluate
 from ipr_jax.tasks import get_task
 from ipr_jax.training import trainer
 

@@ -12,10 +12,13 @@ import numpy as np
 from conftest import TINY
 from flax import nnx
 
-from ipr_jax import Prediction, checkpoint, patches, shards
-from ipr_jax.evaluate import Refinement
-from ipr_jax.hosts import HostOptions
-from ipr_jax.shards import Run, Storage
+from ipr_jax import Prediction
+from ipr_jax.cli.hosts import HostOptions
+from ipr_jax.core import patches
+from ipr_jax.methods.refinement import Refinement
+from ipr_jax.models import checkpoint
+from ipr_jax.studies import shards
+from ipr_jax.studies.shards import Run, Storage
 from ipr_jax.tasks import get_task
 from ipr_jax.training import trainer
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipr_jax import cli, experiments, selection
+from ipr_jax.cli.evaluate import EvaluateOptions
+from ipr_jax.cli.experiment import ExperimentOptions
+from ipr_jax.cli.export import ExportOptions
+from ipr_jax.cli.refine import RefineOptions
+from ipr_jax.cli.stream import StreamOptions
+from ipr_jax.methods import selection
+from ipr_jax.studies import experiments
 from ipr_jax.tasks import TASKS, get_task
 
 DOCS = [
@@ -31,11 +37,11 @@ def test_commands_exist(path):
     )
     assert named
     options = {
-        "refine": cli.RefineOptions,
-        "evaluate": cli.EvaluateOptions,
-        "stream": cli.StreamOptions,
-        "experiment": cli.ExperimentOptions,
-        "export": cli.ExportOptions,
+        "refine": RefineOptions,
+        "evaluate": EvaluateOptions,
+        "stream": StreamOptions,
+        "experiment": ExperimentOptions,
+        "export": ExportOptions,
     }
     for command, name, given in named:
         assert command in (*options, "train", "info")

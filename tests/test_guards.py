@@ -11,7 +11,8 @@ from flax import nnx
 import ipr_jax
 from benchmarks import workload
 from benchmarks.timing import seconds
-from ipr_jax import PRESETS, SRM, Prediction, Sampling, flops
+from ipr_jax import PRESETS, SRM, Prediction, Sampling
+from ipr_jax.runtime import flops
 
 EVERYTHING = np.ones((4, 4, 4), bool)
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import graphlib
 import importlib
 import inspect
 import json
@@ -13,67 +14,30 @@ from pathlib import Path
 import pytest
 
 import ipr_jax
-from ipr_jax import checkpoint
-from ipr_jax.cli import (
-    EvaluateOptions,
-    ExperimentOptions,
-    ExportOptions,
-    RefineOptions,
-    StreamOptions,
-)
-from ipr_jax.config import ModelConfig
-from ipr_jax.evaluate import Refinement
-from ipr_jax.experiments import Experiment
-from ipr_jax.regenerate import Sampling
+from ipr_jax.cli.evaluate import EvaluateOptions
+from ipr_jax.cli.experiment import ExperimentOptions
+from ipr_jax.cli.export import ExportOptions
+from ipr_jax.cli.refine import RefineOptions
+from ipr_jax.cli.stream import StreamOptions
+from ipr_jax.methods.refinement import Refinement
+from ipr_jax.models import checkpoint
+from ipr_jax.models.config import ModelConfig
+from ipr_jax.sampling.passes import Sampling
+from ipr_jax.studies.experiments import Experiment
 from ipr_jax.tasks.base import Task
 from ipr_jax.tasks.counting_polygons import Variant
 from ipr_jax.tasks.polygon_classifier import PolygonConfig
 from ipr_jax.training.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [
-    *(
-        "types",
-        "interrupts",
-        "files",
-        "resume",
-        "environment",
-        "patches",
-        "check",
-        "config",
-        "flow",
-        "keys",
-        "sharding",
-        "order",
-        "schedule",
-    ),
-    *("unet", "transformer", "denoiser", "precision", "checkpoint", "step", "program", "memory"),
-    *("regenerate", "selection", "refinement", "stopping", "streaming", "ahead", "public"),
-    "flops",
-    *(
-        "tasks.base",
-        "tasks.locality",
-        "tasks.sudoku",
-        "tasks.drawing",
-        "tasks.boards",
-        "tasks.digits",
-        "tasks.mini_sudoku",
-    ),
-    *("tasks.digits_sudoku", "tasks.mnist", "tasks.mnist_sudoku", "tasks.mnist_classifier"),
-    *("tasks.even_pixels", "tasks.image_files", "tasks.polygon_classifier"),
-    "tasks.counting_polygons",
-    *("tasks", "networks"),
-    *("training", "training.noise_levels", "training.objective", "training.loader"),
-    *("training.trainer", "training.recipes", "training.digit_reader"),
-    *("metrics", "evaluate", "shards", "export", "experiments", "pictures"),
-    *("terminal", "hosts", "options", "cache", "cli", "__main__"),
-]
-"""Every file of the package; each imports only from those before it."""
-CONVERT = [
-    *("torch_file", "mapping", "srm", "classifiers", "torch_model", "formats", "source"),
-    "conversion",
-]
-"""The same for ``convert``, but for its command line."""
+ROOMS = (
+    *("core", "runtime", "tasks", "sampling", "models", "methods", "training", "studies"),
+    "cli",
+)
+"""The folders of the package; each imports only from those before it."""
+OUTSIDE = {"ipr_jax.interrupts", "ipr_jax.public", "ipr_jax.__main__"}
+"""The files that are in none: the first imports nothing of the package and may be imported by all,
+the others only gather."""
 TOOLS = {
     *("conftest.py", "eight_devices.py", "damaged_checkpoints.py", "small_run.py"),
     *("lightning.py", "torch_writer.py"),
@@ -133,7 +97,14 @@ def test_the_public_names_are_all_of_them_and_described():
         if isinstance(node, ast.ImportFrom):
             found |= {alias.name: node.module for alias in node.names}
     assert set(found) == public
-    for name, module in found.items():
+    for name, face in found.items():
+        homes = {
+            alias.name: node.module
+            for node in LIBRARY[face].body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        module = homes[name]
         assert name in described(LIBRARY[module]), f"{module}.{name} has no docstring"
         assert getattr(ipr_jax, name) is getattr(importlib.import_module(module), name)
     assert not hasattr(ipr_jax, "lod")
@@ -195,25 +166,65 @@ def test_every_field_is_read_and_explained(config):
 # --- imports --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("package", "files", "layers"),
-    [("ipr_jax", LIBRARY, LAYERS), ("convert", CONVERTER, [*CONVERT, "__main__"])],
-)
-def test_imports_run_one_way(package, files, layers):
-    inside = [name.removeprefix(f"{package}.") for name in files if name != package]
-    assert sorted(inside) == sorted(layers), "a new file needs its place in the layers"
-    for number, layer in enumerate(layers):
-        allowed = {f"{package}.{earlier}" for earlier in layers[:number]}
-        own = {name for name in imported(files[f"{package}.{layer}"]) if name in ALL}
-        allowed |= LIBRARY.keys() if package == "convert" else set()
-        assert own <= allowed, layer
+def room_of(module):
+    """The folder that a module is in, or None."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else None
 
 
-def test_the_readme_lists_every_file_in_that_order():
-    listed = re.findall(
-        r"^  (\w+)/? {2,}", README.read_text().partition("## Layout")[2], re.MULTILINE
-    )
-    assert listed == list(dict.fromkeys(layer.partition(".")[0] for layer in LAYERS)) + CONVERT
+def arrows(files):
+    """Which modules each file imports, of the package."""
+    return {name: {each for each in imported(tree) if each in ALL} for name, tree in files.items()}
+
+
+def test_every_file_is_in_a_room():
+    assert {name for name in LIBRARY if room_of(name) is None} == {"ipr_jax", *OUTSIDE}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_arrow_runs_upward(room):
+    below = {"ipr_jax.interrupts"}
+    for name, own in arrows(LIBRARY).items():
+        if room_of(name) == room:
+            above = {
+                each for each in own - below if room_of(each) not in ROOMS[: ROOMS.index(room) + 1]
+            }
+            assert not above, name
+
+
+@pytest.mark.parametrize("files", [LIBRARY, CONVERTER], ids=["ipr_jax", "convert"])
+def test_no_imports_run_in_a_circle(files):
+    """Files import each other directly: the face of a folder is for those outside of it."""
+    faces = {name for name in files if files is LIBRARY and name.count(".") < 2} - OUTSIDE
+    inside = {
+        name: {each for each in own if each in files and room_of(each) == room_of(name)}
+        for name, own in arrows(files).items()
+        if name not in faces
+    }
+    graphlib.TopologicalSorter(inside).prepare()
+    assert not [name for name, own in inside.items() if own & faces]
+
+
+@pytest.mark.parametrize("room", ROOMS[:-1])
+def test_the_face_of_a_room_is_what_others_use(room):
+    face = importlib.import_module(f"ipr_jax.{room}")
+    used = {
+        alias.name
+        for name, tree in ALL.items()
+        if room_of(name) != room
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == f"ipr_jax.{room}"
+        for alias in node.names
+    }
+    lazy = {name for name in used if f"ipr_jax.{room}.{name}" in ALL}
+    assert set(face.__all__) <= used
+    assert used <= set(face.__all__) | lazy
+
+
+def test_the_readme_names_the_rooms_and_the_packages():
+    layout = README.read_text().partition("## Layout")[2]
+    listed = re.findall(r"^(?:ipr_jax/)?(\w+)/ {2,}", layout, re.MULTILINE)
+    assert listed == [*ROOMS, "convert", "benchmarks", "tests"]
 
 
 @pytest.mark.parametrize("module", ALL)
@@ -246,12 +257,12 @@ print(json.dumps([first, seconds, sorted(set(sys.modules) - before), sorted(sys.
     own = {name for name in first if name.startswith("ipr_jax")}
     assert own == {"ipr_jax", "ipr_jax.__main__", "ipr_jax.interrupts"}
     assert not {"jax", "numpy"} & set(first)
-    assert "ipr_jax.refinement" in new
+    assert "ipr_jax.methods.refinement" in new
     assert seconds < 2
     heavy = {"sklearn", "matplotlib", "tyro", "rich", "scipy", "PIL", "convert", "benchmarks"}
     assert not heavy & {name.partition(".")[0] for name in new}
     assert "torch" not in loaded
-    later = {"ipr_jax.tasks", "ipr_jax.training", "ipr_jax.evaluate", "ipr_jax.cli"}
+    later = {"ipr_jax.tasks", "ipr_jax.training", "ipr_jax.studies.evaluate", "ipr_jax.cli"}
     assert not later & set(new)
 
 
@@ -270,7 +281,7 @@ def test_random_numbers_come_from_new_style_keys_and_own_generators(module):
 # --- tests and README -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda p: p.name)
 def test_every_file_here_is_collected(path):
     if path.name in TOOLS:
         return

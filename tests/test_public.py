@@ -15,8 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 import ipr_jax
-from ipr_jax import SRM, Prediction, Refined, Sampled, Sampling, Streamed, patches, stopping
-from ipr_jax.keys import rngs
+from ipr_jax import SRM, Prediction, Refined, Sampled, Sampling, Streamed
+from ipr_jax.core import patches
+from ipr_jax.core.keys import rngs
+from ipr_jax.methods import stopping
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.uniform(-1, 1, (2, 4, 4, 1)).astype(np.float32)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ipr_jax import files
+from ipr_jax.runtime import files
 from ipr_jax.tasks import image_files
 from ipr_jax.tasks.base import Batch, Split, Task, generators
 from ipr_jax.tasks.locality import gaussian_locality

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ipr_jax import check
+from ipr_jax.core import check
 
 
 def gaussian_locality(h: int, w: int, sigma: float = 2.0) -> np.ndarray:

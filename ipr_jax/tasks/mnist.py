@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from ipr_jax import check, files
+from ipr_jax.core import check
+from ipr_jax.runtime import files
 from ipr_jax.tasks import sudoku
 from ipr_jax.tasks.base import SPLITS, Split
 

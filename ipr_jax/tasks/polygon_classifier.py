@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ipr_jax import check
+from ipr_jax.core import check
 
 BLOCKS = (3, 4, 6, 3)
 """Residual blocks per stage of a ResNet-50."""

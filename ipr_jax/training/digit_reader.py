@@ -15,8 +15,8 @@ import optax
 from flax import nnx
 from jax.scipy.ndimage import map_coordinates
 
-from ipr_jax.files import refuse_existing, whole
-from ipr_jax.tasks.base import Split
+from ipr_jax.runtime import files
+from ipr_jax.tasks import Split
 from ipr_jax.tasks.digits import WEIGHTS, DigitReader, load_digits
 
 
@@ -94,13 +94,13 @@ def main() -> None:
     Raises:
         FileExistsError: if the weights are there already.
     """
-    path = refuse_existing(Path(str(WEIGHTS)))
+    path = files.refuse_existing(Path(str(WEIGHTS)))
     images, labels = load_digits("train")
     reader = train_reader(images[labels > 0], labels[labels > 0])
     print(_report(reader, "train"), _report(reader, "test"), sep="\n")
     state = nnx.to_pure_dict(nnx.state(reader, nnx.Param))
     weights = jax.device_get(nnx.traversals.flatten_mapping(state, sep="."))
-    with whole(path) as part:
+    with files.whole(path) as part:
         np.savez(part, allow_pickle=False, **weights)
     print(f"written: {path}")
 

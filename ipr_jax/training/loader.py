@@ -15,8 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 import jax
 import numpy as np
 
-from ipr_jax import check
-from ipr_jax.tasks.base import Batch
+from ipr_jax.core import check
+from ipr_jax.tasks import Batch
 
 GRACE_SECONDS = 30
 """For how long a process that makes batches goes on when it is told to end."""

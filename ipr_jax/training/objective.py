@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ipr_jax import flow, patches
-from ipr_jax.types import Denoiser, Prediction
+from ipr_jax.core import Denoiser, Prediction, patches
+from ipr_jax.sampling import flow
 
 VLB_STEP = 1e-3
 """The bound's step down in noise level."""

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from ipr_jax.config import PRESETS, TRANSFORMERS, Config
+from ipr_jax.models import PRESETS, TRANSFORMERS, Config
 from ipr_jax.training.trainer import TrainConfig
 
 

@@ -20,15 +20,20 @@ import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 
-from ipr_jax import check, checkpoint, files, resume, sharding
-from ipr_jax.config import Config, ModelConfig, TransformerConfig
-from ipr_jax.denoiser import new_model
+from ipr_jax.core import check, rngs
 from ipr_jax.interrupts import PreemptionError
-from ipr_jax.keys import rngs
-from ipr_jax.precision import get_precision
-from ipr_jax.tasks.base import Batch, Task
+from ipr_jax.models import (
+    MATRICES,
+    Config,
+    ModelConfig,
+    TransformerConfig,
+    checkpoint,
+    get_precision,
+    new_model,
+)
+from ipr_jax.runtime import files, resume, sharding
+from ipr_jax.tasks import Batch, Task
 from ipr_jax.training import loader, noise_levels, objective
-from ipr_jax.transformer import MATRICES
 
 DECAYS: dict[str, Callable[[Any], Any]] = {
     "constant": lambda done: jnp.ones_like(done),

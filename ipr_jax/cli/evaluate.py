@@ -1,0 +1,48 @@
+"""``ipr-jax evaluate TASK``."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ipr_jax.cli.experiment import compare
+from ipr_jax.cli.options import BatchOptions, RefinementOptions, new_folder
+from ipr_jax.studies import experiments
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions(BatchOptions, RefinementOptions):
+    """The options of ``ipr-jax evaluate TASK``.
+
+    Attributes:
+        samples: how many test samples.
+        iterations: iterations after the first pass.
+    """
+
+    samples: int = 500
+    iterations: int = 50
+
+
+def command_of(task: str) -> Callable[..., Path]:
+    """The command ``ipr-jax evaluate TASK``."""
+
+    def command(
+        options: Annotated[EvaluateOptions, tyro.conf.arg(name="")] = EvaluateOptions(),
+    ) -> Path:
+        """Score a model on many samples after every iteration; if interrupted, it starts anew."""
+        refinement, name = options.refinement(task), f"evaluate-{task}"
+        opened = options.open(task)
+        experiment = experiments.plain(opened.task, refinement)
+        return compare(
+            name,
+            experiment,
+            opened,
+            new_folder(options, name),
+            options,
+            options.samples,
+            options.batch_size,
+        )
+
+    return command

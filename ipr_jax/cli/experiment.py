@@ -1,0 +1,165 @@
+"""``ipr-jax experiment NAME``, and what ``evaluate`` shares with it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from ipr_jax.cli.options import BatchOptions, Opened, TaskOptions, refuse_idle, same_folder
+from ipr_jax.cli.shown import SHOWN_ITERATIONS, say_broken, table_of
+from ipr_jax.cli.terminal import progress, say, show
+from ipr_jax.interrupts import interruptible
+from ipr_jax.models import compute_in
+from ipr_jax.runtime import Size, environment
+from ipr_jax.studies import experiments
+from ipr_jax.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentOptions(BatchOptions, TaskOptions):
+    """The options of ``ipr-jax experiment NAME``.
+
+    Attributes:
+        task: another benchmark than the experiment's own: mini-sudoku, digits-sudoku,
+            mnist-sudoku, even-pixels, counting-polygons or counting-stars.
+        samples: how many test samples, the same in every arm.
+        iterations: iterations after the first pass.
+    """
+
+    task: str | None = None
+    samples: int = 500
+    iterations: int = 50
+
+
+def command_of(name: str) -> Callable[..., Path]:
+    """The command ``ipr-jax experiment NAME``.
+
+    Raises:
+        ValueError: no such experiment; lists those that there are.
+    """
+    definition = experiments.get_experiment(name)
+
+    def command(
+        options: Annotated[ExperimentOptions, tyro.conf.arg(name="")] = ExperimentOptions(),
+    ) -> Path:
+        opened = options.open(options.task or definition.task)
+        made = definition.make(opened.task, options.iterations)
+        arms = made.arms.values()
+        for option, idle in (
+            ("precision", all(arm.precision for arm in arms)),
+            ("iterations", options.iterations not in {arm.refinement.iterations for arm in arms}),
+            ("difficulty", all(arm.swapped for arm in arms)),
+        ):
+            if idle:
+                refuse_idle(options, f"the experiment {name} sets its {option}", option)
+        title = f"{name}-{opened.task.name}"
+        folder = options.out or same_folder(Path("results") / title, options, ExperimentOptions())
+        return compare(title, made, opened, folder, options, options.samples, options.batch_size)
+
+    command.__doc__ = f"{definition.make.__doc__}\n\nArgs:\n    options: its options."
+    return command
+
+
+def compare(
+    name: str,
+    experiment: experiments.Experiment,
+    opened: Opened,
+    folder: Path,
+    options: TaskOptions,
+    samples: int,
+    batch_size: Size,
+) -> Path:
+    """Run an experiment, say what it found, and draw it.
+
+    Args:
+        name: of the figure.
+        experiment: what to compare.
+        opened: the task and the model.
+        folder: where to.
+        options: precision and seed.
+        samples: how many.
+        batch_size: samples per compiled call.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: bad options, or the folder holds something else.
+    """
+    task, model, described = opened
+    lines = experiments.run(
+        experiment,
+        task,
+        lambda precision: compute_in(model, precision or options.precision),
+        folder,
+        samples=samples,
+        seed=options.seed,
+        batch_size=batch_size,
+        settings=described | {"precision": options.precision} | environment.describe(),
+    )
+    found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}
+    total = sum(arm.refinement.iterations + 1 for arm in experiment.arms.values())
+    goes_on = (
+        "it goes on after the last finished arm" if len(experiment.arms) > 1 else "it begins anew"
+    )
+    remains = f"started again with --out {folder}, {goes_on}"
+    with interruptible(remains), progress("compiling") as update:
+        for done, (label, line) in enumerate(lines, 1):
+            found[label].append(line)
+            update(label, done, total, None)
+    say(f"{experiment.title} ({experiment.source})", "bold")
+    for label, arm in found.items():
+        say(f"\n{label}", "bold")
+        rows = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
+        show(table_of(task, rows, experiment.arms[label].refinement.start))
+        broken = [line["not_finite"] for line in arm]
+        more = np.diff(broken, prepend=0)
+        named = [f"{more[which]} at iteration {which}" for which in np.flatnonzero(more)]
+        say_broken(broken[-1], named)
+    _say_differences(experiment, folder)
+    _draw(folder / f"{name}.png", experiment, task, found, samples)
+    say(f"\nwritten: {folder}")
+    return folder
+
+
+def _say_differences(experiment: experiments.Experiment, folder: Path) -> None:
+    found = json.loads((folder / "results.json").read_text())["differences"]
+    differences = {label: line for label, line in found.items() if line}
+    if differences:
+        say(f"\nat the end, compared with {experiment.reference}", "bold")
+    for label, line in differences.items():
+        low, high = (f"{100 * line[f'difference_{end}']:+.1f}" for end in ("low", "high"))
+        say(f"{label}: {100 * line['difference']:+.1f} points, 95% interval {low} to {high}")
+
+
+def _draw(
+    path: Path,
+    experiment: experiments.Experiment,
+    task: Task,
+    found: dict[str, list[experiments.Line]],
+    samples: int,
+) -> None:
+    """Draw the scores of an experiment, as far as there are any, unless it was drawn."""
+    from ipr_jax.studies import pictures
+
+    panels = []
+    for score in experiment.scores:
+        share = score in task.rates
+        value = f"{score}_rate" if share else score
+        ends = (f"{score}_low", value, f"{score}_high")
+        bands = {
+            label: np.array([[line.get(end, np.nan) for end in ends] for line in arm])
+            for label, arm in found.items()
+            if all(value in line for line in arm)
+        }
+        if bands:
+            published = experiment.published.get(score, {})
+            panels.append(pictures.Panel(score.replace("_", " "), share, bands, published))
+    if panels and not path.exists():
+        title = f"{experiment.title}: {task.name}, {samples} samples"
+        starts = dict.fromkeys(arm.refinement.start for arm in experiment.arms.values())
+        pictures.curves(path, panels, title, " or ".join(starts))

@@ -1,0 +1,198 @@
+"""``ipr-jax refine``."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from ipr_jax.cli.hosts import HostOptions
+from ipr_jax.cli.options import BatchOptions, RefinementOptions, new_folder, plain, refuse_idle
+from ipr_jax.cli.shown import SHOWN_IN_GRID, SHOWN_ITERATIONS, look_of, say_broken, table_of
+from ipr_jax.cli.terminal import progress, say, show, signals
+from ipr_jax.core import check
+from ipr_jax.interrupts import interruptible
+from ipr_jax.models import compute_in
+from ipr_jax.runtime import environment
+from ipr_jax.studies import experiments, metrics, shards
+from ipr_jax.studies.shards import Storage
+from ipr_jax.tasks import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
+    """The options of ``ipr-jax refine``.
+
+    Attributes:
+        task: the benchmark: mini-sudoku, digits-sudoku, mnist-sudoku, even-pixels,
+            counting-polygons or counting-stars.
+        puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....".
+        swapped: refine solved boards with so many pairs of cells swapped instead, all editable.
+        samples: how many (64), or how many tries at your own puzzle (1).
+        shard_size: samples per file.
+        dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.
+        save_minutes: between two checkpoints of unfinished samples; 0 = after every iteration.
+    """
+
+    task: str = "mini-sudoku"
+    puzzle: str | None = None
+    swapped: int = 0
+    samples: int | None = None
+    shard_size: int = Storage.shard_size
+    dtype: str = Storage.dtype
+    save_minutes: float = Storage.save_minutes
+
+
+def command(
+    options: Annotated[RefineOptions, tyro.conf.arg(name="")] = RefineOptions(),
+) -> Path:
+    """Complete puzzles, then refine them by Iterative Partial Refinement.
+
+    Without options: 64 handwritten mini-sudoku puzzles, a first pass, 20 iterations, and a new
+    folder with samples/, manifest.json, metrics.jsonl, config.json, and samples.png, refinement.png
+    and refinement.gif to look at. Started again with the same --out, it goes on where it stopped.
+    """
+    return refine(options)
+
+
+def refine(options: RefineOptions) -> Path:
+    """Run ``ipr-jax refine``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError, OSError: bad options, or the folder holds something else; nothing has been
+            written. Or a file cannot be written.
+        ConnectionError: other processes cannot be reached.
+    """
+    options.join()
+    if jax.process_count() > 1 and options.out is None:
+        raise ValueError("several processes share a folder, give --out")
+    experiment = options.refinement(options.task)
+    task, model, opened = options.open(options.task)
+    number = (64 if options.puzzle is None else 1) if options.samples is None else options.samples
+    run = shards.Run(
+        task=task,
+        denoise=compute_in(model, options.precision),
+        source=_source(task, options),
+        experiment=dataclasses.replace(experiment, first=None) if options.swapped else experiment,
+        samples=number,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        storage=Storage(
+            shard_size=options.shard_size, dtype=options.dtype, save_minutes=options.save_minutes
+        ),
+    )
+    start = run.experiment.start
+    sample = run.source(np.arange(1))  # refuses what cannot be made, before anything is written
+    folder = new_folder(options, options.task)
+    aside = {field.name for field in dataclasses.fields(HostOptions)} | {"out", "save_minutes"}
+    described = {
+        "arguments": {name: v for name, v in plain(options).items() if name not in aside},
+        "refinement": experiments.describe(run.experiment),
+        **opened,
+        **environment.describe(),
+    }
+    remains = f"started again with --out {folder}, it goes on"
+    status = None
+    with interruptible(remains), signals() as preempted:
+        steps = shards.refine(run, folder, described, preempted=preempted)
+        with contextlib.closing(steps), progress("compiling") as update:
+            for status in steps:
+                update("refining", status.done, status.total, table_of(task, status.lines, start))
+    assert status is not None
+    finished = (folder / "manifest.json").exists()
+    lines = status.lines
+    if finished:
+        text = (folder / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+    show(table_of(task, lines, start))
+    say(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
+    if not finished:
+        say(f"other processes have not finished their part of {folder}")
+        return folder
+    broken = json.loads((folder / "manifest.json").read_text())["not_finite"]
+    named = [f"{each['sample']} at iteration {each['iteration']}" for each in broken]
+    say_broken(len(broken), named)
+    first = next(shards.read(folder))
+    with contextlib.suppress(FileExistsError):  # another process, done at the same time, draws them
+        _draw_samples(folder, task, first, start)
+    if options.puzzle is not None:
+        _say_puzzle(task, folder, sample.label[0], lines[-1])
+    say(f"\nwritten: {folder}")
+    return folder
+
+
+def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]:
+    """The samples of some indices."""
+    check.count("swapped", options.swapped, least=0)
+    if options.swapped:
+        aside = ("difficulty", "first_steps_per_patch", "first_overlap")
+        refuse_idle(options, "boards with swapped cells are refined as they are", *aside)
+    if options.puzzle is None:
+        return partial(experiments.source(task, options.swapped).test_batch, options.seed)
+    refuse_idle(options, "--puzzle is a board of its own", "swapped", "difficulty")
+    if task.parse_puzzle is None:
+        raise ValueError(f"the task {task.name} has no puzzles, leave out --puzzle")
+    puzzle = task.parse_puzzle(options.puzzle, options.seed)
+    for warning in puzzle.warnings:
+        say(f"This puzzle has no solution: {warning}.", "yellow")
+    return lambda indices: Batch(*(part.repeat(len(indices), axis=0) for part in puzzle.batch))
+
+
+def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line) -> None:
+    """The board of a puzzle before and after: a solved one of several tries, if there is any."""
+    tries, solved = line["samples"], line[task.headline]
+    found = shards.read(folder)
+    shown = next(found)
+    while solved and not shown[task.headline][-1].any():
+        shown = next(found)
+    try_ = int(np.argmax(2 * shown[task.headline][-1] + (shown["broke_at"] < 0)))
+    if tries > 1:
+        chosen = "; one of them is shown, chosen by the rules, a verifier" if solved else ""
+        say(f"\n{solved} of {tries} tries are {task.headline}{chosen}")
+    assert task.format_sample is not None
+    for title, which in (("first_pass", 0), ("refined", -1)):
+        verdict = task.headline if shown[task.headline][which, try_] else f"not {task.headline}"
+        say(f"\n{title.replace('_', ' ')} ({verdict}), given cells in brackets", "bold")
+        say(task.format_sample(shards.to_float(shown[title][try_]), given))
+
+
+def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], start: str) -> None:
+    """Draw the finite samples of the first file, unless they were drawn: many at the end, few over
+    the iterations, one in motion.
+    """
+    from ipr_jax.studies import pictures
+
+    look, headline, editable = look_of(task), task.headline, arrays["editable"]
+    solved, followed = arrays[headline], arrays["followed"]
+    finite = np.flatnonzero(arrays["broke_at"] < 0)
+    last = len(solved) - 1
+    path = folder / "samples.png"
+    if len(finite) and not path.exists():
+        many = finite[:SHOWN_IN_GRID]
+        grid = look(arrays["refined"][many], editable[many], solved[last][many])
+        pictures.samples(path, grid, last, headline, start)
+    few = finite[finite < followed.shape[1]]
+    if not len(few):
+        return
+    moments = {
+        which: look(images[few], editable[few], solved[which][few])
+        for which, images in enumerate(followed)
+    }
+    path = folder / "refinement.png"
+    if not path.exists():
+        chosen = (*SHOWN_ITERATIONS, last)
+        columns = {which: shown for which, shown in moments.items() if which in chosen}
+        pictures.refinement(path, columns, headline, start)
+    path = folder / "refinement.gif"
+    if not path.exists():
+        improved = int((~solved[0][few] & solved[last][few]).argmax())  # 0 if there is none
+        pictures.animation(path, moments, improved, headline, start)

@@ -1,0 +1,74 @@
+"""What commands show of samples: tables, and what is drawn of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from ipr_jax.cli.terminal import say
+from ipr_jax.studies import shards
+from ipr_jax.tasks import Task
+
+SHOWN_IN_GRID = 64
+SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
+
+
+def table_of(task: Task, lines: list[dict[str, Any]], start: str) -> Table:
+    """The scores of the task, the headline with its interval, and what they cost; ``start`` is
+    what iteration 0 is.
+    """
+    found = Table(box=None, header_style="bold")
+    rates = [f"{name} %" for name in task.rates[1:]]
+    timed = all("samples_per_second" in line for line in lines)
+    for title in (
+        *("iteration", f"{task.headline} %", "95% interval", *rates, *task.means),
+        "evaluations per sample",
+        *(["samples/s"] if timed else []),
+    ):
+        found.add_column(title, justify="right")
+
+    def percent(line: dict[str, Any], *names: str) -> str:
+        return " to ".join(f"{100 * line[name]:.1f}" if name in line else "-" for name in names)
+
+    for line in lines:
+        ends = (f"{task.headline}_low", f"{task.headline}_high")
+        found.add_row(
+            str(line["iteration"] or start),
+            percent(line, f"{task.headline}_rate"),
+            percent(line, *ends) if ends[0] in line else "-",
+            *(percent(line, f"{name}_rate") for name in task.rates[1:]),
+            *(f"{line[name]:.3g}" if name in line else "-" for name in task.means),
+            f"{line['nfe']:.0f}",
+            *([f"{line['samples_per_second']:.1f}"] if timed else []),
+        )
+    return found
+
+
+def say_broken(number: float, named: Sequence[str] = (), most: int = 5) -> None:
+    """How many samples are not finite, and the first of them by name."""
+    if number:
+        more = ", ..." if len(named) > most else ""
+        names = f" ({', '.join(named[:most])}{more})" if named else ""
+        say(f"not finite and not counted: {number} samples{names}", "red")
+
+
+def look_of(task: Task) -> Callable[[Any, np.ndarray, np.ndarray], Any]:
+    """``(images, editable, solved) -> pictures.Samples``, what is drawn of samples."""
+    from ipr_jax.studies import pictures
+
+    violating = jax.jit(task.violating) if task.violating else None
+    score = jax.jit(task.score)
+
+    def of(images: Any, editable: np.ndarray, solved: np.ndarray) -> pictures.Samples:
+        image = shards.to_float(np.asarray(images))
+        return pictures.Samples(
+            image,
+            editable,
+            solved,
+            np.asarray(violating(image)) if violating else None,
+            task.describe(jax.device_get(score(image))) if task.describe else None,
+        )
+
+    return of

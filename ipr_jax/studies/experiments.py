@@ -1,0 +1,365 @@
+"""The experiments of the IPR paper: refinements of the same samples that differ in one thing.
+
+An experiment is a table of arms; each is refined and scored on its own, from the same samples and
+the same keys. Finished arms are files, so an interrupted experiment goes on where it stopped.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ipr_jax.core import Denoiser, check
+from ipr_jax.methods import selection
+from ipr_jax.runtime import files, memory
+from ipr_jax.sampling import FIRST_PASS, ORDERS, REFINEMENT, Sampling, graph_order, random_order
+from ipr_jax.studies.evaluate import Refinement, evaluate, summarise
+from ipr_jax.studies.metrics import Line, difference
+from ipr_jax.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the things that an experiment compares.
+
+    Attributes:
+        refinement: what to do.
+        swapped: pairs of patches swapped in solved samples, which are then refined without a first
+            pass; 0 = the task's own samples.
+        precision: of the network; None = as asked for.
+    """
+
+    refinement: Refinement
+    swapped: int = 0
+    precision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One figure of a paper.
+
+    Attributes:
+        title: what is compared.
+        source: the figure or table.
+        arms: what is compared with what, by label.
+        reference: label of the arm that the others are compared with; None = with nothing.
+        scores: names of the task's scores that the figure shows.
+        published: the paper's numbers on its own task, by score, label and iteration.
+    """
+
+    title: str
+    source: str
+    arms: Mapping[str, Arm]
+    reference: str | None
+    scores: tuple[str, ...]
+    published: Mapping[str, Mapping[str, Mapping[int, float]]]
+
+
+_POLYGONS = Sampling(overlap=0.9)
+_PIXELS = Sampling(steps_per_patch=30, overlap=0.9)
+SETTINGS: dict[str, tuple[Sampling, Sampling]] = {
+    "mini-sudoku": (FIRST_PASS, REFINEMENT),
+    "digits-sudoku": (FIRST_PASS, REFINEMENT),
+    "mnist-sudoku": (FIRST_PASS, REFINEMENT),
+    "even-pixels": (_PIXELS, _PIXELS),
+    "counting-polygons": (_POLYGONS, _POLYGONS),
+    "counting-stars": (_POLYGONS, _POLYGONS),
+}
+"""The first pass and the refinement by task (IPR, table 1)."""
+
+PUBLISHED: dict[str, dict[int, float]] = {
+    "valid": {0: 0.558, 50: 0.75},
+    "consistent": {0: 0.154, 50: 0.274},
+    "uniform": {0: 0.988, 50: 1.0},
+    "saturation_std": {0: 0.0073, 50: 0.0027},
+    "value_std": {0: 0.0047, 50: 0.0021},
+}
+"""IPR's scores by iteration (its sections 4.2 to 4.4)."""
+
+
+def as_published(task: Task, iterations: int, **changes: Any) -> Refinement:
+    """The paper's refinement of a task, with changes."""
+    first, later = SETTINGS[task.name]
+    return Refinement(**{"iterations": iterations, "first": first, "later": later} | changes)
+
+
+def plain(task: Task, refinement: Refinement) -> Experiment:
+    """One refinement, and all that the task reports of it."""
+    scores = (*task.rates, *task.means)
+    return Experiment(
+        title="Iterative Partial Refinement",
+        source="IPR, figures 3a, 4 and 5",
+        arms={"refined": Arm(refinement=refinement)},
+        reference=None,
+        scores=scores,
+        published={name: {"refined": PUBLISHED[name]} for name in scores if name in PUBLISHED},
+    )
+
+
+def refinement(task: Task, iterations: int) -> Experiment:
+    """What refinement does for a task (IPR, figures 3a, 4 and 5)."""
+    return plain(task, as_published(task, iterations))
+
+
+def ratio(task: Task, iterations: int) -> Experiment:
+    """The share of the patches that an iteration regenerates (IPR, figure 6a)."""
+    arms = {
+        f"{each:.2f}": Arm(refinement=as_published(task, iterations, ratio=each))
+        for each in (0.1, 0.25, 0.5)
+    }
+    published = {"0.10": {0: 0.558, 50: 0.726}, "0.25": PUBLISHED["valid"], "0.50": {50: 0.542}}
+    return Experiment(
+        title="Resampling ratio",
+        source="IPR, figure 6a",
+        arms=arms,
+        reference="0.25",
+        scores=(task.headline,),
+        published={"valid": published},
+    )
+
+
+def noise_and_regions(task: Task, iterations: int) -> Experiment:
+    """Fresh or fixed noise, fresh or fixed regions (IPR, figure 6b)."""
+    ways = {
+        "fresh noise and regions": {},
+        "initial noise": {"noise": selection.initial_noise},
+        "fixed regions": {"select": selection.fixed_regions},
+    }
+    return Experiment(
+        title="Noise and regions",
+        source="IPR, figure 6b",
+        arms={
+            label: Arm(refinement=as_published(task, iterations, **changes))
+            for label, changes in ways.items()
+        },
+        reference="fresh noise and regions",
+        scores=(task.headline,),
+        published={
+            "valid": {"fresh noise and regions": PUBLISHED["valid"], "fixed regions": {50: 0.57}}
+        },
+    )
+
+
+def corrupted(task: Task, iterations: int) -> Experiment:
+    """Solved boards with K pairs of cells swapped, all editable (IPR, figure 3b)."""
+    cells = task.grid[0] * task.grid[1]
+    return Experiment(
+        title="Recovery of corrupted boards",
+        source="IPR, figure 3b",
+        arms={
+            f"K = {pairs}": Arm(
+                refinement=as_published(task, iterations, first=None), swapped=pairs
+            )
+            for pairs in (1, 3, 5, 7, 9)
+            if 2 * pairs <= cells
+        },
+        reference=None,
+        scores=(task.headline,),
+        published={},
+    )
+
+
+def samplers(task: Task, iterations: int) -> Experiment:
+    """Ways to sample once, at equal network evaluations (after SRM, arXiv 2502.21075)."""
+    del iterations  # nothing is refined
+    base = Sampling(max_steps=1000, stochasticity=1.0)
+    ways = {
+        "parallel": dataclasses.replace(base, overlap=1.0),
+        "parallel, deterministic": dataclasses.replace(base, overlap=1.0, stochasticity=0.0),
+        **{
+            f"{name}, one by one": dataclasses.replace(base, overlap=0.0, order=order)
+            for name, order in (ORDERS | {"graph": graph_order(task.dependencies)}).items()
+        },
+        "certain, overlap 0.75": dataclasses.replace(base, overlap=0.75),
+        "random, overlap 0.75": dataclasses.replace(base, overlap=0.75, order=random_order),
+    }
+    return Experiment(
+        title="Samplers",
+        source="after SRM",
+        arms={
+            label: Arm(refinement=Refinement(iterations=0, first=way))
+            for label, way in ways.items()
+        },
+        reference="certain, one by one",
+        scores=(task.headline,),
+        published={},
+    )
+
+
+def precision(task: Task, iterations: int) -> Experiment:
+    """The same refinement with the network in float32 and in bfloat16."""
+    return Experiment(
+        title="Precision of the network",
+        source="not in the papers",
+        arms={
+            name: Arm(refinement=as_published(task, iterations), precision=name)
+            for name in ("float32", "bfloat16")
+        },
+        reference="float32",
+        scores=(task.headline,),
+        published={},
+    )
+
+
+class Definition(NamedTuple):
+    """How to make an experiment, and the task it is run on unless another is asked for."""
+
+    make: Callable[[Task, int], Experiment]
+    task: str
+
+
+EXPERIMENTS: dict[str, Definition] = {
+    "sudoku-hard": Definition(refinement, "mnist-sudoku"),
+    "sudoku-corrupted": Definition(corrupted, "mini-sudoku"),
+    "polygons": Definition(refinement, "counting-polygons"),
+    "even-pixels": Definition(refinement, "even-pixels"),
+    "ratio": Definition(ratio, "mini-sudoku"),
+    "noise-and-regions": Definition(noise_and_regions, "mini-sudoku"),
+    "samplers": Definition(samplers, "mini-sudoku"),
+    "precision": Definition(precision, "mini-sudoku"),
+}
+"""Experiments by name."""
+
+
+def get_experiment(name: str) -> Definition:
+    """The experiment of a name.
+
+    Raises:
+        ValueError: unknown; lists the known ones.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def describe(experiment: Experiment | Refinement) -> dict[str, Any]:
+    """What is done, as JSON data; functions by name."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment), default=lambda f: f.__name__))
+
+
+def run(
+    experiment: Experiment,
+    task: Task,
+    denoise: Callable[[str | None], Denoiser],
+    folder: Path,
+    *,
+    samples: int,
+    seed: int,
+    batch_size: memory.Size,
+    settings: Mapping[str, Any],
+) -> Iterator[tuple[str, Line]]:
+    """Refine and score every arm in ``folder``, from where it stopped if it holds this experiment.
+
+    Writes ``config.json`` (the experiment and ``settings``); when an arm is finished
+    ``arms/LABEL.json``, its metrics and which samples it solved (null for one that is not finite);
+    when all are ``results.json``, all settings, all metrics and the differences between arms. Each
+    is there whole or not at all.
+
+    Args:
+        experiment: what to compare.
+        task: whose test samples and scores.
+        denoise: the model in the precision of an arm.
+        folder: a new one, or one that holds this experiment.
+        samples: how many test samples, at least 1; the same in every arm.
+        seed: of samples and noise.
+        batch_size: samples per compiled call, at least 1, or "auto"; the metrics tell the number.
+        settings: JSON data that tells how the numbers come about: model, versions, device.
+
+    Returns:
+        An iterator over (label, metrics of an iteration), also those of arms that were finished.
+
+    Raises:
+        ValueError: before anything is written: bad arguments, an arm that the task does not have,
+            or the folder holds something else.
+    """
+    check.count("samples", samples)
+    check.count("batch_size", batch_size, auto=True)
+    check.seed(seed)
+    for arm in experiment.arms.values():
+        source(task, arm.swapped).test_batch(seed, np.arange(1))
+    described = {
+        "task": task.name,
+        "samples": samples,
+        "seed": seed,
+        "batch_size": batch_size,
+        **describe(experiment),
+        **settings,
+    }
+    files.claim(folder, described)
+
+    def advance() -> Iterator[tuple[str, Line]]:
+        for label, arm in experiment.arms.items():
+            path = folder / "arms" / f"{label}.json"
+            if path.exists():
+                yield from ((label, line) for line in _finished(path)["metrics"])
+                continue
+            batch = source(task, arm.swapped).test_batch(seed, np.arange(samples))
+            key, lines, solved = jax.random.key(seed), [], []
+            model = denoise(arm.precision)
+            for progress in evaluate(
+                task, model, batch, arm.refinement, key, batch_size=batch_size
+            ):
+                lines.append(summarise(progress, task))
+                holds = progress.scores[task.headline].tolist()
+                pairs = zip(holds, progress.finite, strict=True)
+                solved = [each if finite else None for each, finite in pairs]
+                yield label, lines[-1]
+            path.parent.mkdir(exist_ok=True)
+            files.write_record(path, {"metrics": lines, "solved": solved})
+        arms = {label: _finished(folder / "arms" / f"{label}.json") for label in experiment.arms}
+        found = {
+            "metrics": {label: arm["metrics"] for label, arm in arms.items()},
+            "differences": _differences(experiment, arms),
+        }
+        files.agree(folder / "results.json", json.dumps(described | found, indent=1), "arms/")
+
+    return advance()
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """What is written of an arm.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return files.read_record(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to run this arm again") from error
+
+
+def source(task: Task, swapped: int) -> Task:
+    """The task whose samples are refined: itself, or solved samples with swapped pairs of patches.
+
+    Raises:
+        ValueError: the task has no cells to swap, or not so many.
+    """
+    if not swapped:
+        return task
+    if task.corrupted is None:
+        raise ValueError(f"the task {task.name} has no cells to swap, take one of Sudoku")
+    return task.corrupted(swapped)
+
+
+def _differences(experiment: Experiment, arms: Mapping[str, Mapping[str, list]]) -> dict[str, Line]:
+    """By how much the final headline rate of each arm exceeds the reference's, sample by sample.
+
+    A sample that is not finite in one of the two is left out.
+    """
+    if experiment.reference is None:
+        return {}
+    reference = arms[experiment.reference]["solved"]
+
+    def compared(solved: list[bool | None]) -> Line:
+        pairs = [pair for pair in zip(solved, reference, strict=True) if None not in pair]
+        return difference(*np.array(pairs, bool).reshape(-1, 2).T)
+
+    return {
+        label: compared(arm["solved"])
+        for label, arm in arms.items()
+        if label != experiment.reference
+    }

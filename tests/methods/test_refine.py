@@ -1,0 +1,568 @@
+"""The whole loop: recorded traces, invariants, independence, an oracle, exact laws, bad input."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import golden, golden_config, golden_model, nhwc
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ipr_jax
+from ipr_jax import Prediction, Sampling
+from ipr_jax.methods import selection
+from ipr_jax.sampling import order, schedule
+from ipr_jax.sampling import passes as regenerate
+from ipr_jax.sampling import step as steps
+
+GRID, PATCH = (3, 3), 2
+SHAPE = (6, 6, 1)
+
+
+def fake(z, t):
+    """An elementwise denoiser whose certainty differs from patch to patch."""
+    per_pixel = ipr_jax.core.patches.expand(t, z.shape[1] // t.shape[1])
+    velocity = 0.9 * z * per_pixel + 0.1
+    means = ipr_jax.core.patches.patch_mean(jnp.abs(z[..., 0]), z.shape[1] // t.shape[1])
+    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), 0.1 + means)
+
+
+def puzzle(seed: int, batch: int = 4):
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(-1, 1, (batch, *SHAPE)).astype(np.float32)
+    editable = rng.random((batch, *GRID)) < rng.random((batch, 1, 1))
+    return image, editable
+
+
+def pixels(mask, patch=PATCH):
+    return np.kron(mask, np.ones((1, patch, patch), bool))[..., None]
+
+
+# --- the published trace, step by step ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "trace", "first", "later"),
+    [
+        (
+            "tiny_even",
+            "ipr_deterministic",
+            Sampling(steps_per_patch=4, overlap=0.5, stochasticity=0.0),
+            Sampling(steps_per_patch=3, overlap=0.25, stochasticity=0.0),
+        ),
+        (
+            "tiny_even",
+            "ipr_stochastic",
+            Sampling(steps_per_patch=4, overlap=0.75),
+            Sampling(steps_per_patch=5, overlap=0.8),
+        ),
+        (
+            "tiny_sudoku",
+            "ipr_clues",
+            Sampling(steps_per_patch=3, overlap=0.0),
+            Sampling(steps_per_patch=10, overlap=0.8),
+        ),
+    ],
+)
+def test_replay_of_the_published_sampler(name, trace, first, later):
+    """Fed its noise and regions, every pass has its levels, so its patch order, and images."""
+    want, config, model = (
+        golden(f"{name}/{trace}.npz"),
+        golden_config(name),
+        golden_model(name, "ema"),
+    )
+    (h, w), patch = config.grid, config.patch_size
+    run_step = jax.jit(steps.step, static_argnames="order")
+    noise = iter(nhwc(want["step_noise"]))
+
+    def run(image, region, sampling, index):
+        settings = sampling.settings(h * w)
+        plan = schedule.plan_pass(settings.plan, jnp.asarray(region))
+        state, levels = steps.init(jnp.asarray(image), plan), []
+        for step in range(int(plan.num_steps[0])):
+            state, info = run_step(
+                model,
+                plan,
+                state,
+                step,
+                next(noise)[None],
+                jnp.zeros((1, h, w)),
+                order=order.certain_first,
+                stochasticity=settings.stochasticity,
+                temperature=settings.temperature,
+            )
+            levels.append(np.ravel(info.t))
+        levels.append(np.ravel(info.s))
+        np.testing.assert_allclose(np.stack(levels), want[f"schedule_{index}"], atol=1e-7)
+        np.testing.assert_allclose(state.z[0], nhwc(want["snapshots"][index]), atol=5e-5)
+        return state.z
+
+    image, editable = nhwc(want["z_init"]), np.ones((1, h, w), bool)
+    if "mask" in want:
+        editable = want["mask"][:, 0, ::patch, ::patch] > 0.5
+        image = nhwc(want["masked"] + want["mask"] * want["z_init"])
+    image = run(image, editable, first, 0)
+    patch_noise = iter(nhwc(want["patch_noise"]))
+    for index, chosen in enumerate(want["regions"], start=1):
+        region = np.zeros(h * w, bool)
+        region[chosen] = True
+        region = region.reshape(1, h, w)
+        fresh = np.zeros_like(image)
+        for number in chosen:
+            row, column = divmod(int(number), w)
+            fresh[0, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = next(
+                patch_noise
+            )
+        renoised = regenerate.renoise(jnp.asarray(image), jnp.asarray(region), jnp.asarray(fresh))
+        image = run(renoised, region, later, index)
+    np.testing.assert_allclose(image, nhwc(want["final"]), atol=5e-5)
+    assert next(noise, None) is None
+    assert next(patch_noise, None) is None
+
+
+# --- an independent slow oracle -------------------------------------------------------------------
+
+
+def oracle_pass(z, region, plan, noise, priority_of, stochasticity, temperature):
+    """One sample, float64, patch by patch, step by step; noise is [steps, H, W, C]."""
+    z, n = z.astype(np.float64), int(region.sum())
+    num_steps, length = int(plan.num_steps[n]), int(plan.block_length[n])
+    start = {}
+    for m in range(num_steps):
+
+        def level(cell, step):
+            if not region[cell] or step >= num_steps:
+                return 0.0
+            return 1.0 if cell not in start else max(0.0, 1 - max(0, step - start[cell]) / length)
+
+        cells = list(np.ndindex(region.shape))
+        t = {cell: level(cell, m) for cell in cells}
+        t_map = np.array([[t[i, j] for j in range(GRID[1])] for i in range(GRID[0])])
+        prediction = fake(jnp.asarray(z[None], jnp.float32), jnp.asarray(t_map[None], jnp.float32))
+        priority = priority_of(np.asarray(prediction.sigma[0]))
+        for _ in range(int((plan.block_starts[n] == m).sum())):
+            waiting = [cell for cell in cells if region[cell] and cell not in start]
+            start[min(waiting, key=lambda cell: priority[cell])] = m
+        velocity = np.asarray(prediction.velocity[0], np.float64)
+        fraction = np.asarray(prediction.variance_fraction[0], np.float64)
+        for i, j in cells:
+            a, b = t[i, j], level((i, j), m + 1)
+            if b >= a:
+                continue
+            area = np.s_[i * PATCH : (i + 1) * PATCH, j * PATCH : (j + 1) * PATCH]
+            ratio = (1 - a) * b / ((1 - b) * a)
+            gamma = b * np.sqrt(1 - stochasticity**2 * (1 - ratio**2))
+            u, v = velocity[area], fraction[area]
+            mean = (1 - b) * (z[area] - a * u) + gamma * (z[area] + (1 - a) * u)
+            std = 0.0
+            if b > 0 and stochasticity > 0:
+                small = stochasticity * b * np.sqrt(1 - ratio**2)
+                large = stochasticity * a * np.sqrt(1 - ratio**2)
+                std = np.exp(v * np.log(large) + (1 - v) * np.log(small))
+            z[area] = mean + temperature * std * noise[m][area]
+    return z
+
+
+@pytest.mark.parametrize("name", order.ORDERS)
+@pytest.mark.parametrize(
+    ("steps_per_patch", "overlap", "stochasticity", "temperature"),
+    [(3, 0.0, 0.5, 1.0), (4, 0.8, 1.0, 0.7), (2, 0.5, 0.0, 1.0)],
+)
+def test_regenerate_equals_a_slow_oracle(
+    name, steps_per_patch, overlap, stochasticity, temperature
+):
+    image, region = puzzle(3)
+    sampling = Sampling(
+        steps_per_patch=steps_per_patch,
+        overlap=overlap,
+        stochasticity=stochasticity,
+        temperature=temperature,
+    )
+    settings = sampling.settings(9)
+    keys = ipr_jax.sample_keys(jax.random.key(5), 4)
+    got = jax.jit(regenerate.regenerate, static_argnums=(0, 5))(
+        fake, keys, image, region, settings, order.ORDERS[name]
+    )
+    for sample in range(4):
+        order_key, noise_key = jax.random.split(keys[sample])
+        uniform = np.asarray(jax.random.uniform(order_key, GRID))
+        num_steps = int(settings.plan.num_steps[region[sample].sum()])
+        noise = [
+            np.asarray(jax.random.normal(jax.random.fold_in(noise_key, m), SHAPE), np.float64)
+            for m in range(num_steps)
+        ]
+        priority = {
+            "certain": lambda sigma: sigma,
+            "uncertain": lambda sigma: -sigma,
+            "random": lambda sigma, uniform=uniform: uniform,
+            "raster": lambda sigma: np.arange(9).reshape(GRID),
+        }[name]
+        want = oracle_pass(
+            image[sample],
+            region[sample],
+            settings.plan,
+            noise,
+            priority,
+            stochasticity,
+            temperature,
+        )
+        assert got.nfe[sample] == num_steps
+        np.testing.assert_allclose(got.image[sample], want, atol=2e-5)
+
+
+# --- invariants -----------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.01, 0.25, 0.5, 1.0]))
+def test_clues_and_untouched_patches_stay_bit_identical(seed, ratio):
+    image, editable = puzzle(seed)
+    keys = ipr_jax.sample_keys(jax.random.key(seed), 4)
+    first = ipr_jax.generate(fake, keys, image, editable)
+    clue = ~pixels(editable)
+    np.testing.assert_array_equal(np.where(clue, first.image, 0), np.where(clue, image, 0))
+    refined = ipr_jax.refine(
+        fake, keys, first.image, editable, iterations=3, ratio=ratio, record=keep
+    )
+    sizes = selection.region_sizes(9, ratio)[editable.sum((1, 2))]
+    plan = Sampling().settings(9).plan
+    before = np.asarray(first.image)
+    for number, after in enumerate(np.asarray(refined.recorded), start=1):
+        scores = selection.fresh_regions(keys, jnp.int32(number), GRID)
+        region = np.asarray(
+            selection.choose(scores, jnp.asarray(editable), selection.region_sizes(9, ratio))
+        )
+        assert not (region & ~editable).any()
+        np.testing.assert_array_equal(region.sum((1, 2)), sizes)
+        untouched = ~pixels(region)
+        np.testing.assert_array_equal(np.where(untouched, after, 0), np.where(untouched, before, 0))
+        assert ((after != before) | untouched).all()  # every chosen patch is new
+        before = after
+    np.testing.assert_array_equal(refined.nfe, np.tile(plan.num_steps[sizes], (3, 1)))
+    assert np.asarray(refined.finite).all()
+
+
+def keep(image):
+    return image
+
+
+@given(st.integers(1, 300), st.floats(0.001, 1))
+def test_region_sizes(n, ratio):
+    sizes = selection.region_sizes(n, ratio)
+    assert sizes[0] == 0
+    assert 1 <= sizes[n] <= n
+    assert sizes[n] == 1 or sizes[n] <= ratio * n < sizes[n] + 1
+
+
+def test_region_sizes_are_those_of_the_published_arithmetic():
+    """In float64, 0.29 x 100 is just below 29."""
+    assert selection.region_sizes(100, 0.29)[100] == 28
+    assert selection.region_sizes(81, 0.25)[[1, 3, 4, 61, 81]].tolist() == [1, 1, 1, 15, 20]
+    assert selection.region_sizes(16, 1.0).tolist() == list(range(17))
+
+
+def test_selection_is_uniform():
+    keys = ipr_jax.sample_keys(jax.random.key(0), 20_000)
+    editable = jnp.broadcast_to(
+        jnp.array([[[True, True, False], [True, False, True]]]), (20_000, 2, 3)
+    )
+    scores = selection.fresh_regions(keys, jnp.int32(1), (2, 3))
+    chosen = np.asarray(selection.choose(scores, editable, selection.region_sizes(6, 0.5)))
+    assert (chosen.sum((1, 2)) == 2).all()
+    rate = chosen.mean(0)[np.asarray(editable[0])]
+    np.testing.assert_allclose(rate, 0.5, atol=4 * 0.5 / np.sqrt(20_000))
+
+
+# --- one compile, one key per sample --------------------------------------------------------------
+
+
+def test_the_denoiser_is_traced_once():
+    calls = 0
+
+    def counting(z, t):
+        nonlocal calls
+        calls += 1
+        return fake(z, t)
+
+    denoise = chex.assert_max_traces(counting, n=1)
+    for seed, (ratio, stochasticity, temperature, overlap) in enumerate(
+        [(0.25, 0.5, 1.0, 0.8), (0.9, 0.0, 0.3, 0.0), (0.1, 1.0, 1.0, 0.95)]
+    ):
+        image, editable = puzzle(seed)
+        keys = ipr_jax.sample_keys(jax.random.key(seed), 4)
+        sampling = Sampling(
+            stochasticity=stochasticity,
+            temperature=temperature,
+            overlap=overlap,
+            steps_per_patch=2 + seed,
+        )
+        ipr_jax.refine(
+            denoise, keys, image, editable, iterations=5, ratio=ratio, sampling=sampling, start=seed
+        )
+    assert calls == 1
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    image, editable = puzzle(11, batch=7)
+    keys = ipr_jax.sample_keys(jax.random.key(2), 7)
+
+    def run(rows):
+        first = ipr_jax.generate(fake, keys[rows], image[rows], editable[rows])
+        return ipr_jax.refine(fake, keys[rows], first.image, editable[rows], iterations=4)
+
+    whole = run(slice(None))
+    for i in range(7):
+        alone = run(slice(i, i + 1))
+        np.testing.assert_array_equal(alone.image[0], whole.image[i])
+        np.testing.assert_array_equal(alone.nfe[:, 0], whole.nfe[:, i])
+    np.testing.assert_array_equal(
+        jax.random.key_data(ipr_jax.sample_keys(jax.random.key(2), 3, first=4)),
+        jax.random.key_data(keys[4:]),
+    )
+
+
+def test_iterations_can_be_continued_and_jit_changes_nothing():
+    image, editable = puzzle(5)
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+    whole = ipr_jax.refine(fake, keys, image, editable, iterations=4)
+    half = ipr_jax.refine(fake, keys, image, editable, iterations=2)
+    rest = ipr_jax.refine(fake, keys, half.image, editable, iterations=2, start=2)
+    np.testing.assert_array_equal(rest.image, whole.image)
+    with jax.disable_jit():
+        eager = ipr_jax.refine(fake, keys, image, editable, iterations=1)
+    compiled = ipr_jax.refine(fake, keys, image, editable, iterations=1)
+    np.testing.assert_allclose(eager.image, compiled.image, atol=1e-5)
+
+
+def test_regions_and_noise_fixed_or_fresh():
+    keys = ipr_jax.sample_keys(jax.random.key(1), 3)
+    one, two = (selection.fresh_regions(keys, jnp.int32(i), GRID) for i in (1, 2))
+    assert (one != two).all()
+    np.testing.assert_array_equal(selection.fixed_regions(keys, jnp.int32(2), GRID), one)
+    one, two = (selection.fresh_noise(keys, jnp.int32(i), SHAPE) for i in (0, 2))
+    assert (one != two).all()
+    np.testing.assert_array_equal(selection.initial_noise(keys, jnp.int32(2), SHAPE), one)
+    # generation starts from that noise: a denoiser without velocity leaves it in place
+    image, editable = puzzle(1, 3)
+    still = ipr_jax.generate(
+        lambda z, t: Prediction(-z / jnp.maximum(1 - ipr_jax.core.patches.expand(t, 2), 1), z, t),
+        keys,
+        image,
+        np.ones_like(editable),
+        Sampling(steps_per_patch=1, overlap=0.0, stochasticity=0.0),
+    )
+    np.testing.assert_allclose(still.image, 2 * one, rtol=1e-5)
+
+
+def test_record_is_the_only_thing_kept():
+    image, editable = puzzle(5)
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+    plain = ipr_jax.refine(fake, keys, image, editable, iterations=3)
+    assert plain.recorded is None
+    assert plain.nfe.shape == plain.finite.shape == (3, 4)
+    recorded = ipr_jax.refine(fake, keys, image, editable, iterations=3, record=brightness)
+    assert recorded.recorded.shape == (3, 4)
+    np.testing.assert_allclose(recorded.recorded[-1], plain.image.mean((1, 2, 3)), rtol=1e-5)
+
+
+def brightness(image):
+    return image.mean(axis=(1, 2, 3))
+
+
+def test_a_sample_that_breaks_is_reported_alone():
+    image, editable = puzzle(8)
+    editable[:] = True
+    image[2] = 0.75
+
+    def breaking(z, t):
+        prediction = fake(z, t)
+        bad = (jnp.arange(z.shape[0]) == 2)[:, None, None, None]
+        return prediction._replace(velocity=jnp.where(bad, jnp.nan, prediction.velocity))
+
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+    got = ipr_jax.refine(breaking, keys, image, editable, iterations=2)
+    want = ipr_jax.refine(fake, keys, image, editable, iterations=2)
+    np.testing.assert_array_equal(got.finite, [[True, True, False, True]] * 2)
+    for i in (0, 1, 3):
+        np.testing.assert_array_equal(got.image[i], want.image[i])
+
+
+def test_nothing_editable_costs_nothing():
+    image, editable = puzzle(8)
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+    for result in (
+        ipr_jax.generate(fake, keys, image, np.zeros_like(editable)),
+        ipr_jax.refine(fake, keys, image, np.zeros_like(editable), iterations=3),
+    ):
+        np.testing.assert_array_equal(result.image, image)
+        assert not np.asarray(result.nfe).any()
+
+
+@pytest.mark.parametrize(("shape", "grid"), [((4, 6, 3), (2, 3)), ((2, 2, 1), (1, 1))])
+def test_grids_that_are_not_square_and_single_patches(shape, grid):
+    image = np.zeros((1, *shape), np.float32)
+    keys = ipr_jax.sample_keys(jax.random.key(0), 1)
+    first = ipr_jax.generate(fake, keys, image, np.ones((1, *grid), bool))
+    refined = ipr_jax.refine(fake, keys, first.image, np.ones((1, *grid), bool), iterations=2)
+    assert np.isfinite(refined.image).all()
+    assert (np.asarray(refined.image) != np.asarray(first.image)).any()
+
+
+def test_inside_another_jit_and_with_64_bit_numbers():
+    image, editable = puzzle(5)
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+
+    def both(keys, image, editable):
+        first = ipr_jax.generate(fake, keys, image, editable)
+        return ipr_jax.refine(fake, keys, first.image, editable, iterations=2).image
+
+    want = both(keys, image, editable)
+    np.testing.assert_allclose(jax.jit(both)(keys, image, editable), want, atol=1e-6)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(both(keys, image, editable), want, atol=1e-6)
+
+
+def test_generation_is_compiled_once():
+    denoise = chex.assert_max_traces(lambda z, t: fake(z, t), n=1)
+    for seed, stochasticity in enumerate([0.0, 0.5, 1.0]):
+        image, editable = puzzle(seed)
+        keys = ipr_jax.sample_keys(jax.random.key(seed), 4)
+        sampling = Sampling(stochasticity=stochasticity, steps_per_patch=1 + seed)
+        assert ipr_jax.generate(denoise, keys, image, editable, sampling).finite.all()
+
+
+@pytest.mark.parametrize("size", [1, 100], ids=["in range", "far beyond"])
+def test_correction_of_a_given_image(size):
+    """Without clues any image can be refined: only chosen patches change, from the first on."""
+    image, editable = puzzle(6)
+    image = image * np.float32(size)
+    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
+    everything = np.ones_like(editable)
+    refined = ipr_jax.refine(fake, keys, image, everything, iterations=1, ratio=0.25)
+    changed = (np.asarray(refined.image) != image).reshape(4, 3, 2, 3, 2).any((2, 4))
+    np.testing.assert_array_equal(changed.sum((1, 2)), 2)
+
+
+# --- exact laws -----------------------------------------------------------------------------------
+
+COVARIANCE = (
+    np.array(
+        [[1.0, 0.8, 0.3, 0.0], [0.8, 1.0, 0.5, 0.1], [0.3, 0.5, 1.0, -0.4], [0.0, 0.1, -0.4, 1.0]]
+    )
+    * 0.16
+)
+MEAN = np.array([0.3, -0.2, 0.1, 0.0])
+
+
+def gaussian(z, t):
+    """The exact denoiser of four correlated one-pixel patches, at any mix of noise levels."""
+    batch = z.shape[0]
+    level = t.reshape(batch, 4)
+    keep = 1 - level
+    covariance = jnp.asarray(COVARIANCE, jnp.float32)[None]
+    mean = jnp.asarray(MEAN, jnp.float32)[None]
+    joint = keep[:, :, None] * covariance * keep[:, None, :]
+    joint = joint + jnp.eye(4)[None] * (level[:, None, :] ** 2 + 1e-6)
+    residual = z.reshape(batch, 4) - keep * mean
+    solved = jnp.linalg.solve(joint, residual[..., None])[..., 0]
+    image = mean + jnp.einsum("bij,bj->bi", covariance * keep[:, None, :], solved)
+    noise = level * solved
+    velocity = (noise - image).reshape(z.shape)
+    return Prediction(velocity, jnp.zeros_like(z), t + 1)
+
+
+def test_the_gaussian_law_is_generated_and_kept_by_refinement():
+    """With the exact denoiser both loops sample the data law, whatever is regenerated.
+
+    The steps of the flow are first order, so twice the fine result minus the coarse one is free of
+    their leading error; what is left is five standard errors of 20,000 samples.
+    """
+    number = 20_000
+    keys = ipr_jax.sample_keys(jax.random.key(0), number)
+    image, editable = np.zeros((number, 2, 2, 1), np.float32), np.ones((number, 2, 2), bool)
+
+    def moments(steps_per_patch):
+        sampling = Sampling(
+            steps_per_patch=steps_per_patch,
+            overlap=0.5,
+            stochasticity=0.0,
+            order=ipr_jax.random_order,
+        )
+        first = ipr_jax.generate(gaussian, keys, image, editable, sampling)
+        refined = ipr_jax.refine(
+            gaussian, keys, first.image, editable, iterations=3, ratio=0.5, sampling=sampling
+        )
+        flat = [np.asarray(x).reshape(number, 4) for x in (first.image, refined.image)]
+        return np.array([x.mean(0) for x in flat]), np.array([np.cov(x.T) for x in flat])
+
+    (_, coarse), (mean, fine) = moments(20), moments(40)
+    assert (np.abs(mean - MEAN) < 5 * np.sqrt(np.diag(COVARIANCE) / number)).all()
+    error = np.abs(2 * fine - coarse - COVARIANCE)
+    assert error.max() < 5 * 0.16 * np.sqrt(2 / number)
+    assert error.max() < 0.5 * np.abs(fine - COVARIANCE).max()  # first order indeed
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_refused_before_anything_is_compiled():
+    image, editable = puzzle(0)
+    keys = ipr_jax.sample_keys(jax.random.key(0), 4)
+
+    def never(z, t):
+        raise AssertionError("traced")
+
+    def refine(**change):
+        arguments = {"keys": keys, "image": image, "editable": editable, "iterations": 1}
+        return ipr_jax.refine(never, **arguments | change)
+
+    editable[0, 0, 0], editable[1, 0, 0] = True, False
+    missing, wild, loud = image.copy(), image.copy(), image.copy()
+    missing[0, 0, 0] = np.nan
+    wild[0, 0, 0] = np.inf
+    loud[1, 0, 0] = 1.5
+    for change, message in [
+        ({"ratio": 0.0}, r"ratio must be in \(0, 1\], got 0.0"),
+        ({"ratio": 1.5}, r"ratio must be in \(0, 1\], got 1.5"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        ({"start": -1}, "start must be a whole number of at least 0, got -1"),
+        ({"iterations": 2.5}, "whole number of at least 1, got 2.5"),
+        ({"image": image.astype(np.float64)}, "float32"),
+        ({"image": (image * 127).astype(np.uint8)}, "float32 .* got uint8"),
+        ({"image": image[0]}, r"\[B, H, W, C\]"),
+        ({"image": missing}, "must be in .* got a magnitude of nan in sample 0"),
+        ({"image": wild}, "must be in .* got a magnitude of inf in sample 0"),
+        ({"image": loud}, r"clue pixels must be in \[-1, 1\], got a magnitude of 1.5 in sample 1"),
+        ({"editable": editable[:, :2]}, "square patches of the 6x6 images"),
+        ({"editable": editable[:2]}, r"must be \[4, h, w\]"),
+        ({"editable": editable.astype(np.float32)}, "bool"),
+        ({"keys": keys[:2]}, r"key array \[4\]"),
+        ({"keys": jnp.zeros((4, 2), jnp.uint32)}, "from sample_keys"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            refine(**change)
+    with pytest.raises(ValueError, match="magnitude of nan"):
+        ipr_jax.generate(never, keys, np.full_like(image, np.nan), np.zeros_like(editable))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps_per_patch": 0}, "steps_per_patch must be a whole number of at least 1, got 0"),
+        ({"overlap": 1.1}, r"overlap must be in \[0, 1\], got 1.1"),
+        ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
+        ({"stochasticity": 1.1}, r"stochasticity must be in \[0, 1\], got 1.1"),
+        ({"temperature": -1.0}, "temperature must be finite and at least 0, got -1.0"),
+        ({"temperature": float("nan")}, "got nan"),
+    ],
+)
+def test_impossible_samplings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**change)
+
+
+def test_a_denoiser_of_another_shape_is_refused():
+    image, editable = puzzle(0)
+    keys = ipr_jax.sample_keys(jax.random.key(0), 4)
+    with pytest.raises(ValueError, match=r"sigma must have shape \(4, 3, 3\)"):
+        ipr_jax.generate(lambda z, t: Prediction(z, z, z), keys, image, editable)

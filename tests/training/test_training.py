@@ -1,0 +1,1017 @@
+"""Noise levels, objective and trainer, against recorded behaviour, closed forms and NumPy."""
+
+import dataclasses
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import golden, golden_config, golden_model, nhwc
+from flax import nnx
+from scipy import stats
+
+import ipr_jax
+from ipr_jax import SRM, ModelConfig, Prediction, TransformerConfig
+from ipr_jax.core import patches
+from ipr_jax.models import checkpoint
+from ipr_jax.runtime import sharding
+from ipr_jax.sampling import flow
+from ipr_jax.tasks.base import Batch, Task
+from ipr_jax.training import noise_levels, objective, trainer
+from ipr_jax.training.recipes import RECIPES
+from ipr_jax.training.trainer import TrainConfig
+
+SMALL = ModelConfig(
+    image_size=(4, 4),
+    channels=1,
+    patch_size=2,
+    widths=(4,),
+    attention=(False,),
+    num_blocks=1,
+    time_width=4,
+    num_frequencies=4,
+    head_width=4,
+    num_groups=2,
+    dropout=0.0,
+)
+
+SMALL_TRANSFORMER = TransformerConfig(
+    image_size=(4, 4), channels=1, patch_size=2, width=4, num_layers=1, hidden_width=6
+)
+
+
+# --- objective --------------------------------------------------------------------------------
+
+
+def recorded_batch(name):
+    """The recorded training batch: image, noise, t, weight; and everything that was recorded."""
+    want, size = golden(f"{name}/loss.npz"), golden_config(name).patch_size
+    mask = want["mask"][:, 0, ::size, ::size] if "mask" in want else np.float32(1)
+    t, weight = want["t_patch"] * mask, want["loss_weight_patch"] * mask
+    return (nhwc(want["image"]), nhwc(want["eps"]), t, weight), want
+
+
+@pytest.mark.parametrize("name", ["tiny_even", "tiny_sudoku"])
+def test_losses_and_gradients_equal_the_published_ones(name):
+    batch, want = recorded_batch(name)
+
+    def total(model, *batch):
+        losses = objective.evaluate(model, *batch)
+        return losses.total, losses
+
+    gradients = jax.jit(
+        jax.grad(total, has_aux=True),
+        compiler_options={"xla_backend_optimization_level": 0},  # halves the time to compile
+    )
+    gradient, losses = gradients(golden_model(name, "raw"), *batch)
+    for term, value in losses._asdict().items():
+        assert float(value) == pytest.approx(float(want[term]), rel=1e-5), term
+    for layer, kernel in (
+        (gradient.unet.out_conv, want["grad_out_conv"].transpose(2, 3, 1, 0)),
+        (gradient.unet.embed.linear1, want["grad_time_mlp0"].T),
+    ):
+        np.testing.assert_allclose(layer.kernel[...], kernel, atol=1e-4 * np.abs(kernel).max())
+
+
+LEVELS = (0.0, 1e-6, 1e-5, 1e-3, 1.01e-3, 0.5, 0.999, 1.0)
+
+
+def toy_batch(rng, levels=LEVELS):
+    """Images [B, 4, 4, 2] of 2 x 2 patches, one image per level, and a wrong prediction of them."""
+    shape = (len(levels), 4, 4, 2)
+    image = jnp.asarray(np.clip(rng.normal(size=shape), -1, 1), jnp.float32)
+    noise, error, fraction = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3))
+    t = jnp.broadcast_to(jnp.float32(levels)[:, None, None], (len(levels), 2, 2))
+    sigma = jnp.exp(jnp.asarray(rng.normal(size=t.shape), jnp.float32))
+    prediction = Prediction(flow.velocity_of(image, noise) + error, fraction, sigma)
+    return prediction, image, noise, t
+
+
+@jax.jit
+def losses_of(prediction, image, noise, t, weight):
+    z = flow.interpolate(image, noise, patches.expand(t, 2))
+    return objective.losses(prediction, z, image, noise, t, weight)
+
+
+@jax.jit
+def losses_and_gradients(prediction, image, noise, t):
+    def of(prediction):
+        return losses_of(prediction, image, noise, t, jnp.ones_like(t))
+
+    return of(prediction), jax.jacrev(of)(prediction)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-12, 1.0, 1e8])
+@pytest.mark.parametrize("fraction", [-3.0, 0.0, 1.0, 4.0])
+def test_losses_and_gradients_are_finite_at_every_level(fraction, sigma, rng):
+    prediction, image, noise, t = toy_batch(rng)
+    extreme = Prediction(
+        prediction.velocity, jnp.full(image.shape, fraction), jnp.full(t.shape, sigma)
+    )
+    for leaf in jax.tree.leaves(losses_and_gradients(extreme, image, noise, t)):
+        assert np.isfinite(leaf).all()
+
+
+def test_each_term_teaches_its_own_output(rng):
+    _, gradients = losses_and_gradients(*toy_batch(rng))
+    taught = {
+        term: {field for field, g in each._asdict().items() if np.abs(g).max() > 0}
+        for term, each in gradients._asdict().items()
+    }
+    assert taught == {
+        "total": {"velocity", "variance_fraction", "sigma"},
+        "velocity": {"velocity"},
+        "vlb": {"variance_fraction"},
+        "sigma": {"sigma"},
+    }
+
+
+def test_losses_of_a_perfect_prediction(rng):
+    prediction, image, noise, t = toy_batch(rng)
+    velocity = flow.velocity_of(image, noise)
+    perfect = Prediction(velocity, jnp.zeros_like(image), prediction.sigma)
+    losses, _ = losses_and_gradients(perfect, image, noise, t)
+    assert losses.velocity == 0
+    assert float(losses.vlb) == pytest.approx(0, abs=1e-6)
+    nll = np.log(prediction.sigma).mean() + 0.5 * np.log(2 * np.pi)
+    assert float(losses.sigma) == pytest.approx(nll, rel=1e-5)
+    assert float(losses.total) == pytest.approx(float(losses.vlb + 0.01 * losses.sigma), rel=1e-6)
+
+
+def test_terms_equal_their_definitions(rng):
+    prediction, image, noise, t = toy_batch(rng, levels=np.linspace(0.1, 0.95, len(LEVELS)))
+    losses = losses_of(prediction, image, noise, t, jnp.ones_like(t))
+    image, noise, velocity, fraction, t, sigma = (
+        np.asarray(a, np.float64)
+        for a in (
+            image,
+            noise,
+            prediction.velocity,
+            prediction.variance_fraction,
+            t,
+            prediction.sigma,
+        )
+    )
+    t, sigma = (np.kron(a, np.ones((1, 2, 2)))[..., None] for a in (t, sigma))
+    error = velocity - (noise - image)
+    assert float(losses.velocity) == pytest.approx((error**2).mean(), rel=2e-6)
+
+    s = t - 1e-3
+    kept = s * ((1 - t) * s) / ((1 - s) * t)
+    unexplained = 1 - (((1 - t) * s) / ((1 - s) * t)) ** 2
+    std_q = s * np.sqrt(unexplained)
+    std_p = t**fraction * s ** (1 - fraction) * np.sqrt(unexplained)
+    distance = ((1 - s) * -t + kept * (1 - t)) * error  # of the means: z - t u and z + (1 - t) u
+    kl = np.log(std_p / std_q) + (std_q**2 + distance**2) / (2 * std_p**2) - 0.5
+    assert float(losses.vlb) == pytest.approx(kl.mean() / np.log(2), rel=1e-5)
+
+    nll = -stats.norm.logpdf(error, scale=sigma).mean()
+    assert float(losses.sigma) == pytest.approx(nll, rel=2e-6)
+
+
+def test_the_weight_of_a_patch_counts_for_that_patch_alone(rng):
+    prediction, image, noise, t = toy_batch(rng)
+    whole = losses_of(prediction, image, noise, t, jnp.ones_like(t))
+    ones = np.eye(t.size, dtype=np.float32).reshape(t.size, *t.shape)
+    parts = np.array([losses_of(prediction, image, noise, t, one) for one in ones])
+    np.testing.assert_allclose(parts.sum(axis=0), whole, rtol=1e-5)
+
+    where = jnp.arange(t.size).reshape(t.shape) % 3 == 0
+    pixels = patches.expand(where, 2)
+    other_image = jnp.where(pixels, image, -image)
+    other_noise = jnp.where(pixels, noise, 2 * noise)
+    weight = jnp.where(where, 1.5, 0.0)
+    changed = losses_of(prediction, other_image, other_noise, t, weight)
+    np.testing.assert_array_equal(changed, losses_of(prediction, image, noise, t, weight))
+
+
+evaluate = jax.jit(objective.evaluate)
+
+
+def test_the_noise_of_a_clue_does_not_matter(rng):
+    model = SRM(SMALL, rngs=nnx.Rngs(0))
+    shape = (4, *SMALL.image_shape)
+    image, noise = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    clue = jnp.asarray(rng.random((4, *SMALL.grid)) < 0.5)
+    t = jnp.where(clue, 0, jnp.asarray(rng.random(clue.shape), jnp.float32))
+    weight = jnp.where(clue, 0, jnp.ones_like(t))
+    want = evaluate(model, image, noise, t, weight)
+    other = jnp.where(patches.expand(clue, 2), -noise, noise)
+    np.testing.assert_array_equal(evaluate(model, image, other, t, weight), want)
+    assert evaluate(model, image, -noise, t, weight).velocity != want.velocity
+
+
+# --- noise levels -----------------------------------------------------------------------------
+
+SETTINGS = ["sudoku", "even_pixels", "counting_polygons"]
+NUM_RECORDED, NUM_DRAWN = 20_000, 10_000
+
+
+def numpy_beta(key, a, b, shape):
+    """``jax.random.beta`` by NumPy, which needs no compilation for every shape."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return jnp.asarray(rng.beta(a, b, shape), jnp.float32)
+
+
+def mean_beta_by_numpy(*args, **options):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(jax.random, "beta", numpy_beta)
+        return noise_levels.mean_beta(*args, **options)
+
+
+class Recorded:
+    """What was recorded of one setting, and draws of our own, [NUM_DRAWN, P]."""
+
+    def __init__(self, name):
+        statistics = golden("time_sampler.npz")
+        for field in (
+            "marginal_hist50",
+            "mean_quantiles",
+            "std_given_mean",
+            "zero_fraction_quantiles",
+            "weight_by_t50",
+        ):
+            setattr(self, field, statistics[f"{name}_{field}"])
+        self.grid = tuple(statistics[f"{name}_grid"].tolist())
+        self.patches = self.grid[0] * self.grid[1]
+        self.sharpness = float(statistics[f"{name}_beta_sharpness"])
+        self.drawn = mean_beta_by_numpy(
+            jax.random.key(0), NUM_DRAWN, self.grid, sharpness=self.sharpness
+        )
+        self.t = np.asarray(self.drawn).reshape(NUM_DRAWN, self.patches)
+        counts = [np.histogram(row, bins=50, range=(0, 1))[0] for row in self.t]
+        self.densities = 50 * np.array(counts) / self.patches
+
+
+recorded = functools.cache(Recorded)
+
+
+def assert_within_5_errors(difference, error):
+    np.testing.assert_array_less(np.abs(difference), 5 * error)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_mean_beta_has_the_recorded_density(name):
+    want = recorded(name)
+    error = want.densities.std(axis=0) * np.sqrt(1 / NUM_DRAWN + 1 / NUM_RECORDED)
+    assert_within_5_errors(want.densities.mean(axis=0) - want.marginal_hist50, error)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_mean_beta_spreads_the_patches_as_recorded(name):
+    want = recorded(name)
+    spread = want.t.std(axis=1, ddof=1)
+    decile = np.clip((10 * want.t.mean(axis=1)).astype(int), 0, 9)
+    groups = [spread[decile == i] for i in range(10)]
+    counts = np.array([len(group) for group in groups])
+    share = counts / NUM_DRAWN
+    error = np.array([group.std() for group in groups]) * np.sqrt(
+        1 / counts + 1 / (share * NUM_RECORDED)
+    )
+    assert_within_5_errors([g.mean() for g in groups] - want.std_given_mean, error)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_mean_of_an_image_is_the_uniform_draw(name):
+    want = recorded(name)
+    means = want.t.mean(axis=1)
+    assert stats.kstest(means, "uniform").pvalue > 0.01
+    quantiles = np.linspace(0, 1, 11)[1:-1]
+    error = np.sqrt(quantiles * (1 - quantiles) * (1 / NUM_DRAWN + 1 / NUM_RECORDED))
+    assert_within_5_errors(np.quantile(means, quantiles) - want.mean_quantiles[1:-1], error)
+    mean_key = jax.random.split(jax.random.key(0), 3)[0]
+    np.testing.assert_allclose(means, jax.random.uniform(mean_key, (NUM_DRAWN,)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_mean_beta_treats_all_patches_alike(name):
+    t = recorded(name).t
+    for moment in (t, t**2):
+        gap = moment - moment.mean(axis=1, keepdims=True)
+        assert_within_5_errors(gap.mean(axis=0), gap.std(axis=0) / np.sqrt(NUM_DRAWN))
+    half = t.shape[1] // 2
+    siblings = (t[:, 0 : 2 * half : 2] * t[:, 1 : 2 * half : 2]).mean(axis=1)
+    strangers = (t[:, :half] * t[:, half : 2 * half]).mean(axis=1)
+    gap = siblings - strangers
+    assert_within_5_errors(gap.mean(), gap.std() / np.sqrt(NUM_DRAWN))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_weights_are_as_recorded(name, monkeypatch):
+    want = recorded(name)
+    monkeypatch.setattr(noise_levels, "NUM_NORMALISATION_SAMPLES", NUM_DRAWN)
+    got = noise_levels.inverse_density(
+        lambda key, editable: want.drawn[: len(editable)], jax.random.key(0), want.grid
+    )
+    weight = 1 / (1 / got.astype(np.float64)).reshape(50, 20).mean(axis=1)
+    relative = want.densities.std(axis=0) / want.densities.mean(axis=0)
+    error = weight * relative * np.sqrt(1 / NUM_DRAWN + 1 / 80_000)
+    assert_within_5_errors(weight - want.weight_by_t50, error)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_share_of_zeros_is_as_recorded(name):
+    want = recorded(name)
+    t, _ = noise_levels.add_zeros(jax.random.key(1), want.drawn, want.drawn)
+    share = np.mean(np.asarray(t) == 0, axis=(1, 2))
+    quantiles = np.linspace(0, 1, 11)[1:-1]
+    error = np.sqrt(quantiles * (1 - quantiles) * (1 / NUM_DRAWN + 1 / NUM_RECORDED))
+    gap = np.quantile(share, quantiles) - want.zero_fraction_quantiles[1:-1]
+    assert_within_5_errors(gap, error + 0.2 / want.patches)  # 1 / P: quantiles of a discrete law
+
+
+def sampler(name, sharpness=1.0):
+    """The sampler of a name, of a number of images without clues."""
+    sample = noise_levels.SAMPLERS[name](sharpness)
+    return lambda key, batch, grid: sample(key, jnp.ones((batch, *grid), bool))
+
+
+@pytest.mark.parametrize("name", noise_levels.SAMPLERS)
+@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 3)])
+def test_levels_are_in_range_and_hang_on_the_key(name, grid):
+    one, same, other = (sampler(name)(jax.random.key(i), NUM_DRAWN, grid) for i in (0, 0, 1))
+    assert one.shape == (NUM_DRAWN, *grid)
+    assert one.dtype == jnp.float32
+    assert 0 <= one.min() < 0.01
+    assert 0.99 < one.max() <= 1
+    np.testing.assert_array_equal(one, same)
+    assert (one != other)[(one > 0) & (one < 1)].all()
+
+
+def test_mean_beta_halves_the_patches_with_the_published_concentrations(monkeypatch):
+    used = []
+
+    def beta(key, a, b, shape):
+        np.testing.assert_array_equal(a, b)
+        used.extend(np.ravel(a).tolist())
+        return jnp.full(shape, 0.5)
+
+    monkeypatch.setattr(jax.random, "beta", beta)
+    sampler("mean-beta", 0.5)(jax.random.key(0), 2, (3, 3))
+    # 9 = 4 + 5, then 4 = 2 + 2 and 5 = 2 + 3, then twos and the three, then its two.
+    want = 0.5 * np.array([7, 3, 3, 1, 1, 1, 1, 1]) ** 1.05
+    assert sorted(used) == sorted(want.astype(np.float32).tolist())
+
+
+def test_mean_beta_is_the_same_law_whoever_draws_the_shares():
+    """What the recorded statistics show of NumPy's shares holds of those of JAX."""
+    ours, by_numpy = (
+        draw(jax.random.key(i), NUM_DRAWN, (2, 3), sharpness=0.5)
+        for i, draw in enumerate((noise_levels.mean_beta, mean_beta_by_numpy))
+    )
+    for statistic in (np.std, np.max):
+        one, two = (statistic(np.asarray(t), axis=(1, 2)) for t in (ours, by_numpy))
+        assert stats.ks_2samp(one, two).pvalue > 0.01
+
+
+def test_a_sharper_sampler_makes_patches_more_alike():
+    low, medium, high = (
+        sampler("mean-beta", sharpness)(jax.random.key(0), NUM_DRAWN, (2, 3))
+        .std(axis=(1, 2))
+        .mean()
+        for sharpness in (0.5, 1.0, 4.0)
+    )
+    assert low > 1.2 * medium
+    assert medium > 1.2 * high
+
+
+def test_shared_levels_are_equal_in_an_image_and_uniform():
+    t = np.asarray(sampler("shared")(jax.random.key(0), NUM_DRAWN, (3, 2))).reshape(-1, 6)
+    assert (t == t[:, :1]).all()
+    assert stats.kstest(t[:, 0], "uniform").pvalue > 0.01
+
+
+def test_independent_levels_are_independent_and_uniform():
+    t = np.asarray(sampler("independent")(jax.random.key(0), NUM_DRAWN, (3, 2))).reshape(-1, 6)
+    assert stats.kstest(t.ravel(), "uniform").pvalue > 0.01
+    correlation = np.corrcoef(t, rowvar=False)[np.triu_indices(6, 1)]
+    assert_within_5_errors(correlation, 1 / np.sqrt(NUM_DRAWN))
+
+
+def test_added_zeros_are_a_uniform_number_of_random_patches():
+    number, grid = NUM_DRAWN, (3, 4)
+    t = jax.random.uniform(jax.random.key(0), (number, *grid), minval=0.1)
+    weight = 1 + t
+    new_t, new_weight = noise_levels.add_zeros(jax.random.key(1), t, weight)
+    zero = np.asarray(new_t) == 0
+    np.testing.assert_array_equal(new_t, np.where(zero, 0, t))
+    np.testing.assert_array_equal(new_weight, np.where(zero, 0, weight))
+    counts = np.bincount(zero.sum(axis=(1, 2)), minlength=13)
+    assert counts[12] == 0  # something is left to learn in every image
+    assert stats.chisquare(counts[:12]).pvalue > 0.01
+    flat = zero.reshape(number, 12)
+    share = 5.5 / 12  # a count uniform in 0..11
+    assert_within_5_errors(flat.mean(axis=0) - share, np.sqrt(share * (1 - share) / number))
+    pairs = np.einsum("bi,bj->ij", flat, flat, dtype=np.float64)[np.triu_indices(12, 1)] / number
+    both = np.mean([k * (k - 1) for k in range(12)]) / (12 * 11)
+    assert_within_5_errors(pairs - both, np.sqrt(both * (1 - both) / number))
+
+
+def test_sequential_levels_are_those_of_passes_and_others():
+    """In a pass, the levels are those of a line of places that are equally far apart."""
+    editable = jax.random.bernoulli(jax.random.key(1), 0.7, (NUM_DRAWN, 3, 4))
+    t = np.asarray(sampler_of_masks("sequential")(jax.random.key(0), editable))
+    assert t.dtype == np.float32
+    assert (t >= 0).all()
+    assert (t <= 1).all()
+    inside, passes, whole = np.asarray(editable), 0, 0
+    for levels in (each[mask] for each, mask in zip(t, inside, strict=True) if mask.sum() > 2):
+        gaps = np.diff(np.sort(levels[(levels > 1e-6) & (levels < 1 - 1e-6)]))
+        whole += 1
+        passes += len(gaps) < 2 or np.ptp(gaps) < 1e-4
+    assert 0.5 - 0.02 < passes / whole < 0.5 + 0.03  # of the others, few are so by chance
+    means = [each[mask].mean() for each, mask in zip(t, inside, strict=True) if mask.any()]
+    assert stats.ks_2samp(means, 1 - np.array(means)).pvalue > 0.01
+    one = jax.nn.one_hot(jnp.full(NUM_DRAWN, 5), 12).reshape(-1, 3, 4) > 0
+    alone = np.asarray(sampler_of_masks("sequential")(jax.random.key(2), one))[:, 1, 1]
+    assert stats.ks_2samp(alone, 1 - alone).pvalue > 0.01
+
+
+def sampler_of_masks(name):
+    return noise_levels.SAMPLERS[name](1.0)
+
+
+def test_images_of_few_noisy_patches_weigh_more():
+    t = np.zeros((3, 4, 8), np.float32)
+    t[0, 0] = 0.5
+    t[1, 0, 0] = 1e-3
+    t[2] = 1
+    got = noise_levels.per_image(jnp.asarray(t))
+    np.testing.assert_allclose(got, np.float32([4, 20, 1]).reshape(3, 1, 1), rtol=1e-6)
+
+
+def test_weights_undo_the_density():
+    def rising(key, editable):
+        """Density 2 t."""
+        return jnp.sqrt(jax.random.uniform(key, editable.shape))
+
+    inverse = noise_levels.inverse_density(rising, jax.random.key(0), (2, 2))
+    assert inverse.shape == (1000,)
+    assert inverse.dtype == np.float32
+    middle = (np.arange(1000) + 0.5) / 1000
+    drawn = 4 * noise_levels.NUM_NORMALISATION_SAMPLES
+    expected = drawn * 2 * middle / 1000
+    common = expected > 100
+    counts = drawn / 1000 / inverse[common]
+    assert_within_5_errors(counts - expected[common], np.sqrt(expected[common]))
+
+    t = np.asarray(rising(jax.random.key(1), jnp.ones((20_000, 2, 2))))
+    weight = np.asarray(noise_levels.weigh(jnp.asarray(t), jnp.asarray(inverse)))
+    for low, high in itertools.pairwise(np.linspace(0, 1, 6)):
+        share = weight * ((t >= low) & (t < high))
+        error = share.std() / np.sqrt(share.size)
+        assert_within_5_errors(share.mean() - (high - low), 1.2 * error)
+
+
+def test_weights_are_looked_up_by_bin():
+    inverse = jnp.arange(1000.0)
+    t = jnp.float32([[[0.0, 0.0005, 0.0015], [0.5005, 0.9995, 1.0]]])
+    want = [[[0, 0, 1], [500, 999, 999]]]
+    np.testing.assert_array_equal(noise_levels.weigh(t, inverse), want)
+
+
+# --- trainer ----------------------------------------------------------------------------------
+
+RUN = TrainConfig(
+    num_steps=6,
+    batch_size=4,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    ema_decay=0.9,
+    noise_levels="shared",
+    seed=3,
+    log_every=1,
+    save_every=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def optax_may_promote(monkeypatch):
+    """Optax mixes integers and floats; everything else stays under strict promotion."""
+    build = trainer.optimizer
+
+    def standard(function):
+        def call(*args):
+            with jax.numpy_dtype_promotion("standard"):
+                return function(*args)
+
+        return call
+
+    def optimizer(config):
+        transform = build(config)
+        return optax.GradientTransformation(standard(transform.init), standard(transform.update))
+
+    monkeypatch.setattr(trainer, "optimizer", optimizer)
+
+
+@functools.cache
+def compiled_step(model, config):
+    return make_train_step(model, config)
+
+
+make_train_step = trainer.make_train_step
+
+
+def placed(state):
+    """Placed as in a run; a step is compiled once more for a state that is not."""
+    return jax.device_put(state, sharding.whole(sharding.data_mesh()))
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """Runs that differ only in when they log and save share one compiled step."""
+
+    def shared_step(model, config, placed=None):
+        return compiled_step(model, dataclasses.replace(config, log_every=1, save_every=1))
+
+    monkeypatch.setattr(trainer, "make_train_step", shared_step)
+    return shared_step
+
+
+def striped_batch(seed, indices):
+    """Images of a dark and a bright half; the first patch of every third image is a clue."""
+    image = np.empty((len(indices), *SMALL.image_shape), np.float32)
+    editable = np.ones((len(indices), *SMALL.grid), bool)
+    for row, index in enumerate(indices):
+        level = np.random.default_rng([seed, index]).uniform(0.6, 1)
+        image[row, :, :2], image[row, :, 2:] = -level, level
+        editable[row, 0, 0] = index % 3 != 0
+    return Batch(image, editable, np.zeros(len(indices), np.int32))
+
+
+def unused(*args):
+    raise AssertionError("training needs no scores")
+
+
+TASK = Task(
+    name="stripes",
+    image_shape=SMALL.image_shape,
+    patch_size=SMALL.patch_size,
+    training_batch=striped_batch,
+    test_batch=unused,
+    score=unused,
+    rates=("valid",),
+    dependencies=np.zeros((1, 1)),
+)
+
+
+def values(config, steps):
+    schedule = trainer.learning_rate(config)
+    with jax.numpy_dtype_promotion("standard"):
+        return [float(schedule(step)) for step in steps]
+
+
+def test_learning_rate_warms_up_linearly():
+    config = TrainConfig(learning_rate=2.0, warmup_steps=4)
+    want = [2 * (2e-4 + (1 - 2e-4) * k / 4) for k in range(5)] + [2.0, 2.0]
+    assert values(config, [0, 1, 2, 3, 4, 5, 10**6]) == pytest.approx(want, rel=1e-7, abs=2e-7)
+
+
+def test_learning_rate_falls_as_a_cosine_to_zero():
+    config = TrainConfig(learning_rate=2.0, warmup_steps=4, num_steps=12, decay="cosine")
+    want = [1 + np.cos(np.pi * k / 8) for k in range(9)]
+    assert values(config, range(4, 13)) == pytest.approx(want, rel=1e-6, abs=2e-7)
+
+
+def test_learning_rate_falls_linearly_to_zero_at_the_end():
+    config = TrainConfig(learning_rate=2.0, warmup_steps=4, num_steps=14, decay="linear")
+    want = [2.0] * 8 + [4 / 3, 2 / 3, 0]
+    assert values(config, range(4, 15)) == pytest.approx(want, rel=1e-5, abs=1e-6)
+    timed = dataclasses.replace(config, minutes=1.0)  # the decay is that of the clock
+    assert values(timed, range(4, 15)) == pytest.approx([2.0] * 11)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
+def test_learning_rate_without_warm_up_begins_at_its_peak(decay):
+    config = TrainConfig(learning_rate=2.0, warmup_steps=0, num_steps=8, decay=decay)
+    assert values(config, [0]) == pytest.approx([2.0])
+
+
+def test_optimizer_is_clipped_adam_with_decoupled_decay(rng):
+    config = TrainConfig(learning_rate=0.1, warmup_steps=2, weight_decay=0.3, clip_norm=0.5)
+    scales = (1e4, 1e-2, 10.0, 1e-3)  # the norms, of which the first and third are clipped
+    directions = rng.normal(size=(len(scales), 6))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    want = rng.normal(size=6)
+    params = {"a": jnp.float32(want[:4].reshape(2, 2)), "b": jnp.float32(want[4:])}
+    transform = trainer.optimizer(config)
+    state = transform.init(params)
+    first, second = np.zeros(6), np.zeros(6)
+    for step, (scale, direction) in enumerate(zip(scales, directions, strict=True)):
+        gradient = scale * direction
+        gradients = {"a": jnp.float32(gradient[:4].reshape(2, 2)), "b": jnp.float32(gradient[4:])}
+        updates, state = transform.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+
+        clipped = min(scale, 0.5) * direction
+        first = 0.95 * first + 0.05 * clipped
+        second = 0.999 * second + 0.001 * clipped**2
+        mean = first / (1 - 0.95 ** (step + 1))
+        root = np.sqrt(second / (1 - 0.999 ** (step + 1)))
+        rate = 0.1 * (2e-4 + (1 - 2e-4) * min(step, 2) / 2)
+        want = want - rate * (mean / (root + 1e-8) + 0.3 * want)
+        got = np.concatenate([params["a"].ravel(), params["b"]])
+        np.testing.assert_allclose(got, want, rtol=2e-5)
+
+
+def test_muon_turns_the_matrices_of_a_transformer_and_adam_the_rest(rng):
+    config = TrainConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, optimizer="muon")
+    params = nnx.to_pure_dict(trainer.init(SMALL_TRANSFORMER, config).params)
+    gradients = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params
+    )
+    transform = trainer.optimizer(config)
+    updates, _ = transform.update(gradients, transform.init(params), params)
+    layer = updates["layers"][0]
+    for each in (
+        *jnp.moveaxis(layer["qkv"], 1, 0),
+        *jnp.moveaxis(layer["up"], 1, 0),
+        *(layer["proj"], layer["down"]),
+    ):
+        values = np.linalg.svd(each, compute_uv=False)
+        assert values.min() / (0.1 * max(each.shape) ** 0.5) > 0.5  # nearly a rotation
+        assert values.max() / (0.1 * max(each.shape) ** 0.5) < 1.3
+    for each in (updates["enter"], updates["level"], updates["tables"]["row"], layer["level"]):
+        first = 0.1 * (1 + 0.95 * 0.05 / (1 - 0.95**2))  # Adam's, with Nesterov's momentum
+        np.testing.assert_allclose(np.abs(each), first, rtol=1e-3)
+
+
+def copy(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def same(one, two):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
+
+
+def run_steps(state, number, train_step):
+    batch, inverse, key = striped_batch(0, np.arange(4)), jnp.ones(1000), jax.random.key(0)
+    for _ in range(number):
+        state, losses = train_step(state, key, batch, inverse)
+        yield state, losses
+
+
+def test_a_step_donates_its_state_and_is_compiled_once(compiled_once):
+    train_step = compiled_once(SMALL, RUN)
+    old = trainer.init(SMALL, RUN)
+    counts = []
+    for done, (state, _) in enumerate(run_steps(old, 3, train_step), start=1):
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        assert int(state.step) == done
+        counts.append(train_step._cache_size())
+        old = state
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
+@pytest.mark.parametrize(("done", "decay"), [(0, 1 / 10), (1, 2 / 11), (79, 80 / 89), (82, 0.9)])
+def test_averaged_weights_follow_the_warm_up(done, decay, compiled_once):
+    state = trainer.init(SMALL, RUN)._replace(step=jnp.int32(done))
+    state = placed(state._replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.params)))
+    before = copy(state.ema)
+    [(state, _)] = run_steps(state, 1, compiled_once(SMALL, RUN))
+    want = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, before, copy(state.params))
+    for got, leaf in zip(jax.tree.leaves(state.ema), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(got, leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_training_lowers_the_loss_of_a_fixed_batch(compiled_once):
+    batch = striped_batch(0, np.arange(4))
+    t = jnp.asarray(np.random.default_rng(0).random((4, *SMALL.grid)), jnp.float32)
+    noise = jax.random.normal(jax.random.key(5), batch.image.shape)
+    graph = nnx.graphdef(SRM(SMALL, rngs=nnx.Rngs(0)))
+
+    def loss(params):
+        return evaluate(nnx.merge(graph, params), batch.image, noise, t, jnp.ones_like(t)).total
+
+    state = trainer.init(SMALL, RUN)
+    before = loss(state.params)
+    *_, (state, _) = run_steps(state, 150, compiled_once(SMALL, RUN))
+    assert loss(state.params) < 0.6 * before
+    assert loss(state.ema) < 0.6 * before
+
+
+@pytest.mark.usefixtures("no_learning")
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(monkeypatch):
+    seen = []
+
+    def recorder(config):
+        def update(gradients, state, params):
+            jax.debug.callback(lambda tree: seen.append(copy(tree)), gradients)
+            return jax.tree.map(jnp.zeros_like, gradients), state
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    monkeypatch.setattr(trainer, "optimizer", recorder)
+    found = []
+    for parts in (1, 2):
+        config = dataclasses.replace(RUN, accumulate=parts)
+        [(state, losses)] = run_steps(
+            trainer.init(SMALL_TRANSFORMER, config), 1, make_train_step(SMALL_TRANSFORMER, config)
+        )
+        jax.block_until_ready(state)
+        jax.effects_barrier()
+        found.append(losses)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    for one, two in zip(*map(jax.tree.leaves, seen), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def no_learning(monkeypatch):
+    """Steps that leave the parameters alone."""
+    monkeypatch.setattr(trainer, "optimizer", lambda config: optax.set_to_zero())
+
+
+@pytest.mark.parametrize(
+    ("name", "add_zeros"), [("mean-beta", True), ("independent", False), ("shared", True)]
+)
+@pytest.mark.usefixtures("no_learning")
+def test_levels_and_weights_of_a_step(name, add_zeros, monkeypatch):
+    def shown(denoise, image, noise, t, weight):
+        return objective.Losses(total=jnp.float32(0), velocity=t, vlb=weight, sigma=noise)
+
+    monkeypatch.setattr(objective, "evaluate", shown)
+    config = dataclasses.replace(RUN, noise_levels=name, add_zeros=add_zeros)
+    train_step = make_train_step(SMALL, config)
+    indices, inverse, key = np.arange(300), jnp.arange(1000.0) + 1, jax.random.key(0)
+    batch = striped_batch(0, indices)
+    state, first = train_step(trainer.init(SMALL, config), key, batch, inverse)
+    _, second = train_step(state, key, batch, inverse)
+    _, again = train_step(trainer.init(SMALL, config), key, batch, inverse)
+    assert same(first, again)
+    assert (first.sigma != second.sigma).all()
+
+    t, weight = np.asarray(first.velocity), np.asarray(first.vlb)
+    assert (t[~batch.editable] == 0).all()
+    assert (weight[~batch.editable] == 0).all()
+    learnt = weight > 0
+    assert (learnt == (t > 0)).all()
+    assert learnt[batch.editable].all() == (not add_zeros)
+    assert learnt[batch.editable].mean() > 0.5
+    want = 1 + np.minimum((t * np.float32(1000)).astype(int), 999)
+    np.testing.assert_array_equal(weight, np.where(learnt, want, 0))
+    assert stats.kstest(np.ravel(first.sigma), "norm").pvalue > 0.01
+
+
+@pytest.mark.usefixtures("no_learning")
+def test_dropout_is_drawn_anew_in_every_step(monkeypatch):
+    def shown(denoise, image, noise, t, weight):
+        shift = denoise(image, jnp.full(t.shape, 0.5)).velocity
+        return objective.Losses(total=jnp.float32(0), velocity=shift, vlb=t, sigma=t)
+
+    monkeypatch.setattr(objective, "evaluate", shown)
+    train_step = make_train_step(dataclasses.replace(SMALL, dropout=0.5), RUN)
+
+    def velocities():
+        state = trainer.init(SMALL, RUN)
+        params = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
+        state = state._replace(params=params)
+        return [losses.velocity for _, losses in run_steps(state, 2, train_step)]
+
+    one, two = velocities()
+    assert (one != two).any()
+    np.testing.assert_array_equal(velocities(), [one, two])
+
+
+def lines_of(folder):
+    log = folder / "log.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def untimed(lines):
+    return [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines]
+
+
+def test_an_interrupted_run_continues_bit_for_bit(tmp_path, compiled_once):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    yielded = list(trainer.train(TASK, SMALL, RUN, whole))
+    assert yielded == lines_of(whole)
+    assert [line["step"] for line in yielded] == [1, 2, 3, 4, 5, 6]
+
+    killed = trainer.train(TASK, SMALL, RUN, parts)
+    assert [line["step"] for line in itertools.islice(killed, 5)] == [1, 2, 3, 4, 5]
+    killed.close()
+    assert not (parts / "model").exists()
+    with (parts / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "tot')
+    resumed = trainer.train(TASK, SMALL, RUN, parts, num_workers=1)
+    assert [line["step"] for line in resumed] == [4, 5, 6]
+
+    assert untimed(lines_of(parts)) == untimed(lines_of(whole))
+    one, two = (checkpoint.open_model(folder / "model") for folder in (whole, parts))
+    assert same(*(nnx.state(model) for model, _ in (one, two)))
+    assert one[1] == two[1] == {"task": "stripes", "training": dataclasses.asdict(RUN)}
+
+    before = lines_of(whole)
+    assert list(trainer.train(TASK, SMALL, RUN, whole)) == []
+    assert lines_of(whole) == before
+
+
+def test_a_checkpoint_is_there_when_its_line_is_yielded(tmp_path, compiled_once):
+    run = trainer.train(TASK, SMALL, RUN, tmp_path)
+    assert [line["step"] for line in itertools.islice(run, 3)] == [1, 2, 3]
+    run.close()
+    assert [line["step"] for line in trainer.train(TASK, SMALL, RUN, tmp_path)] == [4, 5, 6]
+    assert ipr_jax.load(tmp_path / "model").config == SMALL
+
+
+def test_lines_hold_the_mean_since_the_last(tmp_path, compiled_once):
+    every = list(trainer.train(TASK, SMALL, RUN, tmp_path / "every"))
+    sparse = dataclasses.replace(RUN, log_every=2, save_every=5)
+    some = list(trainer.train(TASK, SMALL, sparse, tmp_path / "some"))
+    assert [line["step"] for line in some] == [2, 4, 5, 6]
+    first = 0
+    for line in some:
+        for term in objective.Losses._fields:
+            mean = np.mean([one[term] for one in every[first : line["step"]]])
+            assert line[term] == pytest.approx(mean, rel=1e-6)
+        first = line["step"]
+
+
+def test_a_run_of_some_minutes_ends_with_them_and_its_rate_falls_to_zero(tmp_path, monkeypatch):
+    clock, shares = itertools.count(), []
+
+    def counted(model, config, placed):
+        def train_step(state, key, batch, inverse, left):
+            shares.append(float(left))
+            return state._replace(step=state.step + 1), objective.Losses(*jnp.ones(4))
+
+        return train_step
+
+    monkeypatch.setattr(trainer, "make_train_step", counted)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+    config = dataclasses.replace(
+        RUN, num_steps=10**6, minutes=1.0, decay="linear", log_every=10**6, save_every=10**6
+    )
+    [line] = trainer.train(TASK, SMALL, config, tmp_path)
+    assert line["step"] == len(shares) < 60
+    assert 60 <= line["seconds"] < 66
+    assert shares == sorted(shares, reverse=True)
+    assert [share == 1 for share in shares].count(True) == pytest.approx(0.7 * 28, abs=2)
+    assert shares[-1] < 0.15
+    assert (tmp_path / "model").exists()
+    assert list(trainer.train(TASK, SMALL, config, tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "message"),
+    [
+        (
+            dataclasses.replace(SMALL, image_size=(4, 6)),
+            {},
+            r"the model makes images \(4, 6, 1\) in 2 x 3 patches, the task stripes needs "
+            r"\(4, 4, 1\) in 2 x 2 patches",
+        ),
+        (SMALL, {"optimizer": "muon"}, "optimizer='muon' is for the layers of a TransformerConfig"),
+        (SMALL, {"data": "device"}, "no device draws batches of stripes, use data='host'"),
+    ],
+    ids=["grid", "muon", "device"],
+)
+def test_what_does_not_go_together_is_refused(model, change, message, tmp_path):
+    config = dataclasses.replace(RUN, **change)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        next(trainer.train(TASK, model, config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"minutes": 1.0}, {"data": "device"}], ids=str)
+def test_several_processes_share_neither_a_clock_nor_drawn_batches(change, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    task = dataclasses.replace(TASK, drawing=unused)
+    (name,) = change
+    with pytest.raises(ValueError, match=f"^{name} must be .* for several processes, got"):
+        next(trainer.train(task, SMALL, dataclasses.replace(RUN, **change), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, compiled_once):
+    list(trainer.train(TASK, SMALL, RUN, tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    others = (
+        (dataclasses.replace(TASK, name="spots"), SMALL, RUN),
+        (TASK, dataclasses.replace(SMALL, dropout=0.1), RUN),
+        (TASK, SMALL, dataclasses.replace(RUN, seed=4)),
+    )
+    for task, model, config in others:
+        with pytest.raises(ValueError, match=f"^{tmp_path} holds a run of another configuration"):
+            next(trainer.train(task, model, config, tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "log.jsonl").write_text("another's\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path} exists and holds no run"):
+        next(trainer.train(TASK, SMALL, RUN, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert (tmp_path / "log.jsonl").read_text() == "another's\n"
+
+
+def test_an_error_of_the_data_ends_the_run_at_its_step(tmp_path, compiled_once):
+    def broken_batch(seed, indices):
+        if indices[0] == 4 * RUN.batch_size:
+            raise ValueError("no such image")
+        return striped_batch(seed, indices)
+
+    task = dataclasses.replace(TASK, training_batch=broken_batch)
+    with pytest.raises(ValueError, match="no such image"):
+        list(trainer.train(task, SMALL, RUN, tmp_path))
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"^num_workers must be 0 where"):
+        next(trainer.train(task, SMALL, RUN, tmp_path / "other", num_workers=1))
+    assert not (tmp_path / "other").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    def broken(model, config, placed):
+        def train_step(state, key, batch, inverse, left):
+            params = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+            return state._replace(params=params), objective.Losses(*jnp.ones(4))
+
+        return train_step
+
+    monkeypatch.setattr(trainer, "make_train_step", broken)
+    with pytest.raises(FloatingPointError, match="a parameter is not finite after step 3"):
+        list(trainer.train(TASK, SMALL, dataclasses.replace(RUN, save_every=3), tmp_path))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_weights_steps_data_and_loss_weights_share_no_key():
+    """Each is folded with small numbers: parameters and steps are counted from 0."""
+    keys = [
+        jax.random.key_data(jax.random.fold_in(key, number))
+        for key in trainer.run_keys(0)
+        for number in range(100)
+    ]
+    assert len(np.unique(np.stack(keys), axis=0)) == 400
+
+
+@pytest.mark.parametrize(("broken", "log_every"), [(1, 1), (5, 4), (6, 1), (6, 4)])
+def test_a_loss_that_is_not_finite_names_its_step(broken, log_every, tmp_path, compiled_once):
+    def damaged_batch(seed, indices):
+        batch = striped_batch(seed, indices)
+        if indices[0] == (broken - 1) * RUN.batch_size:
+            batch.image[0, 3, 3, 0] = np.nan
+        return batch
+
+    config = dataclasses.replace(RUN, log_every=log_every)
+    task = dataclasses.replace(TASK, training_batch=damaged_batch)
+    with pytest.raises(FloatingPointError, match=rf"not finite at step {broken}: .*nan"):
+        list(trainer.train(task, SMALL, config, tmp_path))
+    assert not (tmp_path / "model").exists()
+    lines = {1: [1, 2, 3, 4, 5, 6], 4: [3, 4, 6]}[log_every]
+    written = [line["step"] for line in lines_of(tmp_path)]
+    assert written == [step for step in lines if step < broken]
+    saved = 3 if broken > 3 else 0
+    resumed = [line["step"] for line in trainer.train(TASK, SMALL, config, tmp_path)]
+    assert resumed == [step for step in lines if step > saved]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(
+            ({name: 0}, f"{name} must be a whole number of at least 1, got 0")
+            for name in ("num_steps", "batch_size", "accumulate", "log_every", "save_every")
+        ),
+        *(
+            ({name: value}, f"{name} must be positive, got {value}")
+            for name in ("learning_rate", "clip_norm", "sharpness", "minutes")
+            for value in (0.0, -1.0, float("nan"))
+        ),
+        *(
+            ({name: -1}, f"{name} must be a whole number of at least 0, got -1")
+            for name in ("warmup_steps", "seed", "curriculum")
+        ),
+        ({"seed": 2**32}, "seed must be below 4294967296"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number"),
+        ({"weight_decay": -1}, "weight_decay must not be negative, got -1"),
+        ({"weight_decay": float("nan")}, "weight_decay must not be negative, got nan"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+        ({"ema_decay": -0.1}, r"ema_decay must be in \[0, 1\), got -0.1"),
+        ({"decay": "step"}, r"unknown decay 'step'; known: \['constant', 'cosine', 'linear'\]"),
+        ({"optimizer": "sgd"}, r"unknown optimizer 'sgd'; known: \['adamw', 'muon'\]"),
+        ({"data": "disk"}, r"unknown data 'disk'; known: \['host', 'device'\]"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; known: float32, tf32, bfloat16"),
+        ({"accumulate": 3}, "batch_size must be a multiple of accumulate=3, got 64"),
+        ({"distortion": 1.5}, r"distortion must be in \[0, 1\], got 1.5"),
+        ({"distortion": 0.5}, "distortion needs data='device', got 0.5"),
+        ({"curriculum": 5}, "curriculum needs data='device', got 5"),
+        ({"noise_levels": "beta"}, "unknown noise_levels 'beta'; known: .*mean-beta.*shared"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        TrainConfig(**change)
+
+
+def test_every_shipped_model_is_made_by_its_recipe():
+    for name in checkpoint.SHIPPED:
+        model, provenance = checkpoint.open_model(name)
+        assert model.config == RECIPES[name].model
+        assert TrainConfig(**provenance["training"]) == RECIPES[name].training
