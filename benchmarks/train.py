@@ -179,15 +179,16 @@ def test(recipe: Recipe, folder: Path, card: Card, args: Args, end: float) -> No
         headline = task.headline
         puzzles = task.test_batch(0, np.arange(args.samples))
         refinement = experiments.as_published(task, args.iterations)
-        running[name or recipe.task] = evaluate.evaluate(
+        steps = evaluate.evaluate(
             task, denoise, puzzles, refinement, jax.random.key(0), batch_size=args.samples
         )
+        running[name or recipe.task] = task, steps
     rows: dict[str, list[Any]] = {}
     for _ in range(args.iterations + 1):
-        for name, steps in running.items():
+        for name, (task, steps) in running.items():
             if time.monotonic() > end:
                 return
-            rows.setdefault(name, []).append(evaluate.summarise(next(steps)))
+            rows.setdefault(name, []).append(evaluate.summarise(next(steps), task))
             card.add(test=rows)
             last = rows[name][-1]
             rate = f"{100 * last[f'{headline}_rate']:.1f}% {headline}"

@@ -19,6 +19,7 @@ from ipr_jax import SRM, Prediction, Refined, Sampled, Sampling, Streamed
 from ipr_jax.core import patches
 from ipr_jax.core.keys import rngs
 from ipr_jax.methods import stopping
+from ipr_jax.models import Model
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.uniform(-1, 1, (2, 4, 4, 1)).astype(np.float32)
@@ -83,6 +84,17 @@ def network():
     return jax.jit(denoise)(IMAGE, LEVELS[0][:, :1, :1]), jax.tree.leaves(model)
 
 
+def transformer():
+    """A prediction of a transformer whose weights were drawn by NumPy."""
+    config = ipr_jax.TransformerConfig(
+        image_size=(4, 4), channels=1, patch_size=2, width=8, num_layers=1, num_heads=2
+    )
+    made = nnx.eval_shape(lambda: ipr_jax.PatchTransformer(config, rngs=rngs(0)))
+    rng = np.random.default_rng(0)
+    model = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), made)
+    return jax.jit(model)(IMAGE, LEVELS[0]), jax.tree.leaves(model)
+
+
 def repainted():
     denoise = ipr_jax.repaint(bound(WEIGHT), IMAGE, EDITABLE, IMAGE[::-1])
     return denoise(IMAGE, LEVELS[0][:, :1, :1])
@@ -108,6 +120,8 @@ USES = {
     ),
     "Compiled, Memory, compile": compiled,
     "SRM, ModelConfig, condition_on": network,
+    "TRANSFORMERS": lambda: [config.grid for config in ipr_jax.TRANSFORMERS.values()],
+    "PatchTransformer, TransformerConfig": transformer,
     "Denoiser, Prediction, repaint": repainted,
     "Sampled, generate": lambda: generate(*arguments()),
     "Refined, refine": lambda: refine(*arguments()),
@@ -183,7 +197,7 @@ def test_results_and_their_dtypes_do_not_depend_on_the_settings(setting, plain):
         (ipr_jax.refine, Refined),
         (ipr_jax.stream, Streamed),
         (ipr_jax.compile, ipr_jax.Compiled),
-        (ipr_jax.load, SRM),
+        (ipr_jax.load, Model),
         (ipr_jax.data_mesh, Mesh),
         (ipr_jax.sample_keys, jax.Array),
     ],

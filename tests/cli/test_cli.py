@@ -20,7 +20,7 @@ from PIL import Image
 
 import ipr_jax
 from ipr_jax import __main__, interrupts
-from ipr_jax.cli import main as cli
+from ipr_jax.cli import experiment, refine, stream
 from ipr_jax.cli.evaluate import EvaluateOptions
 from ipr_jax.cli.experiment import ExperimentOptions
 from ipr_jax.cli.options import Opened, TaskOptions, get_rule, same_folder
@@ -375,7 +375,8 @@ def test_options_without_effect_are_refused(work, monkeypatch, words, message):
         return Opened(get_task(task, difficulty=options.difficulty), None, {})
 
     monkeypatch.setattr(TaskOptions, "open", opened)
-    monkeypatch.setattr(cli, "compute_in", lambda model, precision: None)
+    for command in (refine, experiment, stream):
+        monkeypatch.setattr(command, "compute_in", lambda model, precision: None)
     assert call(*words) == (2, "", f"error: {message}\n")
     assert not list(work.iterdir())
 
@@ -472,7 +473,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
         monkeypatch.setattr(pictures, name, function)
 
     monkeypatch.setattr(shards, "evaluate", told)
-    monkeypatch.setattr(cli, "SHOWN_ITERATIONS", (0, 2))
+    monkeypatch.setattr(refine, "SHOWN_ITERATIONS", (0, 2))
     for name in ("samples", "refinement", "animation"):
         keep(name)
     words = ("--samples", 10, "--iterations", 4, *FEW)

@@ -77,7 +77,10 @@ start_patches = jax.jit(schedule.start_patches)
     st.randoms(use_true_random=False),
 )
 def test_invariants_of_a_whole_pass(grid, steps_per_patch, overlap, max_steps, top_k, random):
-    """Levels start at 1, stay in [0, 1], never rise, move while steps remain, and end at 0."""
+    """Levels start at 1, stay in [0, 1], never rise, move while steps remain, and end at 0.
+
+    The published rounding may leave nothing to do in the last step.
+    """
     h, w = grid
     region = np.array([random.random() < 0.6 for _ in range(2 * h * w)]).reshape(2, h, w)
     plan = schedule.make_plan(h * w, steps_per_patch, overlap, max_steps, top_k)
@@ -98,7 +101,8 @@ def test_invariants_of_a_whole_pass(grid, steps_per_patch, overlap, max_steps, t
         assert (after <= before).all()
         for sample in range(2):
             if step < pass_plan.num_steps[sample]:
-                assert (after[sample] < before[sample]).any()
+                done = (before[sample] == 0).all() and step == pass_plan.num_steps[sample] - 1
+                assert (after[sample] < before[sample]).any() or done
         before = after
     np.testing.assert_array_equal(before, 0)
     assert ((np.asarray(start) != schedule.WAITING) == region).all()

@@ -13,7 +13,7 @@ from conftest import TINY, call
 from flax import nnx
 
 from ipr_jax import Prediction
-from ipr_jax.cli import main as cli
+from ipr_jax.cli import experiment as command
 from ipr_jax.cli import options
 from ipr_jax.methods import selection
 from ipr_jax.models import checkpoint
@@ -146,7 +146,7 @@ def test_a_sample_that_is_not_finite_is_neither_solved_nor_not(tmp_path):
     assert json.loads((tmp_path / "arms" / "0.10.json").read_text())["solved"] == [None] * 5
     differences = json.loads((tmp_path / "results.json").read_text())["differences"]
     assert differences == {"0.10": {}, "0.50": {}}
-    cli._say_differences(experiment, tmp_path)  # has nothing to say
+    command._say_differences(experiment, tmp_path)  # has nothing to say
 
 
 def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch, tiny_model):
@@ -160,7 +160,7 @@ def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch, tiny_model):
     assert found["K = 1"][0]["violations"] < found["K = 7"][0]["violations"]
     starts = []
     monkeypatch.setattr(pictures, "curves", lambda *given: starts.append(given[-1]))
-    cli._draw(tmp_path / "new.png", experiment, TASK, found, 5)
+    command._draw(tmp_path / "new.png", experiment, TASK, found, 5)
     assert starts == ["input"]
 
 

@@ -545,7 +545,7 @@ import os, pathlib, sys
 from ipr_jax.tasks import counting_polygons
 counting_polygons._digit(3, 20)
 assert "matplotlib" not in sys.modules
-from ipr_jax import pictures
+from ipr_jax.studies import pictures
 import numpy as np
 one = pictures.Samples(np.zeros((1, 8, 8, 1), np.float32), *np.ones((2, 1, 1, 1), bool))
 one = one._replace(solved=np.ones(1, bool))
