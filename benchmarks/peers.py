@@ -455,7 +455,7 @@ def measure(args: Args, device: str) -> dict[str, Any]:
         "arguments": {name: v for name, v in plain(args).items() if name not in PATHS},
         "clones": clones(args),
         "pytorch": started,
-        **environment.environment(),
+        **environment.describe(),
         "load_per_core": load,
         "largest_difference": differences,
         "evaluations_per_sample": evaluations,

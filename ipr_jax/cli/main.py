@@ -49,7 +49,7 @@ class Named(NamedTuple):
         tell.__annotations__ = {self.kind: annotation}
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameter = inspect.Parameter(self.kind, kind, annotation=annotation)
-        tell.__signature__ = inspect.Signature([parameter])  # pyright: ignore[reportFunctionMemberAccess]
+        tell.__signature__ = inspect.Signature([parameter])
         return tell
 
 

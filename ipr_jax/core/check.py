@@ -68,7 +68,7 @@ def count(
     if _traced(name, value, jnp.integer, rule, traced):
         return value
     try:
-        whole = operator.index(value)
+        whole = operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         whole = least - 1
     if whole < least or isinstance(value, bool):

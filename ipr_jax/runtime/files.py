@@ -301,6 +301,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
+    record: dict[str, Any] = {}
     try:
         record = json.loads(path.read_text())
         whole = record.pop("checksum") == _checksum(record)

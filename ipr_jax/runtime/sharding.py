@@ -20,7 +20,7 @@ AXIS = "data"
 Carry = TypeVar("Carry")
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis, ``data``, over devices; by default over all of them, of every process.
 
     Raises:

@@ -135,7 +135,7 @@ def regenerate(
     order_keys, noise_keys = random_keys.split(keys, 2)
     uniform = random_keys.uniform(order_keys, region.shape[1:])
 
-    def body(index: jax.Array, state: steps.PassState) -> steps.PassState:
+    def body(index: jax.Array | int, state: steps.PassState) -> steps.PassState:
         noise = random_keys.normal(random_keys.fold(noise_keys, index), z.shape[1:])
         state, _ = steps.step(
             denoise,

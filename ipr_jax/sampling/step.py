@@ -49,7 +49,7 @@ def _predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
     found = denoise(z, t)
     if not isinstance(found, tuple) or len(found) != len(Prediction._fields):
         raise ValueError(f"the denoiser must return a Prediction, got {check.told(found)}")
-    shapes = Prediction(velocity=z.shape, variance_fraction=z.shape, sigma=t.shape)
+    shapes = (z.shape, z.shape, t.shape)
     return Prediction(
         *(
             check.returned(f"the denoiser's {name}", part, shape, jnp.float32)

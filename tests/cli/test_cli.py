@@ -479,20 +479,20 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     words = ("--samples", 10, "--iterations", 4, *FEW)
     assert call("refine", "--model", tiny_folder, *words, "--out", "run")[0] == 0
     saved = samples_of(work / "run")
-    name, grid, iteration, headline = drawn["samples"]
-    assert (name, iteration, headline) == ("samples.png", 4, "valid")
+    name, grid, iteration, headline, start = drawn["samples"]
+    assert (name, iteration, headline, start) == ("samples.png", 4, "valid", "first pass")
     finite = [0, 2, 3, 4, 5, 6, 7, 8, 9]
     np.testing.assert_array_equal(grid.image, shards.to_float(saved["refined"])[finite])
     np.testing.assert_array_equal(grid.editable, saved["editable"][finite])
     np.testing.assert_array_equal(grid.solved, saved["valid"][-1][finite])
     np.testing.assert_array_equal(grid.violating, TASK.violating(grid.image))
-    name, moments, headline = drawn["refinement"]
+    name, moments, headline, _ = drawn["refinement"]
     assert (name, list(moments), headline) == ("refinement.png", [0, 2, 4], "valid")
     for number, source in ((0, "first_pass"), (4, "refined")):
         want = shards.to_float(saved[source])[finite[:7]]
         np.testing.assert_array_equal(moments[number].image, want)
         np.testing.assert_array_equal(moments[number].solved, saved["valid"][number][finite[:7]])
-    name, moments, sample, headline = drawn["animation"]
+    name, moments, sample, headline, _ = drawn["animation"]
     assert (name, list(moments), headline) == ("refinement.gif", [0, 1, 2, 3, 4], "valid")
     assert finite[sample] == 4
 
