@@ -144,7 +144,7 @@ def _draw(
     samples: int,
 ) -> None:
     """Draw the scores of an experiment, as far as there are any, unless it was drawn."""
-    from ipr_jax.studies import pictures
+    from ipr_jax.studies import curves
 
     panels = []
     for score in experiment.scores:
@@ -158,8 +158,8 @@ def _draw(
         }
         if bands:
             published = experiment.published.get(score, {})
-            panels.append(pictures.Panel(score.replace("_", " "), share, bands, published))
+            panels.append(curves.Panel(score.replace("_", " "), share, bands, published))
     if panels and not path.exists():
         title = f"{experiment.title}: {task.name}, {samples} samples"
         starts = dict.fromkeys(arm.refinement.start for arm in experiment.arms.values())
-        pictures.curves(path, panels, title, " or ".join(starts))
+        curves.curves(path, panels, title, " or ".join(starts))

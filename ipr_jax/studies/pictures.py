@@ -1,47 +1,44 @@
-"""Pictures of a refinement: its samples, one of them in motion, and scores over iterations.
+"""Pictures of a refinement: its samples, and one of them in motion.
 
 Shapes: B samples, [B, h, w] patches ("cells"), [B, H, W, C] images in [-1, 1]. Grayscale images
 (C = 1) are shown as dark ink on white paper, colour images (C = 3) as they are. A solved sample
 stands in a green frame, a clue has a blue border, a cell that violates a rule is red.
 """
 
-import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isqrt
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-if "matplotlib" not in sys.modules:  # it cannot be imported if MPLBACKEND is of another place
-    _named = os.environ.pop("MPLBACKEND", None)
-    import matplotlib
+# Before any import of matplotlib, which MPLBACKEND would make fail.
+from ipr_jax.studies.figures import (
+    BLUE,
+    DPI,
+    FAINT,
+    GREEN,
+    ORANGE,
+    PLAIN,
+    RED,
+    STRONG,
+    new_figure,
+    require,
+    write,
+)
 
-    if _named is not None:
-        os.environ["MPLBACKEND"] = _named
-        with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = _named  # for the figures of others: all here are files
-
-from matplotlib import style
-from matplotlib.axes import Axes
+# isort: split
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 from scipy.ndimage import minimum_filter
 
 from ipr_jax.runtime import files
 
-RED, GREEN, BLUE = (0.86, 0.08, 0.10), (0.05, 0.62, 0.25), (0.20, 0.48, 0.88)
-ORANGE = (1.0, 0.58, 0.0)
-FAINT, STRONG = (0.84, 0.84, 0.84), (0.35, 0.35, 0.35)
 TINT = 0.42
 """Opacity of the red over a violating cell: the digit stays legible."""
 
-DPI = 200
 WIDTH, MIN_WIDTH = 160, 1080  # of an image and of the picture; all these sizes are in pixels
 FRAME_WIDTH, MIN_FRAME_WIDTH = 320, 480  # the same in an animation
 GUTTER = 5  # around a cell: a grid line, then the blue of a clue
@@ -49,21 +46,6 @@ OUTLINE, FRAME, GAP, MARGIN = 2, 6, 7, 20
 TITLE, LINE, HEADS, CAPTION = 62, 48, 76, 30  # the heights of texts
 
 FIRST, NEXT, LAST = 1200, 500, 3000  # milliseconds of a frame
-
-DASHES = 12
-"""From the beginning of a dash to that of the next, in widths of the line."""
-PUBLISHED = "paper, its own task"
-"""What the hollow diamonds are."""
-ARROWS: dict[tuple[float, float], str] = {
-    (-1, 0): "\N{LEFTWARDS ARROW}",
-    (1, 0): "\N{RIGHTWARDS ARROW}",
-    (0, -1): "\N{DOWNWARDS ARROW}",
-    (0, 1): "\N{UPWARDS ARROW}",
-}
-"""To where a diamond is that is beyond the axes: right and up."""
-
-_PLAIN = style.context(["default", {"text.parse_math": False}])
-"""Whatever the user's matplotlib is set to, and with every text as it is."""
 
 
 class Samples(NamedTuple):
@@ -85,7 +67,7 @@ class Samples(NamedTuple):
     captions: Sequence[str] | None = None
 
 
-@_PLAIN
+@PLAIN
 def refinement(
     path: str | os.PathLike[str],
     moments: Mapping[int, Samples],
@@ -124,10 +106,10 @@ def refinement(
         heads=[(name, f"{each} {headline}") for name, each in zip(names, found, strict=True)],
         legend=_legend(moments.values(), headline),
     )
-    _write(_draw_sheet(sheet), path)
+    write(_draw_sheet(sheet), path)
 
 
-@_PLAIN
+@PLAIN
 def samples(
     path: str | os.PathLike[str],
     shown: Samples,
@@ -173,10 +155,10 @@ def samples(
         says=note,
         legend=_legend([shown], headline),
     )
-    _write(_draw_sheet(sheet), path)
+    write(_draw_sheet(sheet), path)
 
 
-@_PLAIN
+@PLAIN
 def animation(
     path: str | os.PathLike[str],
     moments: Mapping[int, Samples],
@@ -204,7 +186,7 @@ def animation(
     path = files.refuse_existing(path)
     _check_moments(moments)
     number = len(next(iter(moments.values())).solved)
-    _require(0 <= sample < number, f"sample must be in 0..{number - 1}", sample)
+    require(0 <= sample < number, f"sample must be in 0..{number - 1}", sample)
     shown = [_only(sample, each) for each in moments.values()]
     changed = [_changed(*pair) for pair in zip([shown[0], *shown], shown, strict=False)]
     legend = _legend(shown, headline, outlined=bool(np.any(changed)))
@@ -224,161 +206,6 @@ def animation(
     with files.whole(path) as part:
         looks = {"append_images": frames[1:], "duration": durations, "loop": 0}
         frames[0].save(part, format="GIF", save_all=True, **looks)
-
-
-class Panel(NamedTuple):
-    """A score of several arms.
-
-    Attributes:
-        label: what it is, such as "valid".
-        share: whether it is a share of the samples, in [0, 1], drawn in percent.
-        bands: by arm the value with its interval after 0, 1, ... iterations, float [N, 3]: low,
-            value, high; low and high are nan where there is no interval.
-        published: by arm a paper's value by iteration, drawn as a hollow diamond if the arm has
-            come so far, or named at the edge if it is beyond what the arms span; may be empty.
-    """
-
-    label: str
-    share: bool
-    bands: Mapping[str, np.ndarray]
-    published: Mapping[str, Mapping[int, float]]
-
-    def text(self, value: float) -> str:
-        """A value of the score."""
-        return f"{value:.1%}" if self.share else f"{value:.3g}"
-
-
-@_PLAIN
-def curves(
-    path: str | os.PathLike[str],
-    panels: Sequence[Panel],
-    title: str,
-    start: str = "first pass",
-) -> None:
-    """Draw scores over iterations with their 95% bands, and a paper's numbers beside them.
-
-    Arms without iterations are drawn as a list of values with their intervals. The file appears
-    whole or not at all.
-
-    Args:
-        path: a PNG file that does not exist, in a folder that does.
-        panels: from left to right.
-        title: what is compared.
-        start: what iteration 0 is.
-
-    Raises:
-        FileExistsError: the file exists; it is not overwritten.
-        FileNotFoundError: the folder does not exist.
-        ValueError: there is no panel, a panel has no arm, or a band is not [N, 3], has a value that
-            is not in its interval or is not finite, or as a share is not in [0, 1].
-    """
-    path = files.refuse_existing(path)
-    arms = [len(panel.bands) for panel in panels]
-    _require(arms and all(arms), "there must be a panel and an arm in every panel", arms)
-    for panel in panels:
-        for name, band in panel.bands.items():
-            _check_band(name, np.asarray(band), panel.share)
-    listed = all(len(band) == 1 for panel in panels for band in panel.bands.values())
-    figure = _figure(2.2 + 4.4 * len(panels), 4.2)
-    figure.set_layout_engine("constrained")
-    figure.suptitle(title, fontsize=11, weight="bold")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        (_draw_list if listed else _draw_curves)(axes, panel, start)
-        axes.grid(color=FAINT, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, path)
-
-
-def _draw_curves(axes: Axes, panel: Panel, start: str) -> None:
-    """Each arm with longer gaps than those before it and its own markers: equal ones are seen."""
-    arms, colours = len(panel.bands), [f"C{number}" for number in range(len(panel.bands))]
-    for number, (name, band) in enumerate(panel.bands.items()):
-        low, value, high = np.asarray(band, float).T
-        axes.plot(
-            range(len(value)),
-            value,
-            color=colours[number],
-            linestyle=(0, (DASHES * (1 - number / arms), DASHES * number / arms)),
-            marker="o",
-            markersize=3,
-            markevery=(number, arms),
-            label=f"{name}: {panel.text(value[0])} to {panel.text(value[-1])}",
-        )
-        axes.fill_between(range(len(value)), low, high, color=colours[number], alpha=0.18, lw=0)
-    axes.set_xlabel(f"iteration (0 = {start}), bands: 95% intervals")
-    axes.set_ylabel(f"{panel.label} (%)" if panel.share else panel.label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    if panel.share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    axes.margins(x=0.03)
-    _draw_published(axes, panel, colours, lambda number, iteration, value: (iteration, value))
-
-
-def _draw_list(axes: Axes, panel: Panel, start: str) -> None:
-    names = list(panel.bands)
-    low, value, high = np.concatenate([np.asarray(panel.bands[name], float) for name in names]).T
-    axes.errorbar(value, names, xerr=[value - low, high - value], fmt="o", color=BLUE, capsize=3)
-    axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, {start}, bars: 95% intervals")
-    axes.invert_yaxis()
-    if panel.share:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    _draw_published(axes, panel, [STRONG] * len(names), lambda number, _, value: (value, number))
-
-
-def _draw_published(
-    axes: Axes,
-    panel: Panel,
-    colours: Sequence[Any],
-    place: Callable[[int, int, float], tuple[float, float]],
-) -> None:
-    """A paper's numbers, as far as the arms have come, and the legend.
-
-    They do not change the axes: what is beyond is named at the edge.
-    """
-    least, most = np.sort([axes.get_xlim(), axes.get_ylim()]).T
-    axes.autoscale(False)
-    looks = {"linestyle": "", "marker": "D", "markerfacecolor": "none", "zorder": 3}
-    known = [
-        (number, f"{name}: {panel.text(value)}", np.array(place(number, iteration, value)))
-        for number, (name, band) in enumerate(panel.bands.items())
-        for iteration, value in panel.published.get(name, {}).items()
-        if iteration < len(band)
-    ]
-    beyond: dict[tuple[float, ...], list[str]] = {}
-    for number, text, point in known:
-        edge = point.clip(least, most)
-        if (edge == point).all():
-            size = 7 + 3 * (len(panel.bands) - 1 - number)  # equal ones surround each other
-            axes.plot(*point, color=colours[number], markersize=size, **looks)
-        else:
-            beyond.setdefault((*edge, *np.sign(point - edge)), []).append(text)
-    for (x, y, right, up), texts in beyond.items():
-        axes.annotate(
-            "\n".join(f"{ARROWS[right, up]}\N{WHITE DIAMOND} {text}" for text in texts),
-            (x, y),
-            (-4 * right, -4 * up or 6),
-            textcoords="offset points",
-            ha="left" if x < (least + most)[0] / 2 else "right",
-            va="top" if up > 0 else "bottom",
-            fontsize=8,
-        )
-    if known:
-        axes.plot([], [], color=STRONG, label=PUBLISHED, **looks)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9)
-
-
-def _check_band(name: str, band: np.ndarray, share: bool) -> None:
-    _require(
-        band.ndim == 2 and band.shape[1] == 3 and len(band), f"{name} must be [N, 3]", band.shape
-    )
-    low, value, high = band.T
-    none = np.isnan(low) & np.isnan(high)
-    inside = (band >= 0) & (band <= 1) if share else np.isfinite(band)
-    holds = (low <= value) & (value <= high) & inside.all(axis=1) | none & inside[:, 1]
-    rule = "0 <= low <= value <= high <= 1" if share else "low <= value <= high"
-    _require(holds.all(), f"{name}: {rule} must hold", band.tolist())
 
 
 class _Sheet(NamedTuple):
@@ -417,7 +244,7 @@ def _draw_sheet(sheet: _Sheet, min_width: int = MIN_WIDTH) -> Figure:
     marked = says + (-(-len(sheet.legend) // legend_columns) * LINE if sheet.legend else 0)
     top = marked + (HEADS if sheet.heads else 0)
     down = top + rows * height + MARGIN
-    figure = _figure(across / DPI, down / DPI)
+    figure = new_figure(across / DPI, down / DPI)
     figure.figimage(boards, left, MARGIN, origin="upper")
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
@@ -558,39 +385,34 @@ def _when(iteration: int, start: str) -> str:
     return f"after {_iterations(iteration)}" if iteration else f"in the {start}"
 
 
-def _require(holds: object, rule: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{rule}, got {value}")
-
-
 def _check_moments(moments: Mapping[int, Samples]) -> None:
     iterations = list(moments)
     increasing = all(a < b for a, b in zip((-1, *iterations), iterations, strict=False))
     rule = "iterations must be increasing numbers >= 0 (at least one)"
-    _require(iterations and increasing, rule, iterations)
+    require(iterations and increasing, rule, iterations)
     first, *later = moments.values()
     for shown in (first, *later):
         _check_samples(shown)
         rule = f"all moments must have images {list(first.image.shape)} and the same clues"
         fits = shown.image.shape == first.image.shape
         same = fits and np.array_equal(shown.editable, first.editable)
-        _require(same, rule, f"{list(shown.image.shape)}{' and other clues' if fits else ''}")
+        require(same, rule, f"{list(shown.image.shape)}{' and other clues' if fits else ''}")
     captioned = [shown.captions is not None for shown in moments.values()]
     rule = "all moments must have captions, or none"
-    _require(len(set(captioned)) == 1, rule, f"them in {sum(captioned)} of {len(captioned)}")
+    require(len(set(captioned)) == 1, rule, f"them in {sum(captioned)} of {len(captioned)}")
 
 
 def _check_samples(shown: Samples) -> None:
     image, editable = shown.image, shown.editable
     fits = image.ndim == 4 and image.dtype == np.float32 and image.shape[-1] in (1, 3)
     rule = "image must be float32 [B, H, W, 1 or 3]"
-    _require(fits and image.size, rule, f"{image.dtype} {list(image.shape)}")
-    _require(np.isfinite(image).all(), "image must be finite", "nan or infinity")
+    require(fits and image.size, rule, f"{image.dtype} {list(image.shape)}")
+    require(np.isfinite(image).all(), "image must be finite", "nan or infinity")
     number, height, width, _ = image.shape
     h, w = editable.shape[1:] if editable.ndim == 3 else (0, 0)
     square = h and w and height % h == 0 == width % w and height // h == width // w
     rule = f"editable must be [{number}, h, w] over square patches of the {height}x{width} images"
-    _require(square, rule, list(editable.shape))
+    require(square, rule, list(editable.shape))
     for name, array, shape in (
         ("editable", editable, (number, h, w)),
         ("violating", shown.violating, (number, h, w)),
@@ -599,15 +421,9 @@ def _check_samples(shown: Samples) -> None:
         if array is not None:
             fits = array.shape == shape and array.dtype == np.bool_
             rule = f"{name} must be bool {list(shape)}"
-            _require(fits, rule, f"{array.dtype} {list(array.shape)}")
+            require(fits, rule, f"{array.dtype} {list(array.shape)}")
     texts = number if shown.captions is None else len(shown.captions)
-    _require(texts == number, f"captions must be {number} texts or None", texts)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    require(texts == number, f"captions must be {number} texts or None", texts)
 
 
 def _frame(figure: Figure) -> Image.Image:
@@ -616,8 +432,3 @@ def _frame(figure: Figure) -> Image.Image:
     canvas.draw()
     colours = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     return colours.quantize(256, dither=Image.Dither.NONE)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    with files.whole(path) as part, part.open("xb") as file:
-        figure.savefig(file, format="png")

@@ -13,7 +13,7 @@ import functools
 
 import jax
 
-from ipr_jax.tasks import boards, digits, sudoku
+from ipr_jax.tasks import boards, digits, random_boards
 from ipr_jax.tasks.base import Split, Task
 
 
@@ -26,7 +26,7 @@ def _tiles(split: Split) -> boards.Tiles:
     return boards.sort_tiles(*boards.legible(*digits.load_digits(split), _read_digits), 9)
 
 
-BOARDS = boards.DigitBoards(9, 8, _tiles, sudoku.boards_9x9, _read_digits)
+BOARDS = boards.DigitBoards(9, 8, _tiles, random_boards.boards_9x9, _read_digits)
 """9x9 boards of the 8x8 digits of scikit-learn, uniform over the valid ones."""
 
 

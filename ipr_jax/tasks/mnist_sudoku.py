@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipr_jax.tasks import boards, mnist, sudoku
+from ipr_jax.tasks import boards, mnist, random_boards
 from ipr_jax.tasks.base import Batch, Split, Task, generators
 
 
@@ -58,7 +58,7 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
             return _sort(*boards.legible(*mnist.load_mnist(data, split), read_digits))
 
         of_split("test")  # now, to refuse what is missing or damaged
-        return boards.DigitBoards(9, mnist.SIDE, of_split, sudoku.boards_9x9, read_digits)
+        return boards.DigitBoards(9, mnist.SIDE, of_split, random_boards.boards_9x9, read_digits)
 
     tiles = _sort(images, labels)
 

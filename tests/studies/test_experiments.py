@@ -19,7 +19,7 @@ from ipr_jax.methods import selection
 from ipr_jax.models import checkpoint
 from ipr_jax.models.networks import build
 from ipr_jax.runtime import files
-from ipr_jax.studies import evaluate, experiments, metrics, pictures
+from ipr_jax.studies import curves, evaluate, experiments, metrics
 from ipr_jax.tasks import TASKS, counting_polygons, get_task
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.tasks.polygon_classifier import Counts
@@ -159,7 +159,7 @@ def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch, tiny_model):
         assert lines[1]["nfe"] == 10 + 3 * 2  # four of 16 cells, 10 steps each, 0.8 overlapped
     assert found["K = 1"][0]["violations"] < found["K = 7"][0]["violations"]
     starts = []
-    monkeypatch.setattr(pictures, "curves", lambda *given: starts.append(given[-1]))
+    monkeypatch.setattr(curves, "curves", lambda *given: starts.append(given[-1]))
     command._draw(tmp_path / "new.png", experiment, TASK, found, 5)
     assert starts == ["input"]
 

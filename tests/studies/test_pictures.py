@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from ipr_jax.studies import pictures
+from ipr_jax.studies import curves, figures, pictures
 from ipr_jax.tasks import counting_polygons, even_pixels
 
 CELL = 50
 BOARD = 4 * CELL + 2 * (pictures.OUTLINE + pictures.FRAME + pictures.GAP)
 GREEN, BLUE, ORANGE = (
     [round(255 * part) for part in colour]
-    for colour in (pictures.GREEN, pictures.BLUE, pictures.ORANGE)
+    for colour in (figures.GREEN, figures.BLUE, figures.ORANGE)
 )
 
 
@@ -56,13 +56,13 @@ def moments(arrays: dict[str, Any]) -> dict[int, pictures.Samples]:
     }
 
 
-def panel(**changes: Any) -> pictures.Panel:
+def panel(**changes: Any) -> curves.Panel:
     """A share of the samples, over two iterations."""
     band = np.array([[0.4, 0.5, 0.6], [0.5, 0.6, 0.7], [0.6, 0.75, 0.8]])
     bands = {"a": band, "b": band[::-1]}
     published = {"b": {1: 0.7, 50: 0.8}}
     whole = {"label": "valid", "share": True, "bands": bands, "published": published}
-    return pictures.Panel(**whole | changes)
+    return curves.Panel(**whole | changes)
 
 
 def strip(path: Path | str, **arrays: Any) -> None:
@@ -78,7 +78,7 @@ def motion(path: Path | str) -> None:
 
 
 def lines(path: Path | str) -> None:
-    pictures.curves(path, [panel()], "Two arms")
+    curves.curves(path, [panel()], "Two arms")
 
 
 def read(path: Path) -> np.ndarray:
@@ -264,7 +264,7 @@ def test_what_is_corrected_is_the_input(
     pictures.refinement(tmp_path / "a.png", shown, "valid", "input")
     pictures.samples(tmp_path / "b.png", shown[0], 0, "valid", "input")
     pictures.animation(tmp_path / "c.gif", shown, 0, "valid", "input")
-    pictures.curves(tmp_path / "d.png", [panel()], "Two arms", "input")
+    curves.curves(tmp_path / "d.png", [panel()], "Two arms", "input")
     strip, grid, lines = drawn
     assert texts_of(strip)[1:3] == ["0 of 1 valid in the input, 0 of 1 after 1 iteration", "input"]
     assert texts_of(grid)[0] == "1 sample in the input: 0 valid"
@@ -444,7 +444,7 @@ def test_a_frame_says_when_it_is_and_whether_it_is_solved(
         ["iteration 7 of 7", "valid", "c"],
     ]
     assert [figure.texts[1].get_color() for figure in framed] == [
-        *(pictures.RED, pictures.RED, pictures.GREEN)
+        *(figures.RED, figures.RED, figures.GREEN)
     ]
     assert [legend_of(figure) for figure in framed] == [["valid"]] * 3
     frames, _ = frames_of(tmp_path / "new.gif")
@@ -522,8 +522,8 @@ def test_texts_are_printed_as_they_are(
     bands = panel().bands["a"]
     lines = panel(label=name, bands={name: bands}, published={name: {0: 0.1}})
     rows = panel(label=name, bands={name: bands[:1]}, published={name: {0: 0.1}})
-    pictures.curves(tmp_path / "d.png", [lines], name, name)
-    pictures.curves(tmp_path / "e.png", [rows], name, name)
+    curves.curves(tmp_path / "d.png", [lines], name, name)
+    curves.curves(tmp_path / "e.png", [rows], name, name)
     for figure in (*drawn, *framed):
         texts = [text for text in figure.findobj(Text) if text.get_text()]
         assert not any(text.get_parse_math() for text in texts)
@@ -545,7 +545,7 @@ import os, pathlib, sys
 from ipr_jax.tasks import counting_polygons
 counting_polygons._digit(3, 20)
 assert "matplotlib" not in sys.modules
-from ipr_jax.studies import pictures
+from ipr_jax.studies import curves, pictures
 import numpy as np
 one = pictures.Samples(np.zeros((1, 8, 8, 1), np.float32), *np.ones((2, 1, 1, 1), bool))
 one = one._replace(solved=np.ones(1, bool))
@@ -553,7 +553,7 @@ band = np.array([[0.1, 0.2, 0.3]])
 pictures.refinement("a.png", {0: one}, "valid")
 pictures.samples("b.png", one, 0, "valid")
 pictures.animation("c.gif", {0: one}, 0, "valid")
-pictures.curves("d.png", [pictures.Panel("valid", True, {"a": band}, {})], "One")
+curves.curves("d.png", [curves.Panel("valid", True, {"a": band}, {})], "One")
 import matplotlib
 print(sorted(path.name for path in pathlib.Path().iterdir()), os.environ["MPLBACKEND"])
 print(matplotlib.get_backend())
@@ -651,15 +651,15 @@ def test_curves_have_bands_and_the_papers_numbers_as_far_as_they_go(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     shown = panel()
-    pictures.curves(tmp_path / "new.png", [shown], "Two arms")
+    curves.curves(tmp_path / "new.png", [shown], "Two arms")
     (axes,) = drawn[0].axes
     assert drawn[0].get_suptitle() == "Two arms"
     assert axes.get_xlabel() == "iteration (0 = first pass), bands: 95% intervals"
     assert axes.get_ylabel() == "valid (%)"
     assert legend_of(axes) == ["a: 50.0% to 75.0%", "b: 75.0% to 50.0%", "paper, its own task"]
-    curves = {str(line.get_label()): line for line in axes.lines}
+    found = {str(line.get_label()): line for line in axes.lines}
     np.testing.assert_array_equal(
-        curves["a: 50.0% to 75.0%"].get_data(), [range(3), [0.5, 0.6, 0.75]]
+        found["a: 50.0% to 75.0%"].get_data(), [range(3), [0.5, 0.6, 0.75]]
     )
     assert diamonds_of(axes) == [(1, 0.7)]
     assert len(axes.collections) == 2
@@ -672,7 +672,7 @@ def test_curves_have_bands_and_the_papers_numbers_as_far_as_they_go(
 def test_without_a_papers_number_there_is_no_mark_for_it(
     tmp_path: Path, drawn: list[Figure], published: dict[str, dict[int, float]]
 ) -> None:
-    pictures.curves(tmp_path / "new.png", [panel(published=published)], "Two arms")
+    curves.curves(tmp_path / "new.png", [panel(published=published)], "Two arms")
     (axes,) = drawn[0].axes
     assert diamonds_of(axes) == []
     assert legend_of(axes) == ["a: 50.0% to 75.0%", "b: 75.0% to 50.0%"]
@@ -681,7 +681,7 @@ def test_without_a_papers_number_there_is_no_mark_for_it(
 def test_arms_without_iterations_are_a_list(tmp_path: Path, drawn: list[Figure]) -> None:
     bands = {"a": np.array([[0.4, 0.5, 0.7]]), "b": np.array([[0.1, 0.2, 0.25]])}
     shown = panel(bands=bands, published={"b": {0: 0.3, 50: 0.8}})
-    pictures.curves(tmp_path / "new.png", [shown], "Two arms")
+    curves.curves(tmp_path / "new.png", [shown], "Two arms")
     (axes,) = drawn[0].axes
     assert axes.get_xlabel() == "valid (%), first pass, bars: 95% intervals"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
@@ -702,20 +702,20 @@ def test_a_papers_number_beyond_the_axes_is_named_at_the_edge(
     far = {"a": {0: 0.05, 1: 0.55}, "b": {0: 0.05, 2: 0.95}}
     alone = {name: band[:1] for name, band in panel().bands.items()}
     for shown in (panel(published={}), panel(published=far)):
-        pictures.curves(tmp_path / f"curves{len(shown.published)}.png", [shown], "Two arms")
+        curves.curves(tmp_path / f"curves{len(shown.published)}.png", [shown], "Two arms")
     listed = panel(bands=alone, published=far)
     for shown in (panel(bands=alone, published={}), listed):
-        pictures.curves(tmp_path / f"list{len(shown.published)}.png", [shown], "Two arms")
-    plain, curves, plain_list, rows = (figure.axes[0] for figure in drawn)
-    for before, after in ((plain, curves), (plain_list, rows)):
+        curves.curves(tmp_path / f"list{len(shown.published)}.png", [shown], "Two arms")
+    plain, found, plain_list, rows = (figure.axes[0] for figure in drawn)
+    for before, after in ((plain, found), (plain_list, rows)):
         assert after.get_xlim() == before.get_xlim()
         assert after.get_ylim() == before.get_ylim()
         assert legend_of(after)[-1] == "paper, its own task"
-    assert [(text.get_text(), text.xy) for text in curves.texts] == [
-        ("\u2193\u25c7 a: 5.0%\n\u2193\u25c7 b: 5.0%", (0, curves.get_ylim()[0])),
-        ("\u2191\u25c7 b: 95.0%", (2, curves.get_ylim()[1])),
+    assert [(text.get_text(), text.xy) for text in found.texts] == [
+        ("\u2193\u25c7 a: 5.0%\n\u2193\u25c7 b: 5.0%", (0, found.get_ylim()[0])),
+        ("\u2191\u25c7 b: 95.0%", (2, found.get_ylim()[1])),
     ]
-    assert diamonds_of(curves) == [(1, 0.55)]
+    assert diamonds_of(found) == [(1, 0.55)]
     left = rows.get_xlim()[0]
     assert [(text.get_text(), text.xy) for text in rows.texts] == [
         ("\u2190\u25c7 a: 5.0%", (left, 0)),
@@ -730,8 +730,8 @@ def test_equal_curves_are_all_seen(tmp_path: Path, drawn: list[Figure], arms: in
     names = [f"arm {number}" for number in range(arms)]
     published = {name: {5: 0.5} for name in names}
     shown = panel(bands=dict.fromkeys(names, band), published=published)
-    pictures.curves(tmp_path / "new.png", [shown], "Equal")
-    pictures.curves(tmp_path / "one.png", [panel(bands={"one": band}, published={})], "Equal")
+    curves.curves(tmp_path / "new.png", [shown], "Equal")
+    curves.curves(tmp_path / "one.png", [panel(bands={"one": band}, published={})], "Equal")
     (left, bottom), (right, top) = drawn[0].axes[0].transData.transform([(6, 0), (26, 1)])
 
     def seen(path: Path, colour: str) -> int:
@@ -749,7 +749,7 @@ def test_without_an_interval_there_is_no_band(tmp_path: Path, drawn: list[Figure
     none = np.nan
     band = np.array([[1, 2, 3], [none, 1, none], [none, 0, none]])
     shown = panel(label="violations", share=False, bands={"a": band, "b": band[1:]}, published={})
-    pictures.curves(tmp_path / "new.png", [shown], "Two arms")
+    curves.curves(tmp_path / "new.png", [shown], "Two arms")
     (axes,) = drawn[0].axes
     assert legend_of(axes) == ["a: 2 to 0", "b: 1 to 0"]
     assert axes.lines[0].get_ydata().tolist() == [2, 1, 0]
@@ -758,8 +758,8 @@ def test_without_an_interval_there_is_no_band(tmp_path: Path, drawn: list[Figure
 
 def test_several_panels_stand_side_by_side(tmp_path: Path, drawn: list[Figure]) -> None:
     mean = panel(label="imbalance", share=False, bands={"a": np.array([[8.0, 9, 10], [1, 2, 3.5]])})
-    pictures.curves(tmp_path / "one.png", [panel()], "Two arms")
-    pictures.curves(tmp_path / "new.png", [panel(), mean], "Two arms")
+    curves.curves(tmp_path / "one.png", [panel()], "Two arms")
+    curves.curves(tmp_path / "new.png", [panel(), mean], "Two arms")
     left, right = drawn[1].axes
     assert left.get_position().x1 < right.get_position().x0
     assert left.get_position().y0 == pytest.approx(right.get_position().y0)
@@ -791,8 +791,8 @@ def test_several_panels_stand_side_by_side(tmp_path: Path, drawn: list[Figure]) 
     ],
 )
 def test_curves_that_do_not_fit_are_refused(
-    tmp_path: Path, panels: list[pictures.Panel], message: str
+    tmp_path: Path, panels: list[curves.Panel], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        pictures.curves(tmp_path / "new.png", panels, "None")
+        curves.curves(tmp_path / "new.png", panels, "None")
     assert not list(tmp_path.iterdir())

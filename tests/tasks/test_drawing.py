@@ -10,7 +10,7 @@ from scipy import stats
 
 from ipr_jax import TransformerConfig
 from ipr_jax.models import checkpoint
-from ipr_jax.tasks import boards, digits, drawing, get_task, mini_sudoku, sudoku
+from ipr_jax.tasks import boards, digits, drawing, get_task, mini_sudoku, random_boards, sudoku
 from ipr_jax.training import trainer
 
 NUMBER = 20_000
@@ -40,7 +40,7 @@ def test_a_board_becomes_every_one_that_a_symmetry_makes_of_it(which, size):
 
 def test_large_boards_are_valid_and_as_the_hosts():
     """The digit of a cell, and whether two rows of a band have the same digits in two boxes."""
-    table = sudoku.boards_9x9(0, "train", np.arange(500))
+    table = random_boards.boards_9x9(0, "train", np.arange(500))
     drawn = np.asarray(drawing.boards(jnp.asarray(table, jnp.int32), jax.random.key(2), 2000))
     assert sudoku.are_valid(drawn).all()
     assert len(np.unique(drawn.reshape(-1, 81), axis=0)) == 2000
@@ -54,7 +54,7 @@ def test_large_boards_are_valid_and_as_the_hosts():
         )
         return (one == two).all(axis=1)
 
-    host = alike(sudoku.boards_9x9(1, "test", np.arange(2000)))
+    host = alike(random_boards.boards_9x9(1, "test", np.arange(2000)))
     counts = [[each.sum(), len(each) - each.sum()] for each in (host, alike(drawn))]
     assert stats.chi2_contingency(counts).pvalue > 0.001
 

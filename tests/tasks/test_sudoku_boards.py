@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ipr_jax.models.config import PRESETS
-from ipr_jax.tasks import boards, digits, digits_sudoku, get_task, mini_sudoku, sudoku
+from ipr_jax.tasks import (
+    boards,
+    digits,
+    digits_sudoku,
+    get_task,
+    mini_sudoku,
+    random_boards,
+    sudoku,
+)
 from ipr_jax.tasks.base import generators
 
 NUM_BOARDS = 6_670_903_752_021_072_936_960
@@ -48,40 +56,40 @@ def crossing(layout):
 @settings(max_examples=30)
 @given(seeds, splits, positions)
 def test_boards_are_valid_and_depend_on_seed_split_and_index_alone(seed, split, indices):
-    drawn = sudoku.boards_9x9(seed, split, indices)
+    drawn = random_boards.boards_9x9(seed, split, indices)
     assert (drawn.dtype, drawn.shape) == (np.int8, (len(indices), 9, 9))
     assert sudoku.are_valid(drawn).all()
-    again = sudoku.boards_9x9(seed, split, np.concatenate([[7], indices[::-1]]).astype(int))
+    again = random_boards.boards_9x9(seed, split, np.concatenate([[7], indices[::-1]]).astype(int))
     np.testing.assert_array_equal(again[1:], drawn[::-1])
 
 
 def test_boards_of_other_seeds_splits_and_indices_are_others():
-    one = sudoku.boards_9x9(0, "train", np.arange(600))
-    seed, split = sudoku.boards_9x9(1, "train", np.arange(600)), sudoku.boards_9x9(
+    one = random_boards.boards_9x9(0, "train", np.arange(600))
+    seed, split = random_boards.boards_9x9(1, "train", np.arange(600)), random_boards.boards_9x9(
         0, "test", np.arange(600))  # fmt: skip
     assert len({board.tobytes() for board in [*one, *seed, *split]}) == 1800
 
 
 def test_boards_are_the_same_everywhere():
     text = "746139852812567394395842716639274185128653479574981263457316928983725641261498537"
-    assert "".join(map(str, sudoku.boards_9x9(0, "test", np.arange(1)).ravel())) == text
+    assert "".join(map(str, random_boards.boards_9x9(0, "test", np.arange(1)).ravel())) == text
     digest = "2d1487bd22534f17bf87543b3485b646ecf236e3c9553036f4dd854b5cf99212"
-    assert sha256(sudoku.boards_9x9(2, "train", np.array([9, 10**6, 2**33]))) == digest
+    assert sha256(random_boards.boards_9x9(2, "train", np.array([9, 10**6, 2**33]))) == digest
 
 
 def test_the_draws_count_all_boards():
     """Digits, draws, the two stacks' column orders: their mean number of ways is no accident."""
-    numbers = np.random.default_rng(0).integers(math.prod(sudoku.CHOICES), size=200_000)
-    ways = sudoku._draw(numbers).ways
-    counted = math.factorial(9) * math.prod(sudoku.CHOICES[1:]) * 36 * ways.mean()
+    numbers = np.random.default_rng(0).integers(math.prod(random_boards.CHOICES), size=200_000)
+    ways = random_boards._draw(numbers).ways
+    counted = math.factorial(9) * math.prod(random_boards.CHOICES[1:]) * 36 * ways.mean()
     error = ways.std() / ways.mean() / len(ways) ** 0.5
     assert error < 2e-3
     assert abs(counted / NUM_BOARDS - 1) < 3 * error
 
 
 def test_the_ways_are_those_of_a_slow_count():
-    numbers = np.random.default_rng(1).integers(math.prod(sudoku.CHOICES), size=4)
-    draw, lines = sudoku._draw(numbers), sudoku._layouts().lines
+    numbers = np.random.default_rng(1).integers(math.prod(random_boards.CHOICES), size=4)
+    draw, lines = random_boards._draw(numbers), random_boards._layouts().lines
     for k in range(len(numbers)):
         counts = []
         for stack in (1, 2):
@@ -91,12 +99,12 @@ def test_the_ways_are_those_of_a_slow_count():
             left = 3 - first[:, None] - second
             counts.append(sum(tuple(column) in allowed for column in left[apart].tolist()))
         assert 36 * draw.ways[k] == math.prod(counts)
-    assert (sudoku._layouts().ways.min(), sudoku._layouts().ways.max()) == (16, 288)
+    assert (random_boards._layouts().ways.min(), random_boards._layouts().ways.max()) == (16, 288)
 
 
 def test_accepted_draws_are_as_many_as_their_ways():
-    numbers = np.random.default_rng(2).integers(math.prod(sudoku.CHOICES), size=200_000)
-    draw = sudoku._draw(numbers)
+    numbers = np.random.default_rng(2).integers(math.prod(random_boards.CHOICES), size=200_000)
+    draw = random_boards._draw(numbers)
     expected = draw.ways / 288**2
     spread = (expected * (1 - expected)).sum() ** 0.5
     assert abs(draw.accepted.sum() - expected.sum()) < 3 * spread
@@ -104,7 +112,7 @@ def test_accepted_draws_are_as_many_as_their_ways():
 
 @pytest.fixture(scope="module")
 def many():
-    return sudoku.boards_9x9(0, "train", np.arange(6000))
+    return random_boards.boards_9x9(0, "train", np.arange(6000))
 
 
 def test_every_digit_is_equally_likely_in_every_cell(many):
@@ -137,9 +145,9 @@ def test_boards_are_not_all_the_same_up_to_symmetry(many):
 
 def test_boards_are_drawn_fast():
     """100,000 of them in 30 s on a core; asserted with four times the time that they take."""
-    sudoku.boards_9x9(0, "train", np.arange(1))
+    random_boards.boards_9x9(0, "train", np.arange(1))
     start = time.process_time()
-    sudoku.boards_9x9(3, "train", np.arange(3000))
+    random_boards.boards_9x9(3, "train", np.arange(3000))
     assert time.process_time() - start < 0.9
 
 
@@ -154,7 +162,7 @@ def test_boards_are_drawn_fast():
 )
 def test_other_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        sudoku.boards_9x9(*arguments)
+        random_boards.boards_9x9(*arguments)
     with pytest.raises(ValueError, match=message):
         digits_sudoku.BOARDS.batch(arguments[1], arguments[0], arguments[2], (0, 1))
 
@@ -200,7 +208,7 @@ def test_dependencies_are_shared_rows_columns_and_boxes(n, peers):
 
 @given(seeds, st.integers(1, 40))
 def test_corrupted_boards_differ_in_two_cells_per_pair_and_are_invalid(seed, pairs):
-    board = sudoku.boards_9x9(seed, "test", np.arange(1))[0]
+    board = random_boards.boards_9x9(seed, "test", np.arange(1))[0]
     before = board.copy()
     wrong = sudoku.corrupt(board, pairs, np.random.default_rng(seed))
     np.testing.assert_array_equal(board, before)
@@ -294,7 +302,7 @@ def test_samples_depend_on_split_seed_and_index_alone(seed, split, indices, a, b
         again = draw(split, seed, np.concatenate([indices[::-1], [3]]).astype(int), argument)
         for part, other in zip(batch, again, strict=True):
             np.testing.assert_array_equal(part, other[:-1][::-1])
-        np.testing.assert_array_equal(batch.label, sudoku.boards_9x9(seed, split, indices))
+        np.testing.assert_array_equal(batch.label, random_boards.boards_9x9(seed, split, indices))
     given_cells = 81 - digits_sudoku.BOARDS.batch(split, seed, indices, clues).editable.sum((1, 2))
     assert ((given_cells >= clues[0]) & (given_cells <= clues[1])).all()
 
