@@ -104,7 +104,7 @@ def trained(folder):
     """All that a training leaves but its times: the log, the weights."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["seconds_per_step"]
+        del line["seconds_per_step"], line["seconds"]
     model = checkpoint.load(folder / "model")
     return lines, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(nnx.state(model))]
 
