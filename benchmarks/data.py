@@ -31,7 +31,16 @@ from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.core import check
 from ipr_jax.models import PRESETS, TRANSFORMERS, Config
 from ipr_jax.runtime import environment, flops
-from ipr_jax.tasks import TASKS, Batch, Split, boards, counting_polygons, get_task, mnist, sudoku
+from ipr_jax.tasks import (
+    TASKS,
+    Batch,
+    Split,
+    boards,
+    counting_polygons,
+    get_task,
+    mnist,
+    random_boards,
+)
 from ipr_jax.training import loader, noise_levels, trainer
 
 BATCH_SIZE = 64
@@ -106,7 +115,7 @@ def batches_of(task: str, mnist_folder: Path | None) -> loader.MakeBatch:
         return functools.partial(counting_polygons.batch, variant, "train")
     if task == "mnist-sudoku" and mnist_folder is not None:
         tiles = functools.partial(mnist_tiles, mnist_folder)
-        made = boards.DigitBoards(9, mnist.SIDE, tiles, sudoku.boards_9x9, unread)
+        made = boards.DigitBoards(9, mnist.SIDE, tiles, random_boards.boards_9x9, unread)
         return made.puzzles(task, "hard").training_batch
     return get_task(task).training_batch
 

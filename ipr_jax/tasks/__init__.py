@@ -3,7 +3,7 @@
 Imports ``core`` and ``runtime``.
 """
 
-from ipr_jax.tasks import boards, counting_polygons, mnist, sudoku
+from ipr_jax.tasks import boards, counting_polygons, mnist, random_boards
 from ipr_jax.tasks.base import Batch, Split, Task
 from ipr_jax.tasks.registry import TASKS, get_task, missing
 
@@ -17,5 +17,5 @@ __all__ = [
     "get_task",
     "missing",
     "mnist",
-    "sudoku",
+    "random_boards",
 ]

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from ipr_jax.models.config import PRESETS
 from ipr_jax.models.networks import open_network
-from ipr_jax.tasks import boards, mnist, mnist_classifier, mnist_sudoku, sudoku
+from ipr_jax.tasks import boards, mnist, mnist_classifier, mnist_sudoku, random_boards, sudoku
 
 GRAY = np.arange(10) * 25
 """The first pixel of the images here, by digit."""
@@ -184,7 +184,9 @@ NUM_EXTRA = 30
 def release(tmp_path_factory):
     """A folder like that of the release: 10,030 boards, 1,005 images of each digit."""
     path = tmp_path_factory.mktemp("release")
-    np.save(path / "sudokus.npy", sudoku.boards_9x9(0, "train", np.arange(10_000 + NUM_EXTRA)))
+    np.save(
+        path / "sudokus.npy", random_boards.boards_9x9(0, "train", np.arange(10_000 + NUM_EXTRA))
+    )
     labels = np.random.default_rng(0).permutation(np.arange(10).repeat(1005))
     write_mnist(path / "MNIST" / "raw", "train", labels)
     rng = np.random.default_rng(1)
@@ -254,7 +256,7 @@ def test_a_damaged_list_is_refused_by_name(tmp_path, content, message):
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.float32])
 def test_boards_are_read_as_written(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(mnist, "NUM_TEST_BOARDS", 3)
-    written = sudoku.boards_9x9(1, "test", np.arange(5))
+    written = random_boards.boards_9x9(1, "test", np.arange(5))
     np.save(tmp_path / "sudokus.npy", written.astype(dtype))
     read = mnist.load_boards(tmp_path)
     assert read.dtype == np.int8
@@ -292,7 +294,7 @@ def test_other_boards_are_refused_by_name(tmp_path, monkeypatch, alter, message)
     path = tmp_path / "sudokus.npy"
     with pytest.raises(FileNotFoundError, match=r"no file .*sudokus.npy, which is in datasets.zip"):
         mnist.load_boards(tmp_path)
-    np.save(path, alter(sudoku.boards_9x9(1, "test", np.arange(5))))
+    np.save(path, alter(random_boards.boards_9x9(1, "test", np.arange(5))))
     with pytest.raises(ValueError, match=message) as error:
         mnist.load_boards(tmp_path)
     assert str(path) in str(error.value)
@@ -321,7 +323,7 @@ def test_half_of_the_release_is_not_taken_for_plain_mnist(folder):
 @given(st.integers(0, 150), st.integers(0, 255), st.booleans())
 def test_a_damaged_file_of_boards_is_refused_or_read_right(tmp_path_factory, place, byte, cut):
     path = tmp_path_factory.mktemp("boards") / "sudokus.npy"
-    written = sudoku.boards_9x9(1, "test", np.arange(3))
+    written = random_boards.boards_9x9(1, "test", np.arange(3))
     np.save(path, written)
     content = bytearray(path.read_bytes())
     content[place] = byte
@@ -343,7 +345,10 @@ def test_a_damaged_file_of_boards_is_refused_or_read_right(tmp_path_factory, pla
 
 def write_hub(path, **changed):
     images = some_images(np.arange(10).repeat(4)).reshape(10, 4, 28, 28)
-    tensors = {"mnist_images": images, "sudokus": sudoku.boards_9x9(0, "train", np.arange(6))}
+    tensors = {
+        "mnist_images": images,
+        "sudokus": random_boards.boards_9x9(0, "train", np.arange(6)),
+    }
     save_file(tensors | changed, path)
     return tensors
 
@@ -434,7 +439,7 @@ def test_boards_of_plain_mnist(folder):
     task = mnist_sudoku.make(board_of)
     check_task(task, board_of)
     batch = task.training_batch(0, np.arange(5))
-    np.testing.assert_array_equal(batch.label, sudoku.boards_9x9(0, "train", np.arange(5)))
+    np.testing.assert_array_equal(batch.label, random_boards.boards_9x9(0, "train", np.arange(5)))
     known = {image.tobytes() for image in mnist.load_mnist(folder, "train")[0]}
     assert {tile.tobytes() for tile in tiles_of(batch.image).reshape(-1, 28, 28)} <= known
     assert len(known) == len(written)
@@ -522,7 +527,7 @@ def test_the_classifier_scores_boards(folder):
         9,
         28,
         lambda split: tiles,
-        sudoku.boards_9x9,
+        random_boards.boards_9x9,
         lambda tiles: mnist_classifier.read_digits(network(tiles)),
     )
     image = board_of.batch("test", 0, np.arange(2), (0, 0)).image
