@@ -19,19 +19,6 @@ from uuid import uuid4
 from ipr_jax import interrupts
 
 
-def check_utf8(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that cannot be written down.
-
-    Raises:
-        ValueError: it is not UTF-8.
-    """
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        shown = os.fspath(path).encode(errors="backslashreplace").decode()
-        raise ValueError(f"a path must be UTF-8, got {shown}") from None
-
-
 def refuse_existing(path: str | os.PathLike[str]) -> Path:
     """The path, if nothing is there and something can be written there.
 

@@ -1,7 +1,7 @@
 """One denoising step under mixed noise levels: the innermost function of the library.
 
 Pure: every random number enters as an argument. Drive it by hand to watch or replay a pass; the
-loops of ``ipr_jax.sampling.passes`` do nothing else.
+loops of ``ipr_jax.sampling.passes`` and ``ipr_jax.methods.streaming`` do nothing else.
 """
 
 from typing import NamedTuple

@@ -582,6 +582,6 @@ def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
     for path, digest in digests.items():
         if not path.exists() or files.digest(path) != digest:
             raise ValueError(f"{path} is not the file that {listed} describes")
-        with files.reading(path), np.load(path) as arrays:
+        with files.reading(path), path.open("rb") as file, np.load(file) as arrays:
             found = dict(arrays)
         yield found
