@@ -91,7 +91,7 @@ def transformer():
     )
     made = nnx.eval_shape(lambda: ipr_jax.PatchTransformer(config, rngs=rngs(0)))
     rng = np.random.default_rng(0)
-    model = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), made)
+    model = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), made)
     return jax.jit(model)(IMAGE, LEVELS[0]), jax.tree.leaves(model)
 
 

@@ -33,10 +33,11 @@ BIAS_SCALE = 8.0
 MATRICES = {"qkv": (0, 2), "proj": (0, 1), "up": (0, 2), "down": (0, 1)}
 """The matrices of a layer by name: their axes of input and output. Other axes count them."""
 
-_matrix = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0)
-_table = nnx.initializers.normal(0.7)
-_bias = nnx.initializers.normal(0.02)
-_zeros = nnx.initializers.zeros
+_matrix = nnx.initializers.variance_scaling(
+    1.0, "fan_in", "truncated_normal", in_axis=0, dtype=jnp.float32
+)
+_table = nnx.initializers.normal(0.7, dtype=jnp.float32)
+_bias = nnx.initializers.normal(0.02, dtype=jnp.float32)
 
 
 def _rms_norm(x: jax.Array) -> jax.Array:
@@ -60,8 +61,8 @@ class Layer(nnx.Module):
         self.proj = nnx.Param(_matrix(rngs.params(), (width, width)))
         self.up = nnx.Param(_matrix(rngs.params(), (width, 2, hidden)))
         self.down = nnx.Param(_matrix(rngs.params(), (hidden, width)))
-        self.level = nnx.Param(jnp.zeros((6, width)).at[jnp.array([2, 5])].set(GATE))
-        self.sharpness = nnx.Param(jnp.ones((self.num_heads,)))
+        self.level = nnx.Param(jnp.zeros((6, width), jnp.float32).at[jnp.array([2, 5])].set(GATE))
+        self.sharpness = nnx.Param(jnp.ones((self.num_heads,), jnp.float32))
         self.bias = nnx.Dict(
             {
                 name: nnx.Param(_bias(rngs.params(), (self.num_heads, size, size)))
@@ -133,13 +134,13 @@ class PatchTransformer(nnx.Module):
             }
         )
         self.embed = nnx.Param(_matrix(rngs.params(), (config.num_frequencies, width)))
-        self.embed_bias = nnx.Param(jnp.zeros((width,)))
-        self.level = nnx.Param(_zeros(rngs.params(), (width, 6, width)))
+        self.embed_bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.level = nnx.Param(jnp.zeros((width, 6, width), jnp.float32))
         self.layers = nnx.List(
             [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
         )
-        self.last_level = nnx.Param(jnp.zeros((2, width)))
-        self.leave = nnx.Param(_zeros(rngs.params(), (width, 2 * pixels + 1)))
+        self.last_level = nnx.Param(jnp.zeros((2, width), jnp.float32))
+        self.leave = nnx.Param(jnp.zeros((width, 2 * pixels + 1), jnp.float32))
 
     def __call__(self, z: jax.Array, t: jax.Array) -> Prediction:
         """Predict velocity, variance fraction and sigma.

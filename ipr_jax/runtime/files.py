@@ -313,6 +313,9 @@ SUMS = "SHA256SUMS"
 """The file with the digests of all others of a folder, for ``sha256sum -c`` as well."""
 
 
+_SUM = re.compile("[0-9a-f]{64}  .+")
+
+
 def seal(folder: Path) -> None:
     """Write ``SUMS`` into a folder."""
     lines = [f"{digest(folder / name)}  {name}\n" for name in sorted(_inside(folder))]
@@ -325,7 +328,11 @@ def check_seal(folder: Path) -> None:
     Raises:
         ValueError: a file is missing, too many or another; names the folder and the first of them.
     """
-    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    text = (folder / SUMS).read_bytes().decode(errors="replace")
+    lines = text.removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not _SUM.fullmatch(line):
+            raise ValueError(f"{folder} is damaged: line {number} of its {SUMS} is not one of them")
     sealed, found = {line[66:]: line[:64] for line in lines}, _inside(folder)
     for name in sorted(sealed.keys() | found):
         if name not in found:

@@ -246,6 +246,17 @@ def test_damage_of_any_file_is_refused_by_its_name(copied, change):
     assert ipr_jax.load(copied).config == TINY
 
 
+def test_a_flipped_bit_anywhere_in_the_checksums_is_refused(copied):
+    sums = copied / files.SUMS
+    data = sums.read_bytes()
+    for place in range(0, len(data), 1 if len(data) < 2000 else 7):
+        sums.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=f"^{copied} is damaged: "):
+            files.check_seal(copied)
+    sums.write_bytes(data)
+    files.check_seal(copied)
+
+
 def test_a_file_too_few_or_too_many_is_refused_by_its_name(copied):
     for path in contents(copied):
         name = path.relative_to(copied)
