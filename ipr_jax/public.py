@@ -3,12 +3,17 @@
 from ipr_jax.core import Denoiser, Prediction, sample_keys
 from ipr_jax.methods import (
     Refined,
+    Refinement,
+    Sampled,
+    Solved,
     Streamed,
     fixed_regions,
     fresh_noise,
     fresh_regions,
+    generate,
     initial_noise,
     refine,
+    solve,
     stream,
 )
 from ipr_jax.models import (
@@ -26,10 +31,8 @@ from ipr_jax.runtime import Compiled, Memory, compile, data_mesh
 from ipr_jax.sampling import (
     FIRST_PASS,
     REFINEMENT,
-    Sampled,
     Sampling,
     certain_first,
-    generate,
     graph_order,
     random_order,
     raster_order,
@@ -49,8 +52,10 @@ __all__ = [
     "PatchTransformer",
     "Prediction",
     "Refined",
+    "Refinement",
     "Sampled",
     "Sampling",
+    "Solved",
     "Streamed",
     "TransformerConfig",
     "certain_first",
@@ -69,6 +74,7 @@ __all__ = [
     "refine",
     "repaint",
     "sample_keys",
+    "solve",
     "stream",
     "uncertain_first",
 ]

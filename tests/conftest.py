@@ -29,6 +29,7 @@ from convert import mapping, srm, torch_file  # noqa: E402
 from ipr_jax import SRM, ModelConfig  # noqa: E402
 from ipr_jax.cli import main as cli  # noqa: E402
 from ipr_jax.cli import terminal  # noqa: E402
+from ipr_jax.methods import Refinement, engine  # noqa: E402
 from ipr_jax.models import checkpoint  # noqa: E402
 from ipr_jax.models.networks import build  # noqa: E402
 
@@ -136,3 +137,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path) -> SRM:
     return checkpoint.load(tiny_folder)
+
+
+def regenerate(denoise, keys, z, region, sampling):
+    """A first pass over a region of noisy images: the state of the engine after it."""
+    method = Refinement(iterations=0, first=sampling).on(region.shape[1:])
+    problem = engine.Problem(keys, jnp.asarray(z), jnp.asarray(region))
+
+    @jax.jit
+    def run(method, problem):
+        state = method.init(problem)._replace(z=problem.image)
+        return engine.advance(denoise, method, problem, engine.at_once(state)).state
+
+    return run(method, problem)

@@ -15,7 +15,7 @@ from flax import nnx
 from ipr_jax import Prediction
 from ipr_jax.cli.hosts import HostOptions
 from ipr_jax.core import patches
-from ipr_jax.methods.refinement import Refinement
+from ipr_jax.methods.ipr import Refinement
 from ipr_jax.models import checkpoint
 from ipr_jax.studies import shards
 from ipr_jax.studies.shards import Run, Storage

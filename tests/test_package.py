@@ -19,10 +19,10 @@ from ipr_jax.cli.experiment import ExperimentOptions
 from ipr_jax.cli.export import ExportOptions
 from ipr_jax.cli.refine import RefineOptions
 from ipr_jax.cli.stream import StreamOptions
-from ipr_jax.methods.refinement import Refinement
+from ipr_jax.methods.ipr import Refinement
 from ipr_jax.models import checkpoint
 from ipr_jax.models.config import ModelConfig
-from ipr_jax.sampling.passes import Sampling
+from ipr_jax.sampling.settings import Sampling
 from ipr_jax.studies.experiments import Experiment
 from ipr_jax.tasks.base import Task
 from ipr_jax.tasks.counting_polygons import Variant

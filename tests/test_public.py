@@ -71,7 +71,12 @@ def stream(weight, keys, image, editable, **options):
     return ipr_jax.stream(bound(weight), keys, image, editable, **options)
 
 
-DRIVERS = {"generate": generate, "refine": refine, "stream": stream}
+def solve(weight, keys, image, editable, **options):
+    method = ipr_jax.Refinement(iterations=2, first=FEW, later=FEW, stop=STOP)
+    return ipr_jax.solve(bound(weight), keys, image, editable, method=method, slots=2, **options)
+
+
+DRIVERS = {"generate": generate, "refine": refine, "stream": stream, "solve": solve}
 
 
 def network():
@@ -126,6 +131,7 @@ USES = {
     "Sampled, generate": lambda: generate(*arguments()),
     "Refined, refine": lambda: refine(*arguments()),
     "Streamed, stream": lambda: stream(*arguments()),
+    "Refinement, Solved, solve": lambda: solve(*arguments()),
     "sample_keys": lambda: jax.random.key_data(
         ipr_jax.sample_keys(jax.random.key(0), 4, first=2**32 - 4)
     ),

@@ -74,6 +74,7 @@ def stream(task: str, options: StreamOptions) -> Path:
     refinement = options.refinement(task)
     opened = options.open(task)
     rule = get_rule(options.stop, opened.task)
+    refinement = dataclasses.replace(refinement, stop=rule, patience=options.patience)
     batch = opened.task.test_batch(options.seed, np.arange(options.samples))
     folder = new_folder(options, f"stream-{task}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +87,6 @@ def stream(task: str, options: StreamOptions) -> Path:
             refinement,
             jax.random.key(options.seed),
             slots=options.slots,
-            stop=rule,
-            patience=options.patience,
         )
     line = evaluate.summarise_stream(streamed, opened.task, found)
     described = {

@@ -1,10 +1,12 @@
-"""How evaluations are spent: choosing regions, refining, stopping, queues.
+"""How evaluations are spent: the engine, and methods that run on it.
 
 Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 """
 
-from ipr_jax.methods import selection, stopping
-from ipr_jax.methods.refinement import Refined, Refinement, iterate_of, refine
+from ipr_jax.methods import engine, selection, stopping
+from ipr_jax.methods.engine import Method
+from ipr_jax.methods.ipr import Refinement
+from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.selection import (
     NOISES,
     REGIONS,
@@ -13,23 +15,32 @@ from ipr_jax.methods.selection import (
     fresh_regions,
     initial_noise,
 )
+from ipr_jax.methods.solving import Solved, advance_on, begin_on, of_grid, solve, spread
 from ipr_jax.methods.stopping import Stop
-from ipr_jax.methods.streaming import Streamed, stream
 
 __all__ = [
     "NOISES",
     "REGIONS",
+    "Method",
     "Refined",
     "Refinement",
+    "Sampled",
+    "Solved",
     "Stop",
     "Streamed",
+    "advance_on",
+    "begin_on",
+    "engine",
     "fixed_regions",
     "fresh_noise",
     "fresh_regions",
+    "generate",
     "initial_noise",
-    "iterate_of",
+    "of_grid",
     "refine",
     "selection",
+    "solve",
+    "spread",
     "stopping",
     "stream",
 ]

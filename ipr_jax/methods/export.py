@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from ipr_jax.methods.refinement import Refinement, refine
+from ipr_jax.methods.ipr import Refinement
+from ipr_jax.methods.refinement import generate, refine
 from ipr_jax.models import Model, compute_in
-from ipr_jax.sampling import generate
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Where the program runs."""

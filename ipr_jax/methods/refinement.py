@@ -1,6 +1,5 @@
-"""Iterative Partial Refinement (arXiv 2605.19317, algorithm 1): the outer loop."""
+"""Refinement as users call it: ``generate``, ``refine`` and ``stream``, on the engine."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,56 +10,78 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ipr_jax.core import Denoiser, check
-from ipr_jax.core import keys as random_keys
-from ipr_jax.methods import selection
+from ipr_jax.methods import engine, selection, solving, stopping
+from ipr_jax.methods.engine import Problem, State
+from ipr_jax.methods.ipr import IPR, Refinement
 from ipr_jax.methods.selection import Noise, Selection
-from ipr_jax.runtime import Program, driver, sharding
-from ipr_jax.sampling import (
-    FIRST_PASS,
-    REFINEMENT,
-    Order,
-    Sampled,
-    Sampling,
-    Settings,
-    regenerate,
-    renoise,
-)
+from ipr_jax.methods.solving import Found
+from ipr_jax.methods.stopping import Stop
+from ipr_jax.runtime import Program, Size, driver, sharding
+from ipr_jax.sampling import FIRST_PASS, REFINEMENT, Sampling
 
 Record = Callable[[jax.Array], Any]
 """``record(image [B, H, W, C]) -> pytree``, what to keep of every iteration."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """A whole experiment: a first pass, then iterations.
+class Sampled(NamedTuple):
+    """Samples and what they cost.
 
     Attributes:
-        iterations: after the first pass, at least 0.
-        ratio: the share of the editable patches that an iteration regenerates, in (0, 1].
-        first: how the first pass samples; None starts from the given images (correction mode).
-        later: how the iterations sample.
-        select: which patches an iteration regenerates.
-        noise: from which noise.
-
-    Raises:
-        ValueError: a value is out of range, naming it and the range.
+        image: float32 [B, H, W, C].
+        nfe: int32 [B], network evaluations that each sample's schedule took.
+        finite: bool [B], False for a sample that is not finite everywhere.
     """
 
-    iterations: int = 20
-    ratio: float = 0.25
-    first: Sampling | None = FIRST_PASS
-    later: Sampling = REFINEMENT
-    select: Selection = selection.fresh_regions
-    noise: Noise = selection.fresh_noise
+    image: jax.Array
+    nfe: jax.Array
+    finite: jax.Array
 
-    def __post_init__(self) -> None:
-        check.count("iterations", self.iterations, least=0)
-        selection.region_sizes(1, self.ratio)
 
-    @property
-    def start(self) -> str:
-        """What iteration 0 is, for tables and pictures."""
-        return "input" if self.first is None else "first pass"
+@driver
+def generate(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array | np.ndarray,
+    editable: jax.Array | np.ndarray,
+    sampling: Sampling = FIRST_PASS,
+    *,
+    mesh: Mesh | None = None,
+) -> Program[Sampled]:
+    """Generate every editable patch from noise, given the others.
+
+    One compiled program per batch size; keys, masks and all of ``sampling`` but the order are its
+    arguments. It may be called under ``jit``, ``vmap`` and ``shard_map``, whatever of its arrays is
+    traced. Derivatives are those of forward mode (``jax.jvp``): the number of steps follows from
+    the masks, and the loop over it, a ``while_loop``, keeps nothing to go back with.
+
+    Args:
+        denoise: the model; a function made anew at every call is compiled at every call.
+        keys: [B], from ``sample_keys``; the same keys go to ``refine``.
+        image: float32 [B, H, W, C] in [-1, 1]; only its clues are read.
+        editable: bool [B, h, w]; False = a clue, returned bit for bit.
+        sampling: how.
+        mesh: the devices that share the samples, from ``sharding.data_mesh``; None = all of this
+            process. A denoiser that is bound to a batch needs a mesh of one device.
+
+    Returns:
+        The samples; a batch without editable patches comes back as it is, at 0 evaluations.
+
+    Raises:
+        ValueError: keys, images and masks do not belong together, a clue is out of range, an
+            argument is of another type, or a function returns another shape or dtype (at trace).
+    """
+    check.batch(keys, image, editable)
+    check.clues(image, editable)
+    check.instance("sampling", sampling, Sampling)
+    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
+    method = Refinement(iterations=0, first=sampling, later=sampling).on(editable.shape[1:])
+
+    def finish(found: Found) -> Sampled:
+        answers = found.answers
+        return Sampled(answers.image, answers.costs.nfe, answers.finite)
+
+    queue = Problem(keys, jnp.asarray(image), jnp.asarray(editable))
+    return solving.program(denoise, method, queue, mesh, finish)
 
 
 class Refined(NamedTuple):
@@ -79,116 +100,35 @@ class Refined(NamedTuple):
     recorded: Any
 
 
-def iterate(
-    denoise: Denoiser,
-    keys: jax.Array,
-    image: jax.Array,
-    editable: jax.Array,
-    iteration: jax.Array | int,
-    sizes: jax.Array,
-    settings: Settings,
-    *,
-    order: Order,
-    select: Selection,
-    noise: Noise,
-) -> Sampled:
-    """One iteration: choose a region, re-noise it, regenerate it. Jittable; checks nothing.
-
-    Args:
-        denoise: the model.
-        keys: [B], of the samples, the same in every iteration.
-        image: float32 [B, H, W, C], the samples so far.
-        editable: bool [B, h, w].
-        iteration: int32 scalar, from 1.
-        sizes: int32 [P + 1], ``selection.region_sizes``.
-        settings: from ``Sampling.settings``.
-        order: which waiting patch starts next.
-        select: which patches are regenerated.
-        noise: from which noise.
-
-    Returns:
-        The samples; patches outside the region are bit-identical.
-
-    Raises:
-        ValueError: a function returns something of another shape or dtype; at trace.
-    """
-    region = selection.choose(select(keys, iteration, editable.shape[1:]), editable, sizes)
-    new = noise(keys, iteration, image.shape[1:])
-    new = check.returned("what noise returns", new, image.shape, jnp.float32)
-    return regenerate(
-        denoise,
-        random_keys.iteration_keys(keys, iteration).denoise,
-        renoise(image, region, new),
-        region,
-        settings,
-        order,
-    )
-
-
-@partial(jax.jit, static_argnames=("order", "select", "noise", "mesh"))
-def iterate_of(
-    denoise: Denoiser,
-    keys: jax.Array,
-    image: jax.Array,
-    editable: jax.Array,
-    iteration: jax.Array | int,
-    sizes: jax.Array,
-    settings: Settings,
-    *,
-    order: Order,
-    select: Selection,
-    noise: Noise,
-    mesh: Mesh | None,
-) -> Sampled:
-    """``iterate``, compiled, with the samples spread over a mesh."""
-    one = partial(iterate, order=order, select=select, noise=noise)
-    each = sharding.each_device(one, mesh, (None, 0, 0, 0, None, None, None), out_axes=0)
-    return each(denoise, keys, image, editable, iteration, sizes, settings)
-
-
 _AXES = Refined(0, 1, 1, 1)  # pyright: ignore[reportArgumentType]
 """Of the samples in a result."""
 
 
-@partial(jax.jit, static_argnames=("iterations", "order", "select", "noise", "record", "mesh"))
+@partial(jax.jit, static_argnames=("iterations", "record", "mesh"))
 def _refine(
     denoise: Denoiser,
-    keys: jax.Array,
-    image: jax.Array,
-    editable: jax.Array,
-    start: jax.Array,
-    sizes: jax.Array,
-    settings: Settings,
+    method: IPR,
+    queue: Problem,
     *,
     iterations: int,
-    order: Order,
-    select: Selection,
-    noise: Noise,
     record: Record | None,
     mesh: Mesh | None,
 ) -> Refined:
-    one = partial(iterate, order=order, select=select, noise=noise)
+    def every(denoise: Denoiser, method: IPR, queue: Problem) -> Refined:
+        def body(state: State, iteration: jax.Array) -> tuple[State, tuple[Any, ...]]:
+            work = engine.at_once(state)
+            work = engine.advance(denoise, method, queue, work, iterations=iteration)
+            new = work.state
+            kept = None if record is None else _recorded(record, new.image)
+            return new, (new.costs.nfe - state.costs.nfe, engine.is_finite(new.image), kept)
 
-    def every(
-        denoise: Denoiser,
-        keys: jax.Array,
-        image: jax.Array,
-        editable: jax.Array,
-        start: jax.Array,
-        *numbers: Any,
-    ) -> Refined:
-        def body(image: jax.Array, iteration: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
-            sampled = one(denoise, keys, image, editable, iteration, *numbers)
-            recorded = None if record is None else _recorded(record, sampled.image)
-            return sampled.image, (sampled.nfe, sampled.finite, recorded)
+        which = jnp.arange(1, iterations + 1, dtype=jnp.int32)
+        state = method.init(queue)
+        state = engine.settled(denoise, method, queue, state, state)
+        state, info = jax.lax.scan(body, state, which)
+        return Refined(state.image, *info)
 
-        which = start + jnp.arange(1, iterations + 1, dtype=jnp.int32)
-        image = sharding.settled(lambda image: body(image, which[0])[0], image)
-        image, info = jax.lax.scan(body, image, which)
-        return Refined(image, *info)
-
-    each = sharding.each_device(every, mesh, (None, 0, 0, 0, None, None, None), _AXES)
-    return each(denoise, keys, image, editable, start, sizes, settings)
+    return sharding.each_device(every, mesh, (None, None, 0), _AXES)(denoise, method, queue)
 
 
 @driver
@@ -246,30 +186,23 @@ def refine(
     check.clues(image, editable)
     check.samples(image, editable)
     check.instance("sampling", sampling, Sampling)
-    selection.check_functions(select, noise)
     if record is not None:
         check.function("record", record, "image -> arrays")
-    num_patches = editable.shape[1] * editable.shape[2]
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
     if mesh is not None and record is not None:
         _check_record(record, image)
-    arguments = (
-        check.as_pytree(denoise),
-        *sharding.spread(mesh, keys, jnp.asarray(image), jnp.asarray(editable)),
-        jnp.asarray(start, jnp.int32),
-        selection.region_sizes(num_patches, ratio),
-        sampling.settings(num_patches),
+    refinement = Refinement(
+        iterations=iterations, ratio=ratio, first=None, later=sampling, select=select, noise=noise
     )
-    static = {
-        "iterations": iterations,
-        "order": sampling.order,
-        "select": select,
-        "noise": noise,
-        "record": record,
-        "mesh": mesh,
-    }
     return Program(
-        _refine, arguments, static, lambda found: sharding.cut(found, keys.shape[0], mesh, _AXES)
+        _refine,
+        (
+            check.as_pytree(denoise),
+            refinement.on(editable.shape[1:], start=start),
+            solving.spread(mesh, keys, image, editable),
+        ),
+        {"iterations": iterations, "record": record, "mesh": mesh},
+        lambda found: sharding.cut(found, keys.shape[0], mesh, _AXES),
     )
 
 
@@ -298,3 +231,117 @@ def _recorded(record: Record, image: jax.Array) -> Any:
         if not check.is_array(leaf) and not isinstance(leaf, bool | int | float | np.generic):
             raise ValueError(f"record must return arrays, got {check.told(leaf)}")
     return found
+
+
+class Streamed(NamedTuple):
+    """Refined samples, in the order of the queue, and what they took.
+
+    Attributes:
+        image: float32 [N, H, W, C].
+        iterations: int32 [N], iterations done, without the first pass.
+        nfe: int32 [N], network evaluations that each sample's schedules took.
+        finite: bool [N], False for a sample that was not finite after some iteration.
+        slot_evaluations: int32 scalar, samples that the network saw, idle slots included, summed
+            over its evaluations.
+    """
+
+    image: jax.Array
+    iterations: jax.Array
+    nfe: jax.Array
+    finite: jax.Array
+    slot_evaluations: jax.Array
+
+    @property
+    def wasted(self) -> float:
+        """The share of the slot evaluations that no sample needed, in [0, 1)."""
+        spent = int(self.slot_evaluations)
+        return 1 - int(self.nfe.sum()) / spent if spent else 0.0
+
+
+@driver
+def stream(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array | np.ndarray,
+    editable: jax.Array | np.ndarray,
+    *,
+    iterations: jax.Array | int,
+    slots: Size = 64,
+    ratio: float = 0.25,
+    first: Sampling | None = FIRST_PASS,
+    later: Sampling = REFINEMENT,
+    select: Selection = selection.fresh_regions,
+    noise: Noise = selection.fresh_noise,
+    stop: Stop = stopping.never,
+    patience: jax.Array | int = 1,
+    mesh: Mesh | None = None,
+) -> Program[Streamed]:
+    """Generate and refine samples; a slot whose sample is finished takes the next one.
+
+    Samples with many editable patches go first, so that the slots run empty at about the same time.
+    With a stopping rule nobody knows which samples are long: there, the network sees only a half of
+    the slots, then a quarter, once they hold all samples that are left. One compiled program per
+    number of samples and slots and choice of functions, so that functions made anew at every call
+    are compiled at every call. Under ``jit`` and the like, and for derivatives, it is as
+    ``generate``; but JAX refuses ``vmap`` of it inside of a ``shard_map`` that checks what varies.
+
+    Args:
+        denoise: the model, for any number of images, each on its own.
+        keys: [N], from ``sample_keys``.
+        image: float32 [N, H, W, C] in [-1, 1]; with a first pass only the clues are read.
+        editable: bool [N, h, w]; False = a clue, returned bit for bit. A sample without editable
+            patches comes back as it is, at 0 evaluations.
+        iterations: after the first pass, at least 1; with a stopping rule, the most. May be traced.
+        slots: B, samples that the network sees at once, at least 1; "auto" = as many as fit on the
+            device, which costs up to two more compilations.
+        ratio: the share of the editable patches that an iteration regenerates, in (0, 1].
+        first: how the first pass samples; None starts from the given images.
+        later: how the iterations sample.
+        select: which patches an iteration regenerates.
+        noise: from which noise.
+        stop: which samples may leave early.
+        patience: how often in a row ``stop`` must hold, at least 1; may be traced.
+        mesh: as for ``generate``; each device has its share of the queue and of the slots.
+
+    Returns:
+        The samples, and what they took.
+
+    Raises:
+        ValueError: keys, images and masks do not belong together, a clue is out of range, a pixel
+            is not finite, a number is out of its range, an argument is of another type, or a
+            function returns another shape or dtype (at trace).
+        MemoryError: with ``slots="auto"``, if a single one does not fit.
+    """
+    check.count("iterations", iterations, traced=True)
+    slots = check.count("slots", slots, auto=True)
+    check.batch(keys, image, editable)
+    check.clues(image, editable)
+    if first is None:
+        check.samples(image, editable)
+    refinement = Refinement(
+        iterations=iterations,  # pyright: ignore[reportArgumentType]
+        ratio=ratio,
+        first=first,
+        later=later,
+        select=select,
+        noise=noise,
+        stop=stop,
+        patience=patience,  # pyright: ignore[reportArgumentType]
+    )
+    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
+
+    def finish(found: Found) -> Streamed:
+        image, iteration, finite, costs = found.answers
+        iteration = jnp.maximum(iteration - int(first is not None), 0)
+        return Streamed(image, iteration, costs.nfe, finite, found.spent.sum(dtype=jnp.int32))
+
+    queue, method = Problem(keys, jnp.asarray(image), jnp.asarray(editable)), refinement
+    return solving.program(
+        denoise,
+        method.on(editable.shape[1:]),
+        queue,
+        mesh,
+        finish,
+        slots=slots,
+        parts=method.parts,
+    )

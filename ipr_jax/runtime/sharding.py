@@ -126,33 +126,32 @@ def each_device(
     )
 
 
-def settled(body: Callable[[Carry], Carry], carry: Carry) -> Carry:
+def settled(carry: Carry, given: Callable[[], Any]) -> Carry:
     """The carry that a loop begins with, as one that its body does not change the type of.
 
     Inside of a caller's own ``shard_map``, what is the same on all devices has another type than
-    what is not, and a loop may begin with the one and end with the other.
+    what is not; the carry gets that of whatever differs on most.
 
     Args:
-        body: what one turn makes of the carry.
         carry: to begin with.
+        given: what its body works with, arrays or shapes of ``jax.eval_shape``; not called
+            elsewhere, or where such types are not checked.
     """
-    axes = jax.sharding.get_abstract_mesh().manual_axes
-    if not any(_varies(jax.typeof(jax.lax.axis_index(axis))) for axis in axes):
-        return carry  # elsewhere, or such types are not checked
+    mapped = jax.sharding.get_abstract_mesh().manual_axes
+    if not any(_varies(jax.typeof(jax.lax.axis_index(axis))) for axis in mapped):
+        return carry
+    leaves = jax.tree.leaves((carry, given()))
+    axes = frozenset().union(*map(_varies, leaves))
 
-    def widen(leaf: jax.Array, after: Any) -> jax.Array:
-        more = _varies(after) - _varies(jax.typeof(leaf))
-        return jax.lax.pcast(leaf, tuple(more), to="varying")
+    def widen(leaf: jax.Array) -> jax.Array:
+        return jax.lax.pcast(leaf, tuple(axes - _varies(leaf)), to="varying")
 
-    while True:
-        wider = jax.tree.map(widen, carry, jax.eval_shape(body, carry))
-        if jax.tree.map(jax.typeof, wider) == jax.tree.map(jax.typeof, carry):
-            return carry
-        carry = wider
+    return jax.tree.map(widen, carry)
 
 
-def _varies(kind: Any) -> frozenset[str]:
-    """The axes of a caller's ``shard_map`` over which an array of this type differs."""
+def _varies(leaf: Any) -> frozenset[str]:
+    """The axes of a caller's ``shard_map`` over which an array, or a shape or type, differs."""
+    kind = leaf if hasattr(leaf, "manual_axis_type") else jax.typeof(leaf)
     return kind.manual_axis_type.varying
 
 

@@ -1,4 +1,4 @@
-"""From a noisy image to a cleaner one: flow, schedule, order, one step, a whole pass.
+"""From a noisy image to a cleaner one: flow, schedule, order, settings, one step.
 
 Imports ``core`` and ``runtime``.
 """
@@ -14,18 +14,8 @@ from ipr_jax.sampling.order import (
     raster_order,
     uncertain_first,
 )
-from ipr_jax.sampling.passes import (
-    FIRST_PASS,
-    REFINEMENT,
-    Sampled,
-    Sampling,
-    Settings,
-    first_pass_of,
-    generate,
-    regenerate,
-    renoise,
-)
 from ipr_jax.sampling.schedule import PassPlan
+from ipr_jax.sampling.settings import FIRST_PASS, REFINEMENT, Sampling, Settings, renoise
 
 __all__ = [
     "FIRST_PASS",
@@ -33,18 +23,14 @@ __all__ = [
     "REFINEMENT",
     "Order",
     "PassPlan",
-    "Sampled",
     "Sampling",
     "Settings",
     "certain_first",
-    "first_pass_of",
     "flow",
-    "generate",
     "graph_order",
     "random_order",
     "rank",
     "raster_order",
-    "regenerate",
     "renoise",
     "schedule",
     "step",

@@ -1,7 +1,7 @@
 """One denoising step under mixed noise levels: the innermost function of the library.
 
 Pure: every random number enters as an argument. Drive it by hand to watch or replay a pass; the
-loops of ``ipr_jax.sampling.passes`` and ``ipr_jax.methods.streaming`` do nothing else.
+methods of ``ipr_jax.methods`` are made of ``move``, its part after the network.
 """
 
 from typing import NamedTuple
@@ -40,8 +40,8 @@ def init(z: jax.Array, plan: PassPlan) -> PassState:
     return PassState(z=z, start=jnp.full(plan.region.shape, schedule.WAITING, jnp.int32))
 
 
-def _predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
-    """What the denoiser says.
+def predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
+    """Evaluate the network once: of float32 [B, H, W, C] at levels [B, h, w].
 
     Raises:
         ValueError: it is no prediction of these shapes, in floats.
@@ -89,10 +89,36 @@ def step(
     Raises:
         ValueError: the denoiser or the order returns something of another shape or dtype; at trace.
     """
+    prediction = predict(denoise, state.z, schedule.levels(plan, state.start, index))
+    return move(
+        prediction,
+        plan,
+        state,
+        index,
+        noise,
+        uniform,
+        order=order,
+        stochasticity=stochasticity,
+        temperature=temperature,
+    )
+
+
+def move(
+    prediction: Prediction,
+    plan: PassPlan,
+    state: PassState,
+    index: jax.Array | int,
+    noise: jax.Array,
+    uniform: jax.Array,
+    *,
+    order: Order,
+    stochasticity: jax.Array | float,
+    temperature: jax.Array | float,
+) -> tuple[PassState, StepInfo]:
+    """``step``, given what the network predicts of ``state.z`` at the levels before it."""
     chex.assert_equal_shape([noise, state.z])
     chex.assert_equal_shape([uniform, state.start, plan.region])
     t = schedule.levels(plan, state.start, index)
-    prediction = _predict(denoise, state.z, t)
     priority = order(prediction.sigma, uniform, t)
     priority = check.returned("what order returns", priority, t.shape, jnp.float32)
     start = schedule.start_patches(plan, state.start, index, priority)

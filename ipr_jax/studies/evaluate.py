@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from ipr_jax.core import Denoiser, check, sample_keys
 from ipr_jax.interrupts import PreemptionError
-from ipr_jax.methods import Refinement, Stop, Streamed, iterate_of, selection, stopping, stream
+from ipr_jax.methods import Refinement, Solved, advance_on, begin_on, solve
+from ipr_jax.methods.engine import Problem, State
 from ipr_jax.runtime import Program, memory, sharding
-from ipr_jax.sampling import Sampled, first_pass_of
 from ipr_jax.studies import metrics
 from ipr_jax.tasks import Batch, Task
 
@@ -25,17 +25,19 @@ class Progress(NamedTuple):
     Attributes:
         iteration: how many are done.
         image: float32 [N, H, W, C], still on the device.
+        state: of the engine, likewise, all that is needed to go on; None of a queue.
         scores: the task's, by name, each [N]; those that are bool are False where not finite.
         finite: bool [N]; False = not a number somewhere, to be left out of every rate.
         nfe: int64 [N], network evaluations so far, that each sample's schedules took.
-        compile_seconds: before the first pass.
+    compile_seconds: before the first pass.
         seconds: since then.
         iteration_seconds: of this iteration.
         batch_size: samples per compiled call, in this iteration.
     """
 
     iteration: int
-    image: jax.Array | np.ndarray
+    image: jax.Array
+    state: State | None
     scores: dict[str, np.ndarray]
     finite: np.ndarray
     nfe: np.ndarray
@@ -55,7 +57,7 @@ def evaluate(
     batch_size: memory.Size = 64,
     mesh: Mesh | None = None,
     first: int = 0,
-    done: Progress | None = None,
+    done: tuple[int, State] | None = None,
     preempted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
     """Complete a batch of puzzles, refine them, and score them after every iteration.
@@ -72,8 +74,7 @@ def evaluate(
         mesh: the devices that share every batch, from ``sharding.data_mesh``; None = all of this
             process. The batch size is rounded up to a multiple of them.
         first: index of the first sample of the batch in the run, at least 0.
-        done: the progress to go on from, of the same batch; its image, finite, nfe and iteration
-            are read. None = from the beginning.
+        done: iterations and state to go on from, of the same batch; None = from the beginning.
         preempted: asked again and again, whether to end; the device is not waited for.
 
     Returns:
@@ -106,108 +107,85 @@ def _run(
     keys: jax.Array,
     batch_size: memory.Size,
     mesh: Mesh | None,
-    done: Progress | None,
+    done: tuple[int, State] | None,
     preempted: Callable[[], bool],
 ) -> Iterator[Progress]:
-    number, num_patches = len(keys), batch.editable[0].size
-    sizes = selection.region_sizes(num_patches, experiment.ratio)
-    settings = experiment.later.settings(num_patches)
-    score = jax.jit(task.score)
-    begin = 0 if done is None else done.iteration + 1
+    number, grid = len(keys), batch.editable.shape[1:]
+    method, before_first = experiment.on(grid), experiment.passes - experiment.iterations
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
+    score = jax.jit(task.score)
 
-    def program(iteration: int, keys: Any, image: Any, editable: Any) -> Program[Sampled]:
-        if iteration == 0 and experiment.first is not None:
-            first = experiment.first
-            arguments = (denoise, keys, image, editable, first.settings(num_patches))
-            return Program(first_pass_of, arguments, {"order": first.order, "mesh": mesh})
-        return Program(
-            iterate_of,
-            (denoise, keys, image, editable, iteration, sizes, settings),
-            {
-                "order": experiment.later.order,
-                "select": experiment.select,
-                "noise": experiment.noise,
-                "mesh": mesh,
-            },
-        )
+    def on_devices(rows: np.ndarray, tree: Any) -> Any:
+        """Some rows of arrays [N, ...]."""
+        return jax.device_put(jax.tree.map(lambda leaf: leaf[rows], tree), placed)
 
-    def perform(iteration: int, keys: jax.Array, image: jax.Array, editable: np.ndarray) -> _Done:
-        if iteration == 0 and experiment.first is None:
-            sampled = Sampled(image, jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool))
-        else:
-            given = jax.device_put((keys, image, editable), placed)
-            sampled = program(iteration, *given).run()
-        scores = score(sampled.image)
-        return sampled, {name: scores[name] for name in (*task.rates, *task.means)}
-
-    def warm_up(each: int) -> None:
-        """Compile everything; with nothing editable, the loops run zero times."""
-        rows = _batches(number, each * devices)[0]
-        warm, nothing = image[rows], np.zeros_like(batch.editable[rows])
-        for iteration in kinds:
-            warm = jax.block_until_ready(perform(iteration, keys[rows], warm, nothing))[0].image
-
-    def advance(iteration: int, image: jax.Array, each: int) -> _Done:
-        """All samples, ``each`` at once on a device; all but the images on the host."""
-        parts: list[_Done] = []
+    def in_parts(each: int, function: Callable[..., Any], *trees: Any) -> Any:
+        """A function of all samples, ``each`` at once on a device, of arrays [N, ...]."""
+        parts = []
         for rows in _batches(number, each * devices):
             if preempted():
                 raise PreemptionError
-            parts.append(perform(iteration, keys[rows], image[rows], batch.editable[rows]))
+            parts.append(function(*on_devices(rows, trees)))
         _wait(parts, preempted)
-        images = jnp.concatenate([sampled.image for sampled, _ in parts])[:number]
-        cost, ok, scores = jax.tree.map(
-            lambda *pieces: np.concatenate(pieces)[:number],
-            *jax.device_get([(sampled.nfe, sampled.finite, scores) for sampled, scores in parts]),
-        )
-        return Sampled(images, cost, ok), scores
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:number], *parts)
+
+    def advance(problem: Problem, state: State, passes: int) -> tuple[State, dict[str, jax.Array]]:
+        state = advance_on(denoise, method, problem, state, passes, mesh=mesh)
+        scores = score(state.image)
+        return state, {name: scores[name] for name in (*task.rates, *task.means)}
 
     start = time.perf_counter()
-    image = jnp.asarray(batch.image if done is None else done.image)
+    problem = Problem(keys, jnp.asarray(batch.image), jnp.asarray(batch.editable))
+    begin = 0 if done is None else done[0] + 1
     iterations = range(begin, experiment.iterations + 1)
-    kinds = sorted({min(iteration, 1) for iteration in iterations})
-    if not kinds:
+    if not iterations:
         return
 
-    def shapes(each: int) -> Program[Sampled]:
+    def program(each: int) -> Program[State]:
         """What most of the time is spent in, to compile only."""
-        given = (
-            jax.ShapeDtypeStruct((each * devices, *part.shape[1:]), part.dtype, sharding=placed)
-            for part in (keys, image, batch.editable)
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                (each * devices, *leaf.shape[1:]), leaf.dtype, sharding=placed
+            ),
+            (problem, jax.eval_shape(method.init, problem)),
         )
-        return program(kinds[-1], *given)
+        return Program(advance_on, (denoise, method, *shapes, 0), {"mesh": mesh})
+
+    def warm_up(each: int) -> None:
+        """Compile everything; of no iterations, the loop runs zero times."""
+        own = on_devices(_batches(number, each * devices)[0], problem)
+        jax.block_until_ready(advance(own, begin_on(method, own, mesh=mesh), 0))
 
     # From here on, sizes are those of one device.
     size = batch_size if batch_size == "auto" else -(-batch_size // devices)
-    size = memory.choose(size, -(-number // devices), shapes, besides=2 * image.nbytes)
+    size = memory.choose(size, -(-number // devices), program, besides=4 * batch.image.nbytes)
     _, size = memory.halving(warm_up, size)
-    compiled = time.perf_counter()
-
-    before = compiled
-    nfe, finite = np.zeros(number, np.int64), np.ones(number, bool)
-    if done is not None:
-        nfe, finite = done.nfe, done.finite
+    if done is None:
+        state = in_parts(size, partial(begin_on, method, mesh=mesh), problem)
+    else:
+        state = jax.tree.map(jnp.asarray, done[1])
+    compiled = before = time.perf_counter()
     for iteration in iterations:
-        (sampled, scores), size = memory.halving(partial(advance, iteration, image), size)
-        image, now = sampled.image, time.perf_counter()
-        nfe, finite = nfe + sampled.nfe, finite & sampled.finite
+        run = partial(advance, passes=iteration + before_first)
+        (state, scores), size = memory.halving(
+            lambda each: in_parts(each, run, problem, state),  # noqa: B023
+            size,
+        )
+        finite, nfe, scores = jax.device_get((state.finite, state.costs.nfe, scores))
+        now = time.perf_counter()
         yield Progress(
             iteration=iteration,
-            image=image,
+            image=state.image,
+            state=state,
             scores=_of_finite(scores, finite),
             finite=finite,
-            nfe=nfe,
+            nfe=nfe.astype(np.int64),
             compile_seconds=compiled - start,
             seconds=now - compiled,
             iteration_seconds=now - before,
             batch_size=size * devices,
         )
         before = time.perf_counter()
-
-
-_Done = tuple[Sampled, dict[str, Any]]
-"""The samples and their scores, by name."""
 
 
 def _wait(arrays: Any, preempted: Callable[[], bool]) -> None:
@@ -241,55 +219,38 @@ def evaluate_stream(
     key: jax.Array,
     *,
     slots: int = 64,
-    stop: Stop = stopping.never,
-    patience: int = 1,
-) -> tuple[Progress, Streamed]:
-    """Complete a batch of puzzles and refine them by ``stream``, and score them at the end.
+) -> tuple[Progress, Solved]:
+    """Complete a batch of puzzles and refine them as a queue, and score them at the end.
 
     Args:
         task: whose scores.
         denoise: the model.
         batch: N images with their clues.
-        experiment: what to do, with at least 1 iteration.
+        experiment: what to do.
         key: of the run; sample i uses the i-th of ``sample_keys(key, N)``.
         slots: samples that the network sees at once, at least 1.
-        stop: which samples may leave early.
-        patience: how often in a row ``stop`` must hold, at least 1.
 
     Returns:
         The progress at the end, whose iteration is the most that a sample may have and whose times
-        are without scoring; and what ``stream`` gives.
+        are without scoring; and what ``solve`` gives, its iterations without the first pass.
 
     Raises:
-        ValueError: as ``stream``.
+        ValueError: as ``solve``.
     """
     number = len(batch.image)
     keys = sample_keys(key, number)
 
-    def run(image: np.ndarray, editable: np.ndarray) -> Streamed:
-        found = stream(
-            denoise,
-            keys,
-            image,
-            editable,
-            iterations=experiment.iterations,
-            slots=slots,
-            ratio=experiment.ratio,
-            first=experiment.first,
-            later=experiment.later,
-            select=experiment.select,
-            noise=experiment.noise,
-            stop=stop,
-            patience=patience,
-        )
+    def run(editable: np.ndarray) -> Solved:
+        found = solve(denoise, keys, batch.image, editable, method=experiment, slots=slots)
         return jax.block_until_ready(found)
 
     start = time.perf_counter()
-    # With nothing editable, the loop runs zero times: this compiles and does nothing else.
-    run(np.zeros_like(batch.image), np.zeros_like(batch.editable))
+    run(np.zeros_like(batch.editable))  # compiles: with nothing editable, the loop runs zero times
     compiled = time.perf_counter()
-    found = run(batch.image, batch.editable)
+    found = run(batch.editable)
     seconds = time.perf_counter() - compiled
+    before_first = experiment.passes - experiment.iterations
+    found = found._replace(iterations=np.maximum(np.asarray(found.iterations) - before_first, 0))
     score, finite = jax.jit(task.score), np.asarray(found.finite)
     parts = [score(found.image[rows]) for rows in _batches(number, min(slots, number))]
     scores = {
@@ -299,6 +260,7 @@ def evaluate_stream(
     progress = Progress(
         iteration=experiment.iterations,
         image=found.image,
+        state=None,
         scores=_of_finite(scores, finite),
         finite=finite,
         nfe=np.asarray(found.nfe, np.int64),
@@ -323,13 +285,13 @@ def summarise(progress: Progress, task: Task) -> metrics.Line:
     }
 
 
-def summarise_stream(progress: Progress, task: Task, found: Streamed) -> metrics.Line:
+def summarise_stream(progress: Progress, task: Task, found: Solved) -> metrics.Line:
     """``summarise`` of a stream, and what it saved, with 95% intervals.
 
     Returns:
         Also iterations (mean) with iterations_low and iterations_high; left_early (how many samples
         had fewer than the most) with left_early_rate, left_early_low and left_early_high; wasted
-        (the share of the slot evaluations). samples_per_second is that of the whole.
+        (the share of the rows that the network saw). samples_per_second is that of the whole.
     """
     iterations = np.asarray(found.iterations)
     early = int((iterations < progress.iteration).sum())
@@ -337,5 +299,5 @@ def summarise_stream(progress: Progress, task: Task, found: Streamed) -> metrics
         summarise(progress, task)
         | metrics.mean("iterations", metrics.Moments.of(iterations), progress.iteration)
         | metrics.rate("left_early", early, len(iterations))
-        | {"wasted": found.wasted}
+        | {"wasted": found.idle}
     )

@@ -22,8 +22,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ipr_jax.core import Denoiser, check
+from ipr_jax.core import Denoiser, check, sample_keys
 from ipr_jax.interrupts import PreemptionError
+from ipr_jax.methods import engine
 from ipr_jax.models import checkpoint
 from ipr_jax.runtime import files, memory, resume
 from ipr_jax.studies import metrics
@@ -95,7 +96,7 @@ class State(NamedTuple):
     Attributes:
         samples: int32 [], of how many everything is known.
         iteration: int32 [], the last that the next b samples have behind them; -1 = none.
-        image: float32 [b, H, W, C], of those.
+        work: of those, all [b, ...]: where the engine is with them.
         first_pass: as stored, [n, H, W, C].
         refined: as stored, [n, H, W, C].
         followed: as stored, [R + 1, k, H, W, C], the first samples of the run; None for others.
@@ -106,7 +107,7 @@ class State(NamedTuple):
 
     samples: Any
     iteration: Any
-    image: Any
+    work: engine.State
     first_pass: Any
     refined: Any
     followed: Any
@@ -164,9 +165,11 @@ class Run:
 
     def state(self, shard: Shard) -> State:
         """Its shapes and dtypes: the tree of ``jax.ShapeDtypeStruct``."""
-        n, shape = shard.samples, self.task.image_shape
+        n, shape, grid = shard.samples, self.task.image_shape, self.task.grid
         b = n if self.batch_size == "auto" else min(n, self.batch_size)
         image = jax.ShapeDtypeStruct((b, *shape), np.float32)
+        keys = jax.eval_shape(lambda: sample_keys(jax.random.key(0), b))
+        problem = engine.Problem(keys, image, jax.ShapeDtypeStruct((b, *grid), np.bool_))
         images = jax.ShapeDtypeStruct((n, *shape), np.dtype(self.storage.dtype))
         passes, stored = self.passes, images.dtype
         scores = jax.eval_shape(self.task.score, image)
@@ -174,7 +177,7 @@ class Run:
         return State(
             samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),
-            image=image,
+            work=jax.eval_shape(self.experiment.on(grid).init, problem),
             first_pass=images,
             refined=images,
             followed=None if shard.number else jax.ShapeDtypeStruct(followed, stored),
@@ -293,7 +296,7 @@ def _refine(
                         jax.random.key(run.seed),
                         batch_size=size,
                         first=shard.first + int(state.samples),
-                        done=_progress(state),
+                        done=None if state.iteration < 0 else (int(state.iteration), state.work),
                         preempted=preempted,
                     )
                     before = compiled
@@ -301,7 +304,7 @@ def _refine(
                         state = _after(run, state, progress)
                         compiled = before + progress.compile_seconds
                         full = shard.samples == run.storage.shard_size
-                        if full or progress.batch_size < len(state.image):
+                        if full or progress.batch_size < len(state.work.image):
                             size = progress.batch_size  # not if a short file has no more samples
                         if time.monotonic() - saved >= 60 * run.storage.save_minutes:
                             _save(run, manager, shard, state)
@@ -343,7 +346,9 @@ def _before(run: Run, shard: Shard) -> State:
 
 def _rows(state: State) -> slice:
     """Those in work, of the samples of the file."""
-    return slice(int(state.samples), min(int(state.samples) + len(state.image), len(state.refined)))
+    return slice(
+        int(state.samples), min(int(state.samples) + len(state.work.image), len(state.refined))
+    )
 
 
 def _filled(batch: Batch, state: State) -> Batch:
@@ -355,7 +360,7 @@ def _filled(batch: Batch, state: State) -> Batch:
 def _index(state: State) -> np.ndarray:
     """Which samples of the file are in the b places."""
     rows = _rows(state)
-    return np.minimum(rows.start + np.arange(len(state.image)), rows.stop - 1)
+    return np.minimum(rows.start + np.arange(len(state.work.image)), rows.stop - 1)
 
 
 def _after(run: Run, state: State, progress: Progress) -> State:
@@ -379,25 +384,7 @@ def _after(run: Run, state: State, progress: Progress) -> State:
     return state._replace(
         samples=np.int32(rows.stop if last else rows.start),
         iteration=np.int32(-1 if last else which),
-        image=progress.image,
-    )
-
-
-def _progress(state: State) -> Progress | None:
-    """For ``evaluate`` to go on from; None before the first pass."""
-    which, rows = int(state.iteration), _index(state)
-    if which < 0:
-        return None
-    return Progress(
-        iteration=which,
-        image=state.image,
-        scores={},
-        finite=state.broke_at[rows] < 0,
-        nfe=state.nfe[which, rows].astype(np.int64),
-        compile_seconds=0.0,
-        seconds=0.0,
-        iteration_seconds=0.0,
-        batch_size=0,
+        work=progress.state,
     )
 
 

@@ -28,7 +28,7 @@ from ipr_jax.cli.refine import RefineOptions
 from ipr_jax.cli.stream import StreamOptions
 from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.interrupts import PreemptionError
-from ipr_jax.methods.streaming import Streamed
+from ipr_jax.methods import Solved
 from ipr_jax.models import checkpoint
 from ipr_jax.models.config import PRESETS
 from ipr_jax.models.networks import build
@@ -619,8 +619,10 @@ def still(monkeypatch):
         number = len(batch.image)
         zeros = np.zeros(number, np.int32)
         scores = {"valid": zeros > 0, "violations": np.zeros(number)}
-        progress = evaluate.Progress(20, batch.image, scores, zeros == 0, zeros, 1.0, 2.0, 2.0, 2)
-        return progress, Streamed(batch.image, zeros, zeros, zeros == 0, np.int32(10))
+        progress = evaluate.Progress(
+            20, batch.image, None, scores, zeros == 0, zeros, 1.0, 2.0, 2.0, 2
+        )
+        return progress, Solved(batch.image, zeros, zeros == 0, *[zeros] * 3, np.array([10]))
 
     monkeypatch.setattr(evaluate, "evaluate_stream", stream)
 
@@ -632,8 +634,10 @@ def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
         np.testing.assert_array_equal(stop(None, None, batch.image), valid)
         finite, numbers = np.arange(3) != 1, np.array([4, 1, 2], np.int32)
         scores = {"valid": valid & finite, "violations": np.zeros(3)}
-        progress = evaluate.Progress(20, batch.image, scores, finite, numbers, 1.0, 2.0, 2.0, 2)
-        return progress, Streamed(batch.image, numbers, numbers, finite, np.int32(10))
+        progress = evaluate.Progress(
+            20, batch.image, None, scores, finite, numbers, 1.0, 2.0, 2.0, 2
+        )
+        return progress, Solved(batch.image, numbers, finite, *[numbers] * 3, np.array([10]))
 
     notes = []
     monkeypatch.setattr(evaluate, "evaluate_stream", still)

@@ -1,19 +1,22 @@
 """The whole loop: recorded traces, invariants, independence, an oracle, exact laws, bad input."""
 
+import dataclasses
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import golden, golden_config, golden_model, nhwc
+from conftest import golden, golden_config, golden_model, nhwc, regenerate
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
-from ipr_jax.methods import selection
-from ipr_jax.sampling import order, schedule
-from ipr_jax.sampling import passes as regenerate
+from ipr_jax.core.keys import iteration_keys
+from ipr_jax.methods import engine, selection
+from ipr_jax.sampling import Settings, order, renoise, schedule
 from ipr_jax.sampling import step as steps
 
 GRID, PATCH = (3, 3), 2
@@ -40,6 +43,47 @@ def pixels(mask, patch=PATCH):
 
 
 # --- the published trace, step by step ------------------------------------------------------------
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["settings", "noise"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A pass over what is editable with recorded noise [steps, H, W, C], as a method."""
+
+    settings: Settings
+    noise: jax.Array
+
+    def init(self, problem):
+        plan = schedule.plan_pass(self.settings.plan, problem.editable)
+        start, zeros = (
+            steps.init(problem.image, plan).start,
+            jnp.zeros(len(problem.keys), jnp.int32),
+        )
+        return engine.begin(problem, problem.image, schedule.levels(plan, start, 0), (start, zeros))
+
+    def update(self, problem, state, prediction):
+        plan = schedule.plan_pass(self.settings.plan, problem.editable)
+        start, step = state.memory
+        moved, levels = steps.move(
+            prediction,
+            plan,
+            steps.PassState(state.z, start),
+            step,
+            self.noise[step],
+            jnp.zeros(start.shape, jnp.float32),
+            order=order.certain_first,
+            stochasticity=self.settings.stochasticity,
+            temperature=self.settings.temperature,
+        )
+        over = step + 1 >= plan.num_steps
+        return state._replace(
+            z=moved.z,
+            t=levels.s,
+            image=engine.by_sample(over, moved.z, state.image),
+            iteration=state.iteration + over.astype(jnp.int32),
+            done=over,
+            memory=(moved.start, step + 1),
+        )
 
 
 @pytest.mark.parametrize(
@@ -73,30 +117,25 @@ def test_replay_of_the_published_sampler(name, trace, first, later):
         golden_model(name, "ema"),
     )
     (h, w), patch = config.grid, config.patch_size
-    run_step = jax.jit(steps.step, static_argnames="order")
     noise = iter(nhwc(want["step_noise"]))
+    advance = jax.jit(partial(engine.advance, model), static_argnames="ticks")
 
     def run(image, region, sampling, index):
+        problem = engine.Problem(
+            ipr_jax.sample_keys(jax.random.key(0), 1), jnp.asarray(image), jnp.asarray(region)
+        )
         settings = sampling.settings(h * w)
-        plan = schedule.plan_pass(settings.plan, jnp.asarray(region))
-        state, levels = steps.init(jnp.asarray(image), plan), []
-        for step in range(int(plan.num_steps[0])):
-            state, info = run_step(
-                model,
-                plan,
-                state,
-                step,
-                next(noise)[None],
-                jnp.zeros((1, h, w)),
-                order=order.certain_first,
-                stochasticity=settings.stochasticity,
-                temperature=settings.temperature,
-            )
-            levels.append(np.ravel(info.t))
-        levels.append(np.ravel(info.s))
+        number = int(schedule.plan_pass(settings.plan, problem.editable).num_steps[0])
+        method = Replay(settings, jnp.stack([next(noise) for _ in range(number)]))
+        work = engine.start(method, problem)
+        levels = [work.state.t.ravel()]
+        for _ in range(number):
+            work = advance(method, problem, work, ticks=1)
+            levels.append(work.state.t.ravel())
+        assert work.state.done
         np.testing.assert_allclose(np.stack(levels), want[f"schedule_{index}"], atol=1e-7)
-        np.testing.assert_allclose(state.z[0], nhwc(want["snapshots"][index]), atol=5e-5)
-        return state.z
+        np.testing.assert_allclose(work.state.image[0], nhwc(want["snapshots"][index]), atol=5e-5)
+        return work.state.image
 
     image, editable = nhwc(want["z_init"]), np.ones((1, h, w), bool)
     if "mask" in want:
@@ -114,7 +153,7 @@ def test_replay_of_the_published_sampler(name, trace, first, later):
             fresh[0, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = next(
                 patch_noise
             )
-        renoised = regenerate.renoise(jnp.asarray(image), jnp.asarray(region), jnp.asarray(fresh))
+        renoised = renoise(jnp.asarray(image), jnp.asarray(region), jnp.asarray(fresh))
         image = run(renoised, region, later, index)
     np.testing.assert_allclose(image, nhwc(want["final"]), atol=5e-5)
     assert next(noise, None) is None
@@ -178,14 +217,13 @@ def test_regenerate_equals_a_slow_oracle(
         overlap=overlap,
         stochasticity=stochasticity,
         temperature=temperature,
+        order=order.ORDERS[name],
     )
     settings = sampling.settings(9)
     keys = ipr_jax.sample_keys(jax.random.key(5), 4)
-    got = jax.jit(regenerate.regenerate, static_argnums=(0, 5))(
-        fake, keys, image, region, settings, order.ORDERS[name]
-    )
+    got = regenerate(fake, keys, image, region, sampling)
     for sample in range(4):
-        order_key, noise_key = jax.random.split(keys[sample])
+        order_key, noise_key = jax.random.split(iteration_keys(keys, 0).denoise[sample])
         uniform = np.asarray(jax.random.uniform(order_key, GRID))
         num_steps = int(settings.plan.num_steps[region[sample].sum()])
         noise = [
@@ -207,7 +245,7 @@ def test_regenerate_equals_a_slow_oracle(
             stochasticity,
             temperature,
         )
-        assert got.nfe[sample] == num_steps
+        assert got.costs.nfe[sample] == num_steps
         np.testing.assert_allclose(got.image[sample], want, atol=2e-5)
 
 

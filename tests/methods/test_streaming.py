@@ -17,7 +17,7 @@ import ipr_jax
 from benchmarks import waste
 from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling
 from ipr_jax.methods import selection, stopping
-from ipr_jax.methods.streaming import stream
+from ipr_jax.methods.refinement import stream
 from ipr_jax.runtime import memory
 from ipr_jax.sampling.order import random_order, raster_order
 

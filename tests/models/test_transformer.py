@@ -13,7 +13,7 @@ import ipr_jax
 from ipr_jax import PatchTransformer, TransformerConfig
 from ipr_jax.core.keys import rngs
 from ipr_jax.methods import export
-from ipr_jax.methods.refinement import Refinement
+from ipr_jax.methods.ipr import Refinement
 from ipr_jax.models import checkpoint, networks, precision
 
 TINY = TransformerConfig(

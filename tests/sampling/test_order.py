@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import regenerate
 
 import ipr_jax
 from ipr_jax.sampling import order, schedule
 from ipr_jax.sampling.order import ORDERS, graph_order, random_order
-from ipr_jax.sampling.passes import regenerate
 
 
 def peers(n):
@@ -146,10 +146,8 @@ def test_repainting_is_the_published_loop(rng):
 
     repainted = ipr_jax.repaint(denoise, image, editable, noise)
     sampling = ipr_jax.Sampling(overlap=1.0, max_steps=4, stochasticity=0.0)
-    settings = sampling.settings(1)
-    whole = jnp.ones((2, 1, 1), bool)
     keys = ipr_jax.sample_keys(jax.random.key(0), 2)
-    out = regenerate(repainted, keys, jnp.asarray(first), whole, settings, sampling.order)
+    out = regenerate(repainted, keys, first, np.ones((2, 1, 1), bool), sampling)
     jax.effects_barrier()
     assert len(seen) == 4
     np.testing.assert_allclose(np.where(mask, out.image, image), z, atol=1e-5)

@@ -12,9 +12,8 @@ import pytest
 import ipr_jax
 from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import selection
-from ipr_jax.methods.refinement import Refinement
-from ipr_jax.methods.streaming import Streamed
+from ipr_jax.methods import Solved, selection
+from ipr_jax.methods.ipr import Refinement
 from ipr_jax.runtime import memory
 from ipr_jax.studies import evaluate as loop
 from ipr_jax.studies.evaluate import Progress, evaluate, summarise, summarise_stream
@@ -288,7 +287,7 @@ def test_a_stream_is_a_line_with_what_it_saved():
     progress = progress_of([True, False, False], [0, 2, 4], [True] * 3)
     zeros = np.zeros(3, np.int32)
     iterations, nfe = np.array([2, 1, 0], np.int32), np.array([30, 20, 10], np.int32)
-    found = Streamed(progress.image, iterations, nfe, zeros == 0, np.int32(80))
+    found = Solved(progress.image, iterations, zeros == 0, nfe, zeros, zeros, np.array([80]))
     line = summarise_stream(progress, TASK, found)
     assert line == line | summarise(progress, TASK)
     assert (line["iterations"], line["left_early"], line["wasted"]) == (1, 2, 0.25)

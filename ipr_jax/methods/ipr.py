@@ -1,0 +1,260 @@
+"""Iterative Partial Refinement (arXiv 2605.19317, algorithm 1), as a method of the engine.
+
+A first pass from noise, or a given image; then, over and over: choose a region of each sample,
+re-noise it, regenerate it conditioned on the rest.
+"""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ipr_jax.core import Prediction, check
+from ipr_jax.core import keys as random_keys
+from ipr_jax.methods import engine, selection, stopping
+from ipr_jax.methods.engine import Problem, State, by_sample
+from ipr_jax.methods.selection import Noise, Selection
+from ipr_jax.methods.stopping import Stop
+from ipr_jax.sampling import (
+    FIRST_PASS,
+    REFINEMENT,
+    Order,
+    PassPlan,
+    Sampling,
+    Settings,
+    renoise,
+    schedule,
+)
+from ipr_jax.sampling import step as steps
+
+PARTS = (4, 2, 1)
+"""With a stopping rule, the network is compiled for a quarter, a half and all of the slots: the
+fewest sizes that waste less than 5% at 8 samples per slot. Without one, one size does."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """A whole experiment: a first pass, then iterations.
+
+    Attributes:
+        iterations: after the first pass, at least 0; with a stopping rule, the most.
+        ratio: the share of the editable patches that an iteration regenerates, in (0, 1]; their
+            number is floor(ratio n), at least 1.
+        first: how the first pass samples; None starts from the given images (correction mode).
+        later: how the iterations sample.
+        select: which patches an iteration regenerates.
+        noise: from which noise.
+        stop: which samples may leave early.
+        patience: how often in a row ``stop`` must hold, at least 1.
+
+    Raises:
+        ValueError: a value is out of range or of another type, naming it and what is valid.
+    """
+
+    iterations: int = 20
+    ratio: float = 0.25
+    first: Sampling | None = FIRST_PASS
+    later: Sampling = REFINEMENT
+    select: Selection = selection.fresh_regions
+    noise: Noise = selection.fresh_noise
+    stop: Stop = stopping.never
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        check.count("iterations", self.iterations, least=0, traced=True)
+        check.count("patience", self.patience, traced=True)
+        selection.region_sizes(1, self.ratio)
+        if self.first is not None:
+            check.instance("first", self.first, Sampling)
+        check.instance("later", self.later, Sampling)
+        selection.check_functions(self.select, self.noise)
+        check.function(
+            "stop",
+            self.stop,
+            "(iteration, before, after) -> bool, see ipr_jax.methods.stopping",
+        )
+
+    @property
+    def start(self) -> str:
+        """What iteration 0 is, for tables and pictures."""
+        return "input" if self.first is None else "first pass"
+
+    @property
+    def passes(self) -> int:
+        """Over every sample: the first pass, if there is one, and the iterations."""
+        return self.iterations + int(self.first is not None)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Sizes that the network is compiled for, see ``engine.advance``."""
+        return (1,) if self.stop is stopping.never else PARTS
+
+    def on(self, grid: tuple[int, ...], *, start: jax.Array | int = 0) -> "IPR":
+        """The method for a grid of patches.
+
+        Args:
+            grid: (h, w).
+            start: iterations already done, if there is no first pass.
+        """
+        num_patches = grid[0] * grid[1]
+        two = [(self.first or self.later), self.later]
+        settings = [each.settings(num_patches) for each in two]
+        return IPR(
+            passes=jax.tree.map(
+                lambda *each: jnp.stack([jnp.asarray(part) for part in each]), *settings
+            ),
+            sizes=jnp.asarray(selection.region_sizes(num_patches, self.ratio)),
+            first=jnp.asarray(start + 1 if self.first is None else 0, jnp.int32),
+            iterations=jnp.asarray(self.passes, jnp.int32),
+            patience=jnp.asarray(self.patience, jnp.int32),
+            orders=(two[0].order, two[1].order),
+            select=self.select,
+            noise=self.noise,
+            stop=self.stop,
+        )
+
+    def budget(self, grid: tuple[int, ...]) -> int:
+        """Network evaluations that no sample exceeds, at least 1."""
+        first, later = (
+            0 if each is None else int(each.settings(grid[0] * grid[1]).plan.num_steps.max())
+            for each in (self.first, self.later)
+        )
+        return max(1, first + self.iterations * later)
+
+
+class Memory(NamedTuple):
+    """Of the pass in work.
+
+    Attributes:
+        plan: its schedule.
+        start: int32 [B, h, w], the step at which each patch started.
+        step: int32 [B], steps that are done.
+        streak: int32 [B], how often in a row the stopping rule has held.
+    """
+
+    plan: PassPlan
+    start: jax.Array
+    step: jax.Array
+    streak: jax.Array
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["passes", "sizes", "first", "iterations", "patience"],
+    meta_fields=["orders", "select", "noise", "stop"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IPR:
+    """The method for a grid; ``Refinement.on`` makes it.
+
+    Attributes:
+        passes: settings [2, ...], of the first pass and of the iterations.
+        sizes: int32 [P + 1], ``selection.region_sizes``.
+        first: int32 scalar, the number of the first iteration; 0 = a first pass from noise.
+        iterations: int32 scalar, how many, the first pass included.
+        patience: int32 scalar, how often in a row ``stop`` must hold.
+        orders: of the first pass and of the iterations.
+        select: which patches an iteration regenerates.
+        noise: from which noise.
+        stop: which samples may leave early.
+    """
+
+    passes: Settings
+    sizes: jax.Array
+    first: jax.Array
+    iterations: jax.Array
+    patience: jax.Array
+    orders: tuple[Order, Order]
+    select: Selection
+    noise: Noise
+    stop: Stop
+
+    def init(self, problem: Problem) -> State:
+        """Before the first step of the first pass."""
+        zeros = jnp.zeros(problem.keys.shape, jnp.int32)
+        z, t, memory = self._begin(problem, problem.image, zeros, zeros)
+        state = engine.begin(problem, z, t, memory)
+        return state._replace(done=state.done | (self.iterations < 1))
+
+    def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
+        """Move every patch along its schedule; where the pass is over, begin the next one."""
+        memory, number = state.memory, self.first + state.iteration
+        kind = jnp.minimum(number, 1)
+        own = random_keys.iteration_keys(problem.keys, number)
+        order_keys, noise_keys = random_keys.split(own.denoise, 2)
+
+        def order(sigma: jax.Array, uniform: jax.Array, t: jax.Array) -> jax.Array:
+            first, later = (
+                check.returned("what order returns", each(sigma, uniform, t), t.shape, jnp.float32)
+                for each in self.orders
+            )
+            return by_sample(kind == 0, first, later)
+
+        moved, levels = steps.move(
+            prediction,
+            memory.plan,
+            steps.PassState(state.z, memory.start),
+            memory.step,
+            random_keys.normal(random_keys.fold(noise_keys, memory.step), state.z.shape[1:]),
+            random_keys.uniform(order_keys, state.t.shape[1:]),
+            order=order,
+            stochasticity=self.passes.stochasticity[kind],
+            temperature=self.passes.temperature[kind],
+        )
+        memory = memory._replace(start=moved.start, step=memory.step + 1)
+        state = state._replace(z=moved.z, t=levels.s, memory=memory)
+        over = (memory.step >= memory.plan.num_steps) & ~state.done
+        return jax.lax.cond(
+            over.any(), partial(self._next, problem), lambda state, _: state, state, over
+        )
+
+    def _next(self, problem: Problem, state: State, over: jax.Array) -> State:
+        """End the pass of some samples and begin the next one."""
+        streak = state.memory.streak
+        if self.stop is not stopping.never:
+            number = self.first + state.iteration
+            widths = tuple(sorted({-(-over.shape[0] // part) for part in PARTS}))
+            holds = engine.on_rows(self._holds, over, widths, number, state.image, state.z)
+            streak = jnp.where(over, jnp.where(holds, streak + 1, 0), streak)
+        image = by_sample(over, state.z, state.image)
+        iteration = state.iteration + over.astype(jnp.int32)
+        done = over & ((iteration >= self.iterations) | (streak >= self.patience))
+        z, t, begun = self._begin(problem, image, iteration, streak)
+        return state._replace(
+            z=by_sample(over, z, state.z),
+            t=by_sample(over, t, state.t),
+            image=image,
+            iteration=iteration,
+            done=state.done | done,
+            memory=jax.tree.map(partial(by_sample, over), begun, state.memory),
+        )
+
+    def _holds(self, number: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
+        """What the stopping rule says."""
+        found = self.stop(number, before, after)
+        return check.returned("what stop returns", found, number.shape, jnp.bool_)
+
+    def _begin(
+        self, problem: Problem, image: jax.Array, iteration: jax.Array, streak: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Memory]:
+        """Noisy images, noise levels and memory before the first step of a pass."""
+        keys, editable = problem.keys, problem.editable
+        number = self.first + iteration
+        at_first, kind = number == 0, jnp.minimum(number, 1)
+        scores = self.select(keys, number, editable.shape[1:])
+        region = selection.choose(scores, editable, self.sizes)
+        region = by_sample(at_first, editable, region)
+        fresh = random_keys.normal(random_keys.iteration_keys(keys, number).noise, image.shape[1:])
+        noise = self.noise(keys, number, image.shape[1:])
+        noise = check.returned("what noise returns", noise, image.shape, jnp.float32)
+        noise = by_sample(at_first, fresh, noise)
+        size = region.sum(axis=(1, 2))
+        plan = PassPlan(region, *(table[kind, size] for table in self.passes.plan))
+        begun = steps.init(renoise(image, region, noise), plan)
+        return (
+            begun.z,
+            schedule.levels(plan, begun.start, 0),
+            Memory(plan, begun.start, jnp.zeros_like(iteration), streak),
+        )

@@ -1,0 +1,219 @@
+"""The engine: any method, the same samples however it is run, and exact laws."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ipr_jax
+from ipr_jax import Prediction, Sampling
+from ipr_jax.core import keys as random_keys
+from ipr_jax.core import patches
+from ipr_jax.methods import engine, selection
+from ipr_jax.methods.engine import Problem
+from ipr_jax.methods.ipr import Refinement
+from ipr_jax.sampling import flow, renoise
+
+GRID, SHAPE, PATCH = (3, 3), (6, 6, 1), 2
+
+
+def fake(z, t):
+    """An elementwise denoiser whose certainty differs from patch to patch."""
+    velocity = 0.9 * z * patches.expand(t, PATCH) + 0.1
+    means = patches.patch_mean(jnp.abs(z[..., 0]), PATCH)
+    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), 0.1 + means)
+
+
+def problems(number, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(-1, 1, (number, *SHAPE)).astype(np.float32)
+    editable = rng.random((number, *GRID)) < rng.random((number, 1, 1))
+    return ipr_jax.sample_keys(jax.random.key(seed), number), image, editable
+
+
+class Memory(NamedTuple):
+    """The largest change of each patch so far: float32 [B, h, w]."""
+
+    changed: jax.Array
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["ratio"], meta_fields=["iterations", "fault"]
+)
+@dataclasses.dataclass(frozen=True)
+class Remask:
+    """A method with a memory, of one evaluation per iteration: what has changed most is hidden."""
+
+    ratio: float = 0.5
+    iterations: int = 9
+    fault: str = ""
+
+    def _hide(self, problem, image, hidden, iteration):
+        own = random_keys.iteration_keys(problem.keys, iteration)
+        noise = random_keys.normal(own.noise, image.shape[1:])
+        return renoise(image, hidden, noise), hidden.astype(jnp.float32)
+
+    def init(self, problem):
+        z, t = self._hide(problem, problem.image, problem.editable, 0)
+        return engine.begin(problem, z, t, Memory(jnp.zeros(t.shape, jnp.float32)))
+
+    def update(self, problem, state, prediction):
+        level = patches.expand(state.t, PATCH)
+        image = flow.clean_image(state.z, level, prediction.velocity)
+        change = patches.patch_mean(jnp.abs(image - state.image)[..., 0], PATCH)
+        changed = jnp.maximum(state.memory.changed, change)
+        iteration = state.iteration + 1
+        scores = selection.fresh_regions(problem.keys, iteration, GRID) / (1 + changed)
+        sizes = selection.region_sizes(9, 0.5)
+        z, t = self._hide(
+            problem, image, selection.choose(scores, problem.editable, sizes), iteration
+        )
+        if self.fault == "shape":
+            changed = changed[:, 0]
+        if self.fault == "dtype":
+            changed = changed.astype(jnp.float16)
+        return state._replace(
+            z=z,
+            t=t,
+            image=image,
+            iteration=iteration,
+            done=(iteration >= self.iterations) & (self.fault != "endless"),
+            memory=Memory(changed),
+        )
+
+
+IPR = Refinement(
+    iterations=3,
+    first=Sampling(steps_per_patch=2, overlap=0.25),
+    later=Sampling(steps_per_patch=3, overlap=0.5, order=ipr_jax.random_order, stochasticity=0.9),
+)
+METHODS = {"ipr": IPR.on(GRID), "remask": Remask()}
+
+
+def solve(number, method, **options):
+    given = {"method": method, "budget": 10_000} | options
+    return ipr_jax.solve(fake, *problems(number), **given)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_neither_slots_nor_neighbours_change_a_bit(name):
+    whole = solve(7, METHODS[name])
+    assert (np.asarray(whole.iterations) > 0).sum() >= 5
+    keys, image, editable = problems(7)
+    alone = [
+        ipr_jax.solve(
+            fake,
+            keys[i : i + 1],
+            image[i : i + 1],
+            editable[i : i + 1],
+            method=METHODS[name],
+            budget=10_000,
+        )
+        for i in (0, 6)
+    ]
+    for i, one in zip((0, 6), alone, strict=True):
+        for field in ("image", "iterations", "nfe", "finite"):
+            np.testing.assert_array_equal(getattr(one, field)[0], getattr(whole, field)[i])
+    for slots in (1, 3, 64):
+        found = solve(7, METHODS[name], slots=slots)
+        for field in ("image", "iterations", "nfe", "finite"):
+            np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nor_do_interruptions(name):
+    """The state after any number of evaluations is all that is needed to go on."""
+    method, queue = METHODS[name], Problem(*map(jnp.asarray, problems(5)))
+    start = jax.jit(partial(engine.start, slots=2))
+    advance = jax.jit(partial(engine.advance, fake))
+    want = engine.answers(advance(method, queue, start(method, queue)))
+    for ticks in (1, 7, 64):
+        work, before = start(method, queue), -1
+        while int(work.spent[0]) > before:
+            before = int(work.spent[0])
+            leaves, form = jax.tree.flatten(work)
+            work = jax.tree.unflatten(form, [np.array(leaf) for leaf in leaves])
+            work = advance(method, queue, work, ticks=ticks)
+        chex.assert_trees_all_equal(engine.answers(work), want)
+
+
+def test_costs():
+    _, image, editable = problems(4)
+    some = editable.any(axis=(1, 2))
+    found = solve(4, METHODS["remask"], slots=2)
+    np.testing.assert_array_equal(found.nfe, np.where(some, 9, 0))
+    np.testing.assert_array_equal(found.nbe, 0)
+    np.testing.assert_array_equal(found.iterations, np.where(some, 9, 0))
+    assert int(np.asarray(found.row_evaluations).sum()) >= 9 * some.sum()
+    clue = ~np.kron(editable, np.ones((1, 2, 2), bool))
+    np.testing.assert_array_equal(np.asarray(found.image)[clue], image[clue])
+
+
+@pytest.mark.parametrize("budget", [1, 5, 8])
+def test_a_budget_is_never_exceeded(budget):
+    found = solve(4, Remask(fault="endless"), budget=budget, slots=3)
+    some = problems(4)[2].any(axis=(1, 2))
+    np.testing.assert_array_equal(found.nfe, np.where(some, budget, 0))
+    assert (np.asarray(solve(4, METHODS["ipr"], budget=budget).nfe) <= budget).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (
+            Remask(fault="shape"),
+            {},
+            r"\.memory\.changed was float32 \[4, 3, 3\] and became float32",
+        ),
+        (Remask(fault="dtype"), {}, r"\.memory\.changed was float32 .* became float16"),
+        (Remask(), {"budget": None}, "Remask does not tell how many evaluations it takes"),
+        (Remask(), {"budget": 0}, "budget must be a whole number of at least 1, got 0"),
+        (Remask(), {"slots": 0}, "slots must be a whole number of at least 1"),
+    ],
+)
+def test_bad_methods_are_refused(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(4, method, **options)
+
+
+def test_solve_is_generate_and_refine():
+    given = problems(5)
+    found = ipr_jax.solve(fake, *given, method=IPR)
+    first = ipr_jax.generate(fake, *given, IPR.first)
+    later = ipr_jax.refine(fake, given[0], first.image, given[2], iterations=3, sampling=IPR.later)
+    np.testing.assert_array_equal(found.image, later.image)
+    np.testing.assert_array_equal(found.nfe, first.nfe + later.nfe.sum(axis=0))
+
+
+# --- exact laws -----------------------------------------------------------------------------------
+
+COVARIANCE = 0.16 * np.array(
+    [[1.0, 0.8, 0.3, 0.0], [0.8, 1.0, 0.5, 0.1], [0.3, 0.5, 1.0, -0.4], [0.0, 0.1, -0.4, 1.0]]
+)
+MEAN = np.array([0.3, -0.2, 0.1, 0.0])
+
+
+def gaussian(z: Any, t: Any, covariance: np.ndarray = COVARIANCE, mean: np.ndarray = MEAN) -> Any:
+    """The exact denoiser of correlated one-pixel patches under any mix of noise levels.
+
+    Its variance fraction makes each step's standard deviation that of the exact posterior of the
+    patch given the whole noisy image, where it lies between the bounds.
+    """
+    number = z.shape[0]
+    level = t.reshape(number, -1)
+    keep = 1 - level
+    law = jnp.asarray(covariance, jnp.float32)[None]
+    centre = jnp.asarray(mean, jnp.float32)[None]
+    size = len(mean)
+    joint = keep[:, :, None] * law * keep[:, None, :]
+    joint = joint + jnp.eye(size)[None] * (level[:, None, :] ** 2 + 1e-6)
+    residual = z.reshape(number, size) - keep * centre
+    solved = jnp.linalg.solve(joint, residual[..., None])[..., 0]
+    image = centre + jnp.einsum("bij,bj->bi", law * keep[:, None, :], solved)
+    velocity = (level * solved - image).reshape(z.shape)
+    return Prediction(velocity, jnp.zeros_like(z), t + 1)
