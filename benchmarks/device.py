@@ -169,7 +169,7 @@ def boards(run: Run) -> Iterator[Any]:
     """Scores of the shipped model after every iteration, in float32 and in bfloat16."""
     task, model = get_task(MODEL), ipr_jax.load(MODEL)
     puzzles = task.test_batch(0, np.arange(run.args.boards))
-    refinement = evaluate.Refinement(iterations=run.args.iterations)
+    refinement = ipr_jax.Refinement(iterations=run.args.iterations)
     lines: dict[str, list[Any]] = {}
     for precision in ("float32", "bfloat16"):
         denoise = compute_in(model, precision)

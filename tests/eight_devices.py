@@ -88,9 +88,16 @@ def test_a_stream_too(number):
     assert many.slot_evaluations >= many.nfe.sum()
 
 
-@pytest.mark.parametrize("driver", [ipr_jax.refine, ipr_jax.stream])
-def test_devices_exchange_nothing(driver):
-    program = driver.program(fake, *queue(9), iterations=2, mesh=ALL)
+@pytest.mark.parametrize(
+    ("driver", "options"),
+    [
+        (ipr_jax.refine, {"iterations": 2}),
+        (ipr_jax.stream, {"iterations": 2}),
+        (ipr_jax.solve, {"method": ipr_jax.Refinement(iterations=2), "slots": 8}),
+    ],
+)
+def test_devices_exchange_nothing(driver, options):
+    program = driver.program(fake, *queue(9), mesh=ALL, **options)
     text = program.function.lower(*program.arguments, **program.static).compile().as_text()
     assert "while" in text
     exchanged = r"all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
@@ -103,7 +110,7 @@ def test_devices_exchange_nothing(driver):
 def test_the_shipped_model_makes_the_same_boards():
     task, model = get_task("mini-sudoku"), ipr_jax.load("mini-sudoku")
     puzzles = task.test_batch(0, np.arange(9))
-    experiment = evaluate.Refinement(iterations=1, first=FIRST, later=FIRST)
+    experiment = ipr_jax.Refinement(iterations=1, first=FIRST, later=FIRST)
 
     def boards(mesh):
         run = evaluate.evaluate(

@@ -4,8 +4,7 @@ Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 """
 
 from ipr_jax.methods import engine, selection, stopping
-from ipr_jax.methods.engine import Method
-from ipr_jax.methods.ipr import Refinement
+from ipr_jax.methods.ipr import INPUT, Refinement
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.selection import (
     NOISES,
@@ -15,13 +14,13 @@ from ipr_jax.methods.selection import (
     fresh_regions,
     initial_noise,
 )
-from ipr_jax.methods.solving import Solved, advance_on, begin_on, of_grid, solve, spread
+from ipr_jax.methods.solving import Solved, advance_on, begin_on, of_grid, solve
 from ipr_jax.methods.stopping import Stop
 
 __all__ = [
+    "INPUT",
     "NOISES",
     "REGIONS",
-    "Method",
     "Refined",
     "Refinement",
     "Sampled",
@@ -40,7 +39,6 @@ __all__ = [
     "refine",
     "selection",
     "solve",
-    "spread",
     "stopping",
     "stream",
 ]

@@ -29,6 +29,9 @@ from ipr_jax.sampling import (
 )
 from ipr_jax.sampling import step as steps
 
+INPUT = "input"
+"""What iteration 0 is where a method starts from the given images."""
+
 PARTS = (4, 2, 1)
 """With a stopping rule, the network is compiled for a quarter, a half and all of the slots: the
 fewest sizes that waste less than 5% at 8 samples per slot. Without one, one size does."""
@@ -79,7 +82,7 @@ class Refinement:
     @property
     def start(self) -> str:
         """What iteration 0 is, for tables and pictures."""
-        return "input" if self.first is None else "first pass"
+        return INPUT if self.first is None else "first pass"
 
     @property
     def passes(self) -> int:

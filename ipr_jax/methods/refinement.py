@@ -331,17 +331,16 @@ def stream(
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
 
     def finish(found: Found) -> Streamed:
-        image, iteration, finite, costs = found.answers
-        iteration = jnp.maximum(iteration - int(first is not None), 0)
-        return Streamed(image, iteration, costs.nfe, finite, found.spent.sum(dtype=jnp.int32))
+        image, iterations, finite, costs = found.answers
+        return Streamed(image, iterations, costs.nfe, finite, found.spent)
 
-    queue, method = Problem(keys, jnp.asarray(image), jnp.asarray(editable)), refinement
     return solving.program(
         denoise,
-        method.on(editable.shape[1:]),
-        queue,
+        refinement.on(editable.shape[1:]),
+        Problem(keys, jnp.asarray(image), jnp.asarray(editable)),
         mesh,
         finish,
         slots=slots,
-        parts=method.parts,
+        before=int(first is not None),
+        parts=refinement.parts,
     )

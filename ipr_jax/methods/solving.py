@@ -22,7 +22,7 @@ class Found(NamedTuple):
 
     Attributes:
         answers: of every problem, each [N, ...].
-        spent: int32 [devices], rows that the network saw, idle ones included.
+        spent: int32 scalar, rows that the network saw, idle ones included.
     """
 
     answers: Answers
@@ -34,6 +34,7 @@ def _solve(
     method: Method,
     queue: Problem,
     budget: jax.Array,
+    before: jax.Array,
     *,
     slots: int | None,
     parts: tuple[int, ...],
@@ -48,7 +49,8 @@ def _solve(
     if order is not None:
         place = jnp.argsort(order)
         answers = jax.tree.map(lambda part: part[place], answers)
-    return Found(answers, work.spent)
+    iteration = jnp.maximum(answers.iteration - before, 0)
+    return Found(answers._replace(iteration=iteration), work.spent)
 
 
 @partial(jax.jit, static_argnames=("slots", "parts", "mesh"))
@@ -57,15 +59,17 @@ def _solve_on(
     method: Method,
     queue: Problem,
     budget: jax.Array,
+    before: jax.Array,
     *,
     mesh: Mesh | None,
     **static: Any,
 ) -> Found:
-    """A queue, solved, with the problems spread over a mesh."""
+    """A queue, solved, with the problems spread over a mesh; then ``spent`` is by device."""
     each = sharding.each_device(
-        partial(_solve, **static), mesh, in_axes=(None, None, 0, None), out_axes=0
+        partial(_solve, **static), mesh, in_axes=(None, None, 0, None, None), out_axes=0
     )
-    return each(denoise, method, queue, budget)
+    found = each(denoise, method, queue, budget, before)
+    return found if mesh else found._replace(spent=found.spent[0])
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -118,6 +122,7 @@ def program(
     *,
     slots: Size | None = None,
     budget: int = FOREVER,
+    before: int = 0,
     parts: tuple[int, ...] = (1,),
 ) -> Program[Result]:
     """The program that solves a queue.
@@ -130,13 +135,18 @@ def program(
         finish: makes the result, on the host, of what was found.
         slots: problems at work at once, "auto" = as many as fit; None = all.
         budget: evaluations that no problem exceeds.
+        before: iterations that do not count as such, as a first pass.
         parts: as for ``engine.advance``.
     """
     number, devices = queue.image.shape[0], 1 if mesh is None else mesh.size
-    arguments = (check.as_pytree(denoise), method, spread(mesh, *queue), np.int32(budget))
+    numbers = np.int32(budget), np.int32(before)
+    arguments = (check.as_pytree(denoise), method, spread(mesh, *queue), *numbers)
 
     def own(found: Found) -> Result:
-        return finish(found._replace(answers=sharding.cut(found.answers, number, mesh, 0)))
+        if mesh is not None:
+            answers = sharding.cut(found.answers, number, mesh, 0)
+            found = Found(answers, found.spent.sum(dtype=jnp.int32))
+        return finish(found)
 
     def at(slots: int | None) -> Program[Result]:
         return Program(_solve_on, arguments, {"slots": slots, "parts": parts, "mesh": mesh}, own)
@@ -157,7 +167,7 @@ class Solved(NamedTuple):
         nfe: int32 [N], network evaluations.
         nbe: int32 [N], backward passes.
         nve: int32 [N], calls of a verifier.
-        row_evaluations: int32 [devices], rows that the network saw, idle ones included.
+        row_evaluations: int32 scalar, rows that the network saw, idle ones included.
     """
 
     image: jax.Array
@@ -171,7 +181,7 @@ class Solved(NamedTuple):
     @property
     def idle(self) -> float:
         """The share of the rows that no problem needed, in [0, 1)."""
-        spent = int(np.asarray(self.row_evaluations).sum())
+        spent = int(self.row_evaluations)
         return 1 - int(np.asarray(self.nfe).sum()) / spent if spent else 0.0
 
 
@@ -243,7 +253,7 @@ def solve(
                 f"{type(method).__name__} does not tell how many evaluations it takes, give budget"
             )
         budget = derived(grid)
-    budget = check.count("budget", budget)
+    most: int = check.count("budget", budget)
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
 
     def finish(found: Found) -> Solved:
@@ -252,4 +262,4 @@ def solve(
 
     queue = Problem(keys, jnp.asarray(image), jnp.asarray(editable))
     parts = getattr(method, "parts", (1,))
-    return program(denoise, made, queue, mesh, finish, slots=slots, budget=budget, parts=parts)
+    return program(denoise, made, queue, mesh, finish, slots=slots, budget=most, parts=parts)

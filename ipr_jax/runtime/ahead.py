@@ -20,9 +20,9 @@ def compile(
     """Compile what a call will run: later ones of the same sizes and functions compile nothing.
 
     Args:
-        driver: ``ipr_jax.generate``, ``ipr_jax.refine`` or ``ipr_jax.stream``.
+        driver: ``generate``, ``refine``, ``solve`` or ``stream`` of ``ipr_jax``.
         denoise: the model.
-        image_shape: (B, H, W, C); for ``stream``, B samples of the queue.
+        image_shape: (B, H, W, C); for ``solve`` and ``stream``, B samples of the queue.
         grid: (h, w).
         **options: of the driver; those that it takes as arguments of the program, such as ``ratio``
             and the numbers of ``sampling``, may differ in the call; JAX's settings may not.
@@ -36,7 +36,9 @@ def compile(
     """
     program = getattr(driver, "program", None)
     if program is None:
-        raise ValueError(f"driver must be generate, refine or stream of ipr_jax, got {driver}")
+        raise ValueError(
+            f"driver must be generate, refine, solve or stream of ipr_jax, got {driver}"
+        )
     lengths = [isinstance(sizes, Sequence) and len(sizes) for sizes in (image_shape, grid)]
     if lengths != [4, 2]:
         raise ValueError(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ipr_jax.core import Denoiser, check, sample_keys
 from ipr_jax.interrupts import PreemptionError
-from ipr_jax.methods import Refinement, Solved, advance_on, begin_on, solve
+from ipr_jax.methods import INPUT, Solved, advance_on, begin_on, of_grid, solve
 from ipr_jax.methods.engine import Problem, State
 from ipr_jax.runtime import Program, memory, sharding
 from ipr_jax.studies import metrics
@@ -47,11 +47,19 @@ class Progress(NamedTuple):
     batch_size: int
 
 
+def last_iteration(experiment: Any) -> int:
+    """The number of the last iteration of a method that tells its ``passes`` and ``start``.
+
+    Iteration 0 is its first one, or the input.
+    """
+    return experiment.passes - int(experiment.start != INPUT)
+
+
 def evaluate(
     task: Task,
     denoise: Denoiser,
     batch: Batch,
-    experiment: Refinement,
+    experiment: Any,
     key: jax.Array,
     *,
     batch_size: memory.Size = 64,
@@ -66,7 +74,8 @@ def evaluate(
         task: whose scores.
         denoise: the model.
         batch: N images with their clues.
-        experiment: what to do.
+        experiment: what to do: a ``Refinement``, or another method that tells ``passes``, how many
+            iterations it has, and ``start``, what iteration 0 is.
         key: of the run; sample i uses the i-th of ``sample_keys(key, N, first=first)``.
         batch_size: samples per compiled call, at least 1, or "auto", as many as fit on the device;
             halved, with a warning, when its memory is full. Results are the same up to the rounding
@@ -92,7 +101,7 @@ def evaluate(
     keys = sample_keys(key, len(batch.image), first=first)
     check.batch(keys, batch.image, batch.editable)
     check.clues(batch.image, batch.editable)
-    if experiment.first is None:
+    if experiment.start == INPUT:
         check.samples(batch.image, batch.editable)
     mesh = sharding.of_samples(mesh)
     denoise = check.as_pytree(denoise)
@@ -103,7 +112,7 @@ def _run(
     task: Task,
     denoise: Denoiser,
     batch: Batch,
-    experiment: Refinement,
+    experiment: Any,
     keys: jax.Array,
     batch_size: memory.Size,
     mesh: Mesh | None,
@@ -111,7 +120,7 @@ def _run(
     preempted: Callable[[], bool],
 ) -> Iterator[Progress]:
     number, grid = len(keys), batch.editable.shape[1:]
-    method, before_first = experiment.on(grid), experiment.passes - experiment.iterations
+    method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
     score = jax.jit(task.score)
 
@@ -130,14 +139,15 @@ def _run(
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:number], *parts)
 
     def advance(problem: Problem, state: State, passes: int) -> tuple[State, dict[str, jax.Array]]:
-        state = advance_on(denoise, method, problem, state, passes, mesh=mesh)
+        if experiment.passes:
+            state = advance_on(denoise, method, problem, state, passes, mesh=mesh)
         scores = score(state.image)
         return state, {name: scores[name] for name in (*task.rates, *task.means)}
 
     start = time.perf_counter()
     problem = Problem(keys, jnp.asarray(batch.image), jnp.asarray(batch.editable))
     begin = 0 if done is None else done[0] + 1
-    iterations = range(begin, experiment.iterations + 1)
+    iterations = range(begin, last + 1)
     if not iterations:
         return
 
@@ -166,7 +176,7 @@ def _run(
         state = jax.tree.map(jnp.asarray, done[1])
     compiled = before = time.perf_counter()
     for iteration in iterations:
-        run = partial(advance, passes=iteration + before_first)
+        run = partial(advance, passes=iteration + experiment.passes - last)
         (state, scores), size = memory.halving(
             lambda each: in_parts(each, run, problem, state),  # noqa: B023
             size,
@@ -215,7 +225,7 @@ def evaluate_stream(
     task: Task,
     denoise: Denoiser,
     batch: Batch,
-    experiment: Refinement,
+    experiment: Any,
     key: jax.Array,
     *,
     slots: int = 64,
@@ -249,8 +259,9 @@ def evaluate_stream(
     compiled = time.perf_counter()
     found = run(batch.editable)
     seconds = time.perf_counter() - compiled
-    before_first = experiment.passes - experiment.iterations
-    found = found._replace(iterations=np.maximum(np.asarray(found.iterations) - before_first, 0))
+    last = last_iteration(experiment)
+    iterations = np.asarray(found.iterations) - (experiment.passes - last)
+    found = found._replace(iterations=np.maximum(iterations, 0))
     score, finite = jax.jit(task.score), np.asarray(found.finite)
     parts = [score(found.image[rows]) for rows in _batches(number, min(slots, number))]
     scores = {
@@ -258,7 +269,7 @@ def evaluate_stream(
         for name in (*task.rates, *task.means)
     }
     progress = Progress(
-        iteration=experiment.iterations,
+        iteration=last,
         image=found.image,
         state=None,
         scores=_of_finite(scores, finite),

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from ipr_jax.core import Denoiser, check
-from ipr_jax.methods import selection
+from ipr_jax.methods import Refinement, selection
 from ipr_jax.runtime import files, memory
 from ipr_jax.sampling import FIRST_PASS, ORDERS, REFINEMENT, Sampling, graph_order, random_order
-from ipr_jax.studies.evaluate import Refinement, evaluate, summarise
+from ipr_jax.studies.evaluate import evaluate, summarise
 from ipr_jax.studies.metrics import Line, difference
 from ipr_jax.tasks import Task
 

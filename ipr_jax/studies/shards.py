@@ -24,11 +24,11 @@ import orbax.checkpoint as ocp
 
 from ipr_jax.core import Denoiser, check, sample_keys
 from ipr_jax.interrupts import PreemptionError
-from ipr_jax.methods import engine
+from ipr_jax.methods import engine, of_grid
 from ipr_jax.models import checkpoint
 from ipr_jax.runtime import files, memory, resume
 from ipr_jax.studies import metrics
-from ipr_jax.studies.evaluate import Progress, Refinement, evaluate
+from ipr_jax.studies.evaluate import Progress, evaluate, last_iteration
 from ipr_jax.studies.metrics import Line, Moments, Tally
 from ipr_jax.tasks import Batch, Task
 
@@ -124,7 +124,7 @@ class Run:
         task: whose scores.
         denoise: the model.
         source: ``indices [n] -> Batch``, the samples of these indices.
-        experiment: what to do.
+        experiment: what to do, as for ``evaluate``.
         samples: how many, at least 1.
         seed: of the noise; the keys are ``sample_keys(jax.random.key(seed), samples)``.
         batch_size: samples per compiled call, as for ``evaluate``, and in work at once; with "auto"
@@ -138,7 +138,7 @@ class Run:
     task: Task
     denoise: Denoiser
     source: Callable[[np.ndarray], Batch]
-    experiment: Refinement
+    experiment: Any
     samples: int
     seed: int
     batch_size: memory.Size = 64
@@ -161,15 +161,16 @@ class Run:
     @property
     def passes(self) -> int:
         """Over every sample: the first pass and the iterations."""
-        return self.experiment.iterations + 1
+        return last_iteration(self.experiment) + 1
 
     def state(self, shard: Shard) -> State:
         """Its shapes and dtypes: the tree of ``jax.ShapeDtypeStruct``."""
         n, shape, grid = shard.samples, self.task.image_shape, self.task.grid
         b = n if self.batch_size == "auto" else min(n, self.batch_size)
         image = jax.ShapeDtypeStruct((b, *shape), np.float32)
-        keys = jax.eval_shape(lambda: sample_keys(jax.random.key(0), b))
-        problem = engine.Problem(keys, image, jax.ShapeDtypeStruct((b, *grid), np.bool_))
+        editable = jax.ShapeDtypeStruct((b, *grid), np.bool_)
+        given = jax.eval_shape(lambda: sample_keys(jax.random.key(0), b)), image, editable
+        method = of_grid(self.experiment, grid)
         images = jax.ShapeDtypeStruct((n, *shape), np.dtype(self.storage.dtype))
         passes, stored = self.passes, images.dtype
         scores = jax.eval_shape(self.task.score, image)
@@ -177,7 +178,7 @@ class Run:
         return State(
             samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),
-            work=jax.eval_shape(self.experiment.on(grid).init, problem),
+            work=jax.eval_shape(lambda *given: method.init(engine.Problem(*given)), *given),
             first_pass=images,
             refined=images,
             followed=None if shard.number else jax.ShapeDtypeStruct(followed, stored),

@@ -196,7 +196,7 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
     def still(task, model, batch, *arguments, **options):
         zeros = np.zeros(len(batch.image), np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
-        yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, 1)
+        yield evaluate.Progress(0, batch.image, None, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, 1)
 
     monkeypatch.setattr(shards, "evaluate", still)
     words = ("--puzzle", "." * 16, "--iterations", 0, "--out", "run")
@@ -219,7 +219,7 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
         image = np.where(valid[:, None, None, None], board, batch.image)
         for number in range(2):
             scores = {"valid": valid & (number > 0), "violations": nfe}
-            yield evaluate.Progress(number, image, scores, nfe == 0, nfe, 1.0, 1.0, 1.0, 64)
+            yield evaluate.Progress(number, image, None, scores, nfe == 0, nfe, 1.0, 1.0, 1.0, 64)
 
     monkeypatch.setattr(shards, "evaluate", told)
     words = ("--puzzle", "." * 16, "--samples", 5, "--shard-size", 2, "--iterations", 1)
@@ -622,22 +622,23 @@ def still(monkeypatch):
         progress = evaluate.Progress(
             20, batch.image, None, scores, zeros == 0, zeros, 1.0, 2.0, 2.0, 2
         )
-        return progress, Solved(batch.image, zeros, zeros == 0, *[zeros] * 3, np.array([10]))
+        return progress, Solved(batch.image, zeros, zeros == 0, *[zeros] * 3, np.int32(10))
 
     monkeypatch.setattr(evaluate, "evaluate_stream", stream)
 
 
 def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
-    def still(task, model, batch, experiment, key, *, slots, stop, patience):
-        assert (experiment.ratio, slots, patience) == (0.5, 2, 3)
+    def still(task, model, batch, experiment, key, *, slots):
+        assert (experiment.ratio, slots, experiment.patience) == (0.5, 2, 3)
         valid = np.asarray(task.score(batch.image)["valid"])
-        np.testing.assert_array_equal(stop(None, None, batch.image), valid)
+        stop = experiment.stop(None, None, batch.image)
+        np.testing.assert_array_equal(stop, valid)
         finite, numbers = np.arange(3) != 1, np.array([4, 1, 2], np.int32)
         scores = {"valid": valid & finite, "violations": np.zeros(3)}
         progress = evaluate.Progress(
             20, batch.image, None, scores, finite, numbers, 1.0, 2.0, 2.0, 2
         )
-        return progress, Solved(batch.image, numbers, finite, *[numbers] * 3, np.array([10]))
+        return progress, Solved(batch.image, numbers, finite, *[numbers] * 3, np.int32(10))
 
     notes = []
     monkeypatch.setattr(evaluate, "evaluate_stream", still)
@@ -710,7 +711,9 @@ def test_evaluations_are_new_folders_each(tiny_folder, work, monkeypatch):
             finite = np.arange(4) >= (0, 2, 3)[number]
             nfe = np.zeros(4, np.int64)
             scores = {"valid": finite, "violations": nfe}
-            yield evaluate.Progress(number, batch.image, scores, finite, nfe, 1.0, 1.0, 1.0, 4)
+            yield evaluate.Progress(
+                number, batch.image, None, scores, finite, nfe, 1.0, 1.0, 1.0, 4
+            )
 
     monkeypatch.setattr(experiments, "evaluate", told)
     words = ("evaluate", "mini-sudoku", "--model", tiny_folder, "--iterations", 2)

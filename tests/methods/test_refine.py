@@ -509,35 +509,65 @@ def gaussian(z, t):
     return Prediction(velocity, jnp.zeros_like(z), t + 1)
 
 
-def test_the_gaussian_law_is_generated_and_kept_by_refinement():
-    """With the exact denoiser both loops sample the data law, whatever is regenerated.
+def law(image):
+    """Mean [4] and covariance [4, 4] of images of four pixels."""
+    flat = image.reshape(-1, 4)
+    centred = flat - flat.mean(axis=0, keepdims=True)
+    return flat.mean(axis=0), centred.T @ centred / (len(flat) - 1)
+
+
+NUMBER = 20_000
+DEVIATION = 0.16 * np.sqrt(2 / NUMBER)
+"""Of the entries of a covariance of so many samples."""
+
+
+def laws(steps_per_patch, stochasticity, iterations, start=None):
+    """Means [K + 1, 4] and covariances [K + 1, 4, 4] after a first pass and every iteration."""
+    keys = ipr_jax.sample_keys(jax.random.key(0), NUMBER)
+    image, editable = np.ones((NUMBER, 2, 2, 1), np.float32), np.ones((NUMBER, 2, 2), bool)
+    sampling = Sampling(
+        steps_per_patch=steps_per_patch,
+        overlap=0.5,
+        stochasticity=stochasticity,
+        order=ipr_jax.random_order,
+    )
+    if start is None:
+        start = ipr_jax.generate(gaussian, keys, image, editable, sampling).image
+    options = {"iterations": iterations, "ratio": 0.5, "sampling": sampling, "record": law}
+    refined = ipr_jax.refine(gaussian, keys, start, editable, **options).recorded
+    return [np.stack([one, *more]) for one, more in zip(law(start), refined, strict=True)]
+
+
+HEAVY = [pytest.param(s, 5, 5 * np.sqrt(5), marks=pytest.mark.heavy) for s in (0.5, 1.0)]
+
+
+@pytest.mark.parametrize(("stochasticity", "iterations", "deviations"), [(0.0, 3, 5), *HEAVY])
+def test_the_gaussian_law_is_generated_and_kept_by_refinement(
+    stochasticity, iterations, deviations
+):
+    """With the exact denoiser all iterations sample the data law, whatever is regenerated.
 
     The steps of the flow are first order, so twice the fine result minus the coarse one is free of
-    their leading error; what is left is five standard errors of 20,000 samples.
+    their leading error; what is left is that of 20,000 samples, the larger by sqrt(5) where the two
+    results draw noise of their own.
     """
-    number = 20_000
-    keys = ipr_jax.sample_keys(jax.random.key(0), number)
-    image, editable = np.zeros((number, 2, 2, 1), np.float32), np.ones((number, 2, 2), bool)
+    (_, coarse), (mean, fine) = (laws(steps, stochasticity, iterations) for steps in (20, 40))
+    assert (np.abs(mean - MEAN) < 5 * np.sqrt(np.diag(COVARIANCE) / NUMBER)).all()
+    error = np.abs(2 * fine - coarse - COVARIANCE).max()
+    assert error < deviations * DEVIATION
+    assert error < 0.5 * np.abs(fine - COVARIANCE).max()  # first order indeed
 
-    def moments(steps_per_patch):
-        sampling = Sampling(
-            steps_per_patch=steps_per_patch,
-            overlap=0.5,
-            stochasticity=0.0,
-            order=ipr_jax.random_order,
-        )
-        first = ipr_jax.generate(gaussian, keys, image, editable, sampling)
-        refined = ipr_jax.refine(
-            gaussian, keys, first.image, editable, iterations=3, ratio=0.5, sampling=sampling
-        )
-        flat = [np.asarray(x).reshape(number, 4) for x in (first.image, refined.image)]
-        return np.array([x.mean(0) for x in flat]), np.array([np.cov(x.T) for x in flat])
 
-    (_, coarse), (mean, fine) = moments(20), moments(40)
-    assert (np.abs(mean - MEAN) < 5 * np.sqrt(np.diag(COVARIANCE) / number)).all()
-    error = np.abs(2 * fine - coarse - COVARIANCE)
-    assert error.max() < 5 * 0.16 * np.sqrt(2 / number)
-    assert error.max() < 0.5 * np.abs(fine - COVARIANCE).max()  # first order indeed
+@pytest.mark.heavy
+def test_corrupted_images_get_to_the_law_that_is_generated():
+    """From the same wrong image, in 40 iterations."""
+    wrong = jnp.ones((NUMBER, 2, 2, 1)).at[::2].set(-1)
+    mean, covariance = laws(20, 0.0, 40, wrong)
+    want_mean, want = laws(20, 0.0, 1)
+    far = np.abs(covariance - want[:1]).max(axis=(1, 2))
+    assert far[0] > 0.5
+    assert far[-1] < 5 * np.sqrt(2) * DEVIATION
+    assert np.abs(mean[-1] - want_mean[0]).max() < 5 * np.sqrt(2 * 0.16 / NUMBER)
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -53,8 +53,13 @@ def compiled():
             {"iterations": 9, "slots": 2, "stop": stopping.verified(always)},
             {"iterations": 1, "slots": 2, "first": Sampling(steps_per_patch=1)},
         ),
+        (
+            ipr_jax.solve,
+            {"method": ipr_jax.Refinement(iterations=9), "slots": 2},
+            {"method": ipr_jax.Refinement(iterations=1, ratio=0.5), "slots": 2, "budget": 99},
+        ),
     ],
-    ids=["generate", "refine", "stream"],
+    ids=["generate", "refine", "stream", "solve"],
 )
 def test_a_later_call_compiles_nothing(compiled, driver, options, numbers):
     """With other keys, images, masks and numbers, on the host or on the device."""
@@ -93,7 +98,7 @@ def test_bad_sizes_are_refused(arguments, options, message):
 
 
 def test_other_functions_and_options_are_refused():
-    with pytest.raises(ValueError, match="driver must be generate, refine or stream"):
+    with pytest.raises(ValueError, match="driver must be generate, refine, solve or stream"):
         ipr_jax.compile(jnp.sin, fake, SHAPE, GRID)
     with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
         ipr_jax.compile(ipr_jax.generate, fake, SHAPE, GRID, steps=3)

@@ -82,7 +82,7 @@ def test_the_batch_size_changes_nothing_and_is_compiled_once(whole, batch):
         for got, want in zip(run, whole, strict=True):
             for name in RESULTS:
                 chex.assert_trees_all_equal(getattr(got, name), getattr(want, name))
-    assert calls == 2  # of the first pass and of all iterations
+    assert calls == 1  # of all passes
 
 
 def test_nor_does_it_with_a_real_model(tiny_model, batch):
@@ -106,7 +106,7 @@ def same_results(got, want):
 def test_auto_is_as_many_as_fit_and_is_reported(whole, batch, monkeypatch):
     def three(needed, available, most):
         assert most == 7
-        assert available == 10**9 - 2 * batch.image.nbytes
+        assert available == 10**9 - 4 * batch.image.nbytes
         assert needed(7) > 7 * 3 * 32 * 32 * 4
         return 3
 
@@ -119,21 +119,21 @@ def test_auto_is_as_many_as_fit_and_is_reported(whole, batch, monkeypatch):
 
 
 def full(function, largest, begin=0):
-    """A compiled function that runs out of memory beyond some images, from an iteration on."""
+    """A compiled function that runs out of memory beyond some images, from a pass on."""
 
-    def run(denoise, keys, image, editable, iteration, *rest, **static):
-        if len(image) > largest and iteration >= begin:
+    def run(denoise, method, problem, state, passes, **static):
+        if len(state.image) > largest and passes >= begin:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return function(denoise, keys, image, editable, iteration, *rest, **static)
+        return function(denoise, method, problem, state, passes, **static)
 
     return run
 
 
-@pytest.mark.parametrize(("begin", "sizes"), [(0, [3, 3, 3, 3]), (2, [7, 7, 3, 3])])
+@pytest.mark.parametrize(("begin", "sizes"), [(0, [3, 3, 3, 3]), (3, [7, 7, 3, 3])])
 def test_a_full_memory_halves_the_batch_and_changes_nothing(
     whole, batch, monkeypatch, begin, sizes
 ):
-    monkeypatch.setattr(loop, "iterate_of", full(loop.iterate_of, 4, begin))
+    monkeypatch.setattr(loop, "advance_on", full(loop.advance_on, 4, begin))
     with pytest.warns(UserWarning, match="out of memory with 7 samples at once, going on with 3"):
         got = list(evaluate(TASK, fake, batch, EXPERIMENT, KEY))
     same_results(got, whole)
@@ -141,7 +141,7 @@ def test_a_full_memory_halves_the_batch_and_changes_nothing(
 
 
 def test_a_memory_that_is_full_with_one_sample_is_an_error(batch, monkeypatch):
-    monkeypatch.setattr(loop, "iterate_of", full(loop.iterate_of, 0))
+    monkeypatch.setattr(loop, "advance_on", full(loop.advance_on, 0))
     correction = Refinement(iterations=1, first=None)
     run = evaluate(TASK, fake, batch, correction, KEY)
     warned = pytest.warns(UserWarning, match="out of memory")
@@ -233,7 +233,8 @@ def progress_of(valid, violations, finite):
     number = len(valid)
     return Progress(
         iteration=2,
-        image=np.zeros((number, 1, 1, 1), np.float32),
+        image=jnp.zeros((number, 1, 1, 1)),
+        state=None,
         scores={"valid": np.array(valid), "violations": np.array(violations, np.int32)},
         finite=np.array(finite),
         nfe=np.arange(number),
@@ -287,7 +288,7 @@ def test_a_stream_is_a_line_with_what_it_saved():
     progress = progress_of([True, False, False], [0, 2, 4], [True] * 3)
     zeros = np.zeros(3, np.int32)
     iterations, nfe = np.array([2, 1, 0], np.int32), np.array([30, 20, 10], np.int32)
-    found = Solved(progress.image, iterations, zeros == 0, nfe, zeros, zeros, np.array([80]))
+    found = Solved(progress.image, iterations, zeros == 0, nfe, zeros, zeros, np.int32(80))
     line = summarise_stream(progress, TASK, found)
     assert line == line | summarise(progress, TASK)
     assert (line["iterations"], line["left_early"], line["wasted"]) == (1, 2, 0.25)

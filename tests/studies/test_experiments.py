@@ -12,6 +12,7 @@ import pytest
 from conftest import TINY, call
 from flax import nnx
 
+import ipr_jax
 from ipr_jax import Prediction
 from ipr_jax.cli import experiment as command
 from ipr_jax.cli import options
@@ -60,7 +61,7 @@ def test_arms_differ_in_what_the_paper_varies(name):
     ) == len(refinements)
     if name != "samplers":
         assert all(each.iterations == 7 for each in refinements)
-        plain = dataclasses.replace(evaluate.Refinement(), iterations=7)
+        plain = dataclasses.replace(ipr_jax.Refinement(), iterations=7)
         varied = {"ratio": "ratio", "sudoku-corrupted": "first"}.get(name)
         for each in refinements:
             if varied:
@@ -215,7 +216,7 @@ def test_auto_goes_on_with_another_number_and_the_metrics_tell(tmp_path, monkeyp
         zeros = np.zeros(5, np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
         size = fitting.pop(0)
-        yield evaluate.Progress(0, batch.image, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, size)
+        yield evaluate.Progress(0, batch.image, None, scores, zeros == 0, zeros, 1, 1, 1, size)
 
     monkeypatch.setattr(experiments, "evaluate", still)
     experiment = experiments.ratio(TASK, 0)
@@ -377,7 +378,7 @@ def test_scores_of_a_classifier_are_summarised():
     task = get_task("counting-polygons", classify=classify)
     batch = task.test_batch(0, np.arange(4))
     batch.image[:, 0, 0, 0] = [1, 1, 1, -1]
-    still = evaluate.Refinement(iterations=0, first=None)
+    still = ipr_jax.Refinement(iterations=0, first=None)
     (progress,) = evaluate.evaluate(task, never_called, batch, still, jax.random.key(0))
     line = evaluate.summarise(progress, task)
     assert (line["consistent"], line["consistent_rate"], line["uniform"]) == (3, 0.75, 3)
