@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -110,7 +111,7 @@ def test_the_samples_are_those_of_the_library(finished, tiny_model):
     saved = samples_of(folder)
     batch = TASK.test_batch(4, np.arange(3))
     run = evaluate.evaluate(
-        TASK, tiny_model, batch, evaluate.Refinement(iterations=2), jax.random.key(4)
+        TASK, tiny_model, batch, ipr_jax.Refinement(iterations=2), jax.random.key(4)
     )
     first, *_, last = history = list(run)
     assert set(saved) == {
@@ -196,7 +197,8 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
     def still(task, model, batch, *arguments, **options):
         zeros = np.zeros(len(batch.image), np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
-        yield evaluate.Progress(0, batch.image, None, scores, zeros == 0, zeros, 1.0, 1.0, 1.0, 1)
+        state = SimpleNamespace(image=batch.image)
+        yield evaluate.Progress(0, batch.image, state, scores, zeros == 0, zeros, 1, 1, 1, 1)
 
     monkeypatch.setattr(shards, "evaluate", still)
     words = ("--puzzle", "." * 16, "--iterations", 0, "--out", "run")
@@ -219,7 +221,8 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
         image = np.where(valid[:, None, None, None], board, batch.image)
         for number in range(2):
             scores = {"valid": valid & (number > 0), "violations": nfe}
-            yield evaluate.Progress(number, image, None, scores, nfe == 0, nfe, 1.0, 1.0, 1.0, 64)
+            state = SimpleNamespace(image=image)
+            yield evaluate.Progress(number, image, state, scores, nfe == 0, nfe, 1, 1, 1, 64)
 
     monkeypatch.setattr(shards, "evaluate", told)
     words = ("--puzzle", "." * 16, "--samples", 5, "--shard-size", 2, "--iterations", 1)
@@ -581,7 +584,7 @@ def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
     np.testing.assert_array_equal(saved["iterations"], [2, 2, 2])
     told = json.loads((run / "results.json").read_text())
     assert told["arguments"].keys() == {field.name for field in dataclasses.fields(StreamOptions)}
-    assert told["refinement"] == experiments.describe(evaluate.Refinement(iterations=2))
+    assert told["refinement"] == experiments.describe(ipr_jax.Refinement(iterations=2))
     assert (told["provenance"], told["uses_verifier"]) == ({"made": "at random"}, False)
     assert {"versions", "device", "commit"} <= told.keys()
     line = told["metrics"]
