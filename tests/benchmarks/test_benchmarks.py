@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, call
 
 import ipr_jax
-from benchmarks import data, device, large, profile, throughput, train, workload
+from benchmarks import card, data, device, large, profile, throughput, train, workload
 from ipr_jax import Prediction
 from ipr_jax.models.config import PRESETS, TRANSFORMERS
 from ipr_jax.runtime import flops
@@ -385,6 +385,28 @@ def test_a_large_run_is_measured(tmp_path):
         large.main(args)
 
 
+# --- the card of a model --------------------------------------------------------------------------
+
+
+def test_a_card_has_the_scores_that_were_measured(tiny_folder, tmp_path):
+    few = ("--samples", 3, "--iterations", 1, "--first-steps-per-patch", 1, "--steps-per-patch", 1)
+    folder = tmp_path / "found"
+    code, _, err = call("evaluate", "mini-sudoku", "--model", tiny_folder, *few, "--out", folder)
+    assert (code, err) == (0, "")
+    (lines,) = json.loads((folder / "results.json").read_text())["metrics"].values()
+    text = card.card(card.Args(str(tiny_folder), (folder,)))
+    assert text.startswith("# tiny\n\n| | |\n|---|---|\n| network | SRM, ")
+    assert "| made | at random |\n\n## mini-sudoku\n\n3 test samples, seed 0, float32; " in text
+    *_, title, rule, first, last = text.splitlines()
+    assert title == "|  | valid | 95% interval | violations | network evaluations per sample |"
+    assert len({line.count("|") for line in (title, rule, first, last)}) == 1
+    for name, row, line in zip(("first pass", "iteration 1"), (first, last), lines, strict=True):
+        assert row.startswith(f"| {name} | 0.0% (0 of 3) | 0.0 to {100 * line['valid_high']:.1f} |")
+        assert row.endswith(f" | {line['violations']:.3g} | {line['nfe']:.0f} |")
+    with pytest.raises(ValueError, match="must hold results of mini-sudoku, they are another's"):
+        card.card(card.Args("mini-sudoku", (folder,)))
+
+
 # --- training by the clock ------------------------------------------------------------------------
 
 
@@ -395,15 +417,15 @@ def test_minutes_of_training_end_with_a_card(tmp_path, monkeypatch):
     args = train.Args(out=tmp_path / "run", recipe="mini-sudoku-transformer", smoke=True)
     with jax.numpy_dtype_promotion("standard"):
         train.main(args)
-    card = json.loads((args.out / "card.json").read_text())
-    assert {"versions", "device", "commit"} <= card.keys()
-    assert (card["model"]["width"], card["model"]["num_layers"]) == (16, 1)
-    assert card["settings"]["minutes"] == pytest.approx(0.08)
-    assert card["training"]["images"] == 8 * card["training"]["step"] > 0
-    assert [row["iteration"] for row in card["test"]["mini-sudoku"]] == [0, 1]
-    assert {row["samples"] for row in card["test"]["mini-sudoku"]} == {4}
+    found = json.loads((args.out / "card.json").read_text())
+    assert {"versions", "device", "commit"} <= found.keys()
+    assert (found["model"]["width"], found["model"]["num_layers"]) == (16, 1)
+    assert found["settings"]["minutes"] == pytest.approx(0.08)
+    assert found["training"]["images"] == 8 * found["training"]["step"] > 0
+    assert [row["iteration"] for row in found["test"]["mini-sudoku"]] == [0, 1]
+    assert {row["samples"] for row in found["test"]["mini-sudoku"]} == {4}
     text = (args.out / "card.md").read_text()
-    rate = 100 * card["test"]["mini-sudoku"][1]["valid_rate"]
+    rate = 100 * found["test"]["mini-sudoku"][1]["valid_rate"]
     assert f"| 1 | {rate:.1f} | " in text
     assert ipr_jax.load(args.out / "run" / "model").config.width == 16
     with pytest.raises(FileExistsError):
