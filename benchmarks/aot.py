@@ -31,7 +31,7 @@ from rich.table import Table
 import ipr_jax
 from benchmarks.report import save
 from benchmarks.throughput import ITERATIONS
-from benchmarks.workload import check_preset, config_of, new_model
+from benchmarks.workload import TASKS, check_preset, config_of, new_model
 from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.core import check
 from ipr_jax.models import compute_in, get_precision
@@ -250,7 +250,7 @@ def program(case: Case, mesh: Mesh | None = None) -> tuple[Callable[..., Any], t
         ``jax.ShapeDtypeStruct``.
     """
     config = config_of(case.preset)
-    _, sampling = experiments.SETTINGS[case.preset]
+    _, sampling = experiments.SETTINGS[TASKS[case.preset]]
     refine = partial(ipr_jax.refine, iterations=ITERATIONS, sampling=sampling, mesh=mesh)
     model = jax.eval_shape(lambda: compute_in(new_model(case.preset), case.precision))
     keys = jax.eval_shape(lambda: ipr_jax.sample_keys(jax.random.key(0), case.batch))

@@ -40,7 +40,15 @@ MODEL = "mini-sudoku"
 """The shipped model, and its task."""
 TOLERANCE = 2e-5
 """Largest difference between devices, relative where outputs exceed 1."""
-FIRST_BATCH = {"mini-sudoku": 1024, "even-pixels": 256, "counting-polygons": 16, "mnist-sudoku": 8}
+FIRST_BATCH = {
+    "mini-sudoku": 1024,
+    "even-pixels": 256,
+    "counting-polygons": 16,
+    "mnist-sudoku": 8,
+    "mini-sudoku-transformer": 1024,
+    "digits-sudoku": 256,
+    "digits-sudoku-large": 64,
+}
 """Of every preset."""
 GROWTH = 4
 """From one batch to the next."""
@@ -75,7 +83,10 @@ class Args:
 
     out: Path
     minutes: float = 8
-    preset: tuple[str, ...] = tuple(FIRST_BATCH)
+    preset: tuple[str, ...] = (
+        *("mini-sudoku", "even-pixels", "counting-polygons", "mnist-sudoku"),
+        "digits-sudoku-large",
+    )
     precision: tuple[str, ...] = ("bfloat16", "tf32", "float32")
     batches: int = 8
     boards: int = 512
@@ -228,7 +239,7 @@ def speed(run: Run) -> Iterator[Any]:
             if run.fits(name, 2 * longest):
                 console.print(name, highlight=False)
                 try:
-                    rows.append(throughput.measure(preset, batch, precision, rates[precision], how))
+                    rows += throughput.measure((preset,), batch, precision, rates[precision], how)
                     yield rows
                 except jax.errors.JaxRuntimeError as error:
                     if EXHAUSTED not in str(error):
@@ -237,7 +248,7 @@ def speed(run: Run) -> Iterator[Any]:
                 longest = max(longest, time.monotonic() - began)
             if name in run.left_out:
                 growing.remove((preset, precision))
-    Console(width=140).print(throughput.table(rows))
+    Console(width=180).print(throughput.table(rows))
 
 
 def best(rows: list[dict[str, Any]], preset: str) -> dict[str, dict[str, Any]]:

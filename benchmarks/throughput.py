@@ -1,17 +1,19 @@
 """How fast refinement is, against the bare network and against what the device can do.
 
 ``python -m benchmarks.throughput`` prints a table; ``--out FILE`` also writes everything as JSON.
-For every preset, precision and batch: a refinement pass of some network evaluations and as many
-calls of the bare compiled network are timed in turn, after a warm-up and apart from compilation;
-so is a large matrix product, once per precision. Weights and images are random.
+For every precision and batch: a refinement pass of some network evaluations and as many calls of
+the bare compiled network are timed, in turn with those of the other presets, after a warm-up and
+apart from compilation; so is a large matrix product, once per precision. Weights and images are
+random. ``--preset mini-sudoku mini-sudoku-transformer`` compares architectures at the same task.
 """
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,51 +93,80 @@ def product_rate(precision: str, repeats: int) -> float:
 
 
 def paper_evaluations(preset: str) -> float:
-    """Network evaluations per sample at the paper's settings, the mean over its puzzles."""
-    editable = np.array(workload.EDITABLE[preset])
-    made, most = experiments.SETTINGS[preset], max(editable)
+    """Network evaluations per sample at the paper's settings, the mean over its task's puzzles."""
+    task = workload.TASKS[preset]
+    editable = np.array(workload.EDITABLE[task])
+    made, most = experiments.SETTINGS[task], max(editable)
     first, later = (sampling.settings(most).plan.num_steps for sampling in made)
     regions = selection.region_sizes(most, 0.25)[editable]
     return float(np.mean(first[editable] + ITERATIONS * later[regions]))
 
 
-def measure(preset: str, batch: int, precision: str, rate: float, args: Args) -> dict[str, Any]:
-    """Time a pass against as many calls of the bare network.
+class _Timed(NamedTuple):
+    """What is timed of a preset: its workload, the bare network compiled, and how long that took,
+    and the seconds of passes and of bare networks so far.
+    """
+
+    work: workload.Workload
+    bare: Any
+    compiled: float
+    loops: list[float]
+    bares: list[float]
+
+
+def measure(
+    presets: Sequence[str], batch: int, precision: str, rate: float, args: Args
+) -> list[dict[str, Any]]:
+    """Time passes of several presets in turn, each against as many calls of the bare network.
 
     Args:
-        preset: the architecture.
+        presets: the architectures.
         batch: samples at once.
-        precision: of the network.
+        precision: of the networks.
         rate: FLOP/s of a matrix product on all devices.
         args: how many devices, evaluations and repeats.
 
     Returns:
-        A row: JSON data.
+        A row for each: JSON data.
     """
-    work = workload.make(preset, batch, precision, args.devices)
-    began = time.perf_counter()
-    bare = jax.jit(workload.network).lower(work).compile()
-    compiled = time.perf_counter() - began
 
-    def loop() -> Any:
-        return workload.refinement(work, args.evaluations)
+    def loop(timed: _Timed) -> Any:
+        return workload.refinement(timed.work, args.evaluations)
 
-    def outside() -> Any:
-        return [bare(work) for _ in range(args.evaluations)]
+    def outside(timed: _Timed) -> Any:
+        return [timed.bare(timed.work) for _ in range(args.evaluations)]
 
-    jax.block_until_ready((loop(), outside()))
-    pairs = [(seconds(loop), seconds(outside)) for _ in range(args.repeats)]
+    every = []
+    for preset in presets:
+        work = workload.make(preset, batch, precision, args.devices)
+        began = time.perf_counter()
+        bare = jax.jit(workload.network).lower(work).compile()
+        every.append(_Timed(work, bare, time.perf_counter() - began, [], []))
+        jax.block_until_ready((loop(every[-1]), outside(every[-1])))
+    for timed in args.repeats * every:
+        timed.loops.append(seconds(partial(loop, timed)))
+        timed.bares.append(seconds(partial(outside, timed)))
+    return [
+        _row(preset, precision, rate, args, timed)
+        for preset, timed in zip(presets, every, strict=True)
+    ]
+
+
+def _row(preset: str, precision: str, rate: float, args: Args, timed: _Timed) -> dict[str, Any]:
+    batch = len(timed.work.image)
     each, alone = (
-        statistics.median(times) / args.evaluations for times in zip(*pairs, strict=True)
+        statistics.median(times) / args.evaluations for times in (timed.loops, timed.bares)
     )
-    number = flops.count(workload.network, work)
-    memory = memory_of(bare)
+    number = flops.count(workload.network, timed.work)
+    memory = memory_of(timed.bare)
+    pairs = zip(timed.loops, timed.bares, strict=True)
     return {
         "preset": preset,
         "precision": precision,
         "batch": batch,
         "devices": args.devices,
-        "compile_seconds": compiled,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(timed.work.denoise)),
+        "compile_seconds": timed.compiled,
         "ms_per_evaluation": {"loop": 1e3 * each, "bare": 1e3 * alone},
         "loop_over_bare": spread([inside / out for inside, out in pairs]),
         "sample_evaluations_per_second": batch / each,
@@ -149,20 +180,20 @@ def measure(preset: str, batch: int, precision: str, rate: float, args: Args) ->
 
 
 def run(args: Args) -> Iterator[dict[str, Any]]:
-    """Measure every preset, precision and batch."""
+    """Measure every precision and batch, all presets in turn."""
     for precision in args.precision:
         rate = args.devices * product_rate(precision, args.repeats)
-        for preset in args.preset:
-            for batch in args.batch:
-                yield measure(preset, batch, precision, rate, args)
+        for batch in args.batch:
+            yield from measure(args.preset, batch, precision, rate, args)
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """The figures, a row per measurement."""
     shown = Table(box=None, header_style="bold")
     titles = (
-        *("preset", "precision", "batch", "compile s", "ms/evaluation", "loop / bare"),
-        *("refined/s, paper", "GFLOP/s", "of a product", "MiB"),
+        *("preset", "precision", "parameters", "GFLOP/sample", "batch", "compile s"),
+        *("ms/evaluation", "loop / bare", "evaluated/s", "refined/s, paper", "GFLOP/s"),
+        *("of a product", "MiB"),
     )
     for number, title in enumerate(titles):
         shown.add_column(title, justify="left" if number < 2 else "right")
@@ -171,10 +202,13 @@ def table(rows: list[dict[str, Any]]) -> Table:
         shown.add_row(
             row["preset"],
             row["precision"],
+            f"{row['parameters']:,}",
+            f"{row['gflop_per_sample']:.3g}",
             str(row["batch"]),
             f"{row['compile_seconds']:.1f}",
             f"{row['ms_per_evaluation']['loop']:.3g}",
             f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
+            f"{row['sample_evaluations_per_second']:,.0f}",
             f"{row['refined_samples_per_second']:.3g}",
             f"{row['flop_per_second'] / 1e9:,.0f}",
             f"{100 * row['share_of_product']:.0f}%",
@@ -191,7 +225,7 @@ def main(args: Args) -> None:
         files.refuse_existing(args.out)
     rows = list(run(args))
     described = environment.describe()
-    Console(width=140).print(table(rows))
+    Console(width=180).print(table(rows))
     print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
     save(args, described, rows=rows)
 

@@ -22,7 +22,14 @@ EDITABLE: dict[str, Sequence[int]] = {
     "mnist-sudoku": range(55, 82),
     "digits-sudoku": range(55, 82),
 }
-"""Presets, and how many patches are editable in the test samples of their tasks."""
+"""Tasks, and how many patches are editable in their test samples."""
+
+TASKS = {
+    **{task: task for task in EDITABLE},
+    "mini-sudoku-transformer": "mini-sudoku",
+    "digits-sudoku-large": "digits-sudoku",
+}
+"""Presets, and the task of each."""
 
 
 class Workload(NamedTuple):
@@ -49,8 +56,8 @@ def check_preset(preset: str) -> None:
     Raises:
         ValueError: lists the known ones.
     """
-    if preset not in EDITABLE:
-        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(EDITABLE)}")
+    if preset not in TASKS:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(TASKS)}")
 
 
 def config_of(preset: str) -> Config:

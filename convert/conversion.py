@@ -112,7 +112,7 @@ def export(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
 
     Raises:
         OSError: there is no such model, or ``out`` exists or cannot be written.
-        ValueError: the folder holds no model, or ``out`` has another name.
+        ValueError: the folder holds no model that there is in PyTorch, or ``out`` has another name.
     """
     out = files.utf8(files.refuse_existing(out))
     if out.suffix != ".safetensors":
@@ -166,13 +166,14 @@ def verify(
     check.count("batch", batch)
     check.seed(seed)
     network, provenance = open_network(model)
-    config = network.config
+    config, layout = network.config, formats.of_config(network.config)
     _warn_of_groups(config)
     read = source.read(path, "raw" if provenance.get("weights") == "raw" else "ema")
     with source.refusing(path):
-        if read.layout.config is not type(config):
-            title = formats.of_config(config).title
-            raise ValueError(f"it holds a network of kind {read.layout.title}, {model} {title}")
+        if read.layout is not layout:
+            raise ValueError(
+                f"it holds a network of kind {read.layout.title}, {model} {layout.title}"
+            )
         formats.configure(read.layout, read.shapes, config, f"model {model}", {})
     rng = np.random.default_rng(seed)
     arguments = {

@@ -107,8 +107,16 @@ class Found(NamedTuple):
 
 
 def of_config(config: Any) -> Format:
-    """The format of a configuration's network."""
-    return next(layout for layout in FORMATS if isinstance(config, layout.config))
+    """The format of a configuration's network.
+
+    Raises:
+        ValueError: it has none; names those that have.
+    """
+    for layout in FORMATS:
+        if isinstance(config, layout.config):
+            return layout
+    known = ", ".join(layout.config.__name__ for layout in FORMATS)
+    raise ValueError(f"PyTorch has the networks of {known}, not of {type(config).__name__}")
 
 
 def first(names: Sequence[str], most: int = 3) -> str:

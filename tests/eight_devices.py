@@ -11,7 +11,8 @@ from conftest import TINY
 from flax import nnx
 
 import ipr_jax
-from ipr_jax import Prediction, Sampling
+from ipr_jax import TRANSFORMERS, PatchTransformer, Prediction, Sampling
+from ipr_jax.core.keys import rngs
 from ipr_jax.models import checkpoint
 from ipr_jax.runtime import sharding
 from ipr_jax.sampling.order import random_order
@@ -32,6 +33,19 @@ RUN = trainer.TrainConfig(
     log_every=1,
     save_every=2,
 )
+TRANSFORMER = dataclasses.replace(
+    TRANSFORMERS["mini-sudoku-transformer"], width=16, num_layers=2, hidden_width=24, repeats=2
+)
+RUNS = {
+    "U-Net": (TINY, RUN),
+    "transformer": (
+        TRANSFORMER,
+        dataclasses.replace(
+            RUN, optimizer="muon", noise_levels="sequential", per_image=True, data="device"
+        ),
+    ),
+}
+"""Architectures and how they are trained: one on batches of the host, one on the devices' own."""
 
 
 # --- refinement -----------------------------------------------------------------------------------
@@ -77,6 +91,15 @@ def test_every_sample_is_what_one_device_makes_of_it(number):
     for found in (both(fake, *given, ALL, record=record), both(fake, *given, None, record=record)):
         for got, want in zip(found, one, strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def test_a_transformer_makes_the_same_samples_on_each():
+    model = PatchTransformer(TRANSFORMER, rngs=rngs(0))
+    puzzles = get_task("mini-sudoku").test_batch(0, np.arange(9))
+    given = ipr_jax.sample_keys(jax.random.key(0), 9), puzzles.image, puzzles.editable
+    for got, want in zip(both(model, *given, ALL), both(model, *given, ONE), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 @pytest.mark.parametrize("number", [5, *HEAVY[3:]])
@@ -144,30 +167,32 @@ def optax_may_promote():
         yield
 
 
-def train(folder, mesh, **options):
-    lines = list(trainer.train(get_task("mini-sudoku"), TINY, RUN, folder, mesh=mesh, **options))
+def train(made, folder, mesh, **options):
+    lines = list(trainer.train(get_task("mini-sudoku"), *made, folder, mesh=mesh, **options))
     model, _ = checkpoint.open_model(folder / "model")
     return lines, jax.tree.leaves(nnx.state(model))
 
 
 @pytest.mark.heavy
-def test_training_does_not_depend_on_the_devices(tmp_path):
+@pytest.mark.parametrize("made", RUNS.values(), ids=list(RUNS))
+def test_training_does_not_depend_on_the_devices(made, tmp_path):
     assert len(jax.devices()) == 8
-    lines, weights = train(tmp_path / "one", ONE)
+    lines, weights = train(made, tmp_path / "one", ONE)
     for options in ({}, {"shard_params": True}):
         folder = tmp_path / str(options)
-        begun = trainer.train(get_task("mini-sudoku"), TINY, RUN, folder, mesh=ALL, **options)
+        begun = trainer.train(get_task("mini-sudoku"), *made, folder, mesh=ALL, **options)
         assert [next(begun)["step"] for _ in range(3)] == [1, 2, 3]
         begun.close()
-        resumed, found = train(folder, ALL, **options)
+        resumed, found = train(made, folder, ALL, **options)
         assert [line["step"] for line in resumed] == [3, 4]
         assert resumed[-1]["total"] == pytest.approx(lines[-1]["total"], rel=1e-4)
         for got, want in zip(found, weights, strict=True):
             np.testing.assert_allclose(got, want, atol=2e-4)
 
 
-def test_one_copy_of_the_parameters_is_split():
-    abstract = jax.eval_shape(lambda: trainer.init(TINY, RUN))
+@pytest.mark.parametrize("made", RUNS.values(), ids=list(RUNS))
+def test_one_copy_of_the_parameters_is_split(made):
+    abstract = jax.eval_shape(lambda: trainer.init(*made))
     placed = sharding.parts(ALL, abstract)
     bytes_of = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract)]
     shards = [

@@ -11,7 +11,7 @@ from flax import nnx
 import ipr_jax
 from benchmarks import workload
 from benchmarks.timing import seconds
-from ipr_jax import PRESETS, SRM, Prediction, Sampling
+from ipr_jax import Prediction, Sampling
 from ipr_jax.runtime import flops
 
 EVERYTHING = np.ones((4, 4, 4), bool)
@@ -36,10 +36,11 @@ def inputs(seed=0):
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("preset", ["mini-sudoku", "mini-sudoku-transformer"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_turn_of_a_loop_costs_one_evaluation_of_the_network(name):
-    """Of the shipped model; a loop's body counts once, whatever the number of its turns."""
-    model = nnx.eval_shape(lambda: SRM(PRESETS["mini-sudoku"], rngs=nnx.Rngs(0)))
+def test_a_turn_of_a_loop_costs_one_evaluation_of_the_network(name, preset):
+    """Of both architectures; a loop's body counts once, whatever the number of its turns."""
+    model = nnx.eval_shape(lambda: workload.new_model(preset))
     keys, image = inputs()
     bare = flops.count(lambda model, z, t: model(z, t), model, image, jnp.ones((4, 4, 4)))
     assert bare <= flops.count(PROGRAMS[name], model, keys, image) <= 1.01 * bare

@@ -32,7 +32,8 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
     Attributes:
         task: the benchmark: mini-sudoku, digits-sudoku, mnist-sudoku, even-pixels,
             counting-polygons or counting-stars.
-        puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....".
+        puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....": row by row, one of
+            . 0 _ * for an empty cell.
         swapped: refine solved boards with so many pairs of cells swapped instead, all editable.
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
@@ -142,13 +143,13 @@ def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]
     if task.parse_puzzle is None:
         raise ValueError(f"the task {task.name} has no puzzles, leave out --puzzle")
     puzzle = task.parse_puzzle(options.puzzle, options.seed)
-    for warning in puzzle.warnings:
-        say(f"This puzzle has no solution: {warning}.", "yellow")
-    return lambda indices: Batch(*(part.repeat(len(indices), axis=0) for part in puzzle.batch))
+    return lambda indices: Batch(*(part.repeat(len(indices), axis=0) for part in puzzle))
 
 
 def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line) -> None:
-    """The board of a puzzle before and after: a solved one of several tries, if there is any."""
+    """The board of a puzzle before and after, and what has become of it: a solved one of several
+    tries, if there is any.
+    """
     tries, solved = line["samples"], line[task.headline]
     found = shards.read(folder)
     shown = next(found)
@@ -159,10 +160,19 @@ def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line)
         chosen = "; one of them is shown, chosen by the rules, a verifier" if solved else ""
         say(f"\n{solved} of {tries} tries are {task.headline}{chosen}")
     assert task.format_sample is not None
+    assert task.explain is not None
     for title, which in (("first_pass", 0), ("refined", -1)):
         verdict = task.headline if shown[task.headline][which, try_] else f"not {task.headline}"
         say(f"\n{title.replace('_', ' ')} ({verdict}), given cells in brackets", "bold")
         say(task.format_sample(shards.to_float(shown[title][try_]), given))
+    history = shown[task.headline][:, try_]
+    if history[-1]:
+        since = int(np.flatnonzero(~history).max(initial=-1)) + 1
+        when = f"from {f'iteration {since}' if since else 'the first pass'} on"
+    else:
+        when = f"after {len(history) - 1} iterations"
+    explained = task.explain(shards.to_float(shown["refined"][try_]), given)
+    say(f"\nThe board is {verdict} {when}; {explained}.")
 
 
 def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], start: str) -> None:

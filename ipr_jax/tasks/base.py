@@ -25,18 +25,6 @@ class Batch(NamedTuple):
     label: np.ndarray
 
 
-class Puzzle(NamedTuple):
-    """A user's own puzzle.
-
-    Attributes:
-        batch: of one image; ``label`` holds 0 where the puzzle is empty.
-        warnings: sentences on why it cannot be solved; empty if it can.
-    """
-
-    batch: Batch
-    warnings: list[str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A benchmark.
@@ -59,9 +47,12 @@ class Task:
             of the cells; None where they read nothing.
         violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule; None where
             no patch does by itself.
-        parse_puzzle: ``(text, seed) -> Puzzle``; a malformed text is a ``ValueError``. None where
-            there are no puzzles.
+        parse_puzzle: ``(text, seed) -> Batch`` of one image, a user's own puzzle; ``label`` holds 0
+            where it is empty. A text that is none, or clues that contradict each other, are a
+            ``ValueError``. None where there are no puzzles, and so are the next two.
         format_sample: ``(image [H, W, C], label) -> str``, what a sample shows, for a terminal.
+        explain: ``(image [H, W, C], label) -> str``, which patches break a rule and whether clues
+            have changed, parts of a sentence.
         describe: ``scores by name, each [B] -> B texts``, what was found in each sample, in the few
             words that fit below it; from all that ``score`` gives, on the host. None where the
             image says it.
@@ -83,8 +74,9 @@ class Task:
     means: Mapping[str, float] = field(default_factory=dict)
     read: Callable[[jax.Array], jax.Array] | None = None
     violating: Callable[[jax.Array], jax.Array] | None = None
-    parse_puzzle: Callable[[str, int], Puzzle] | None = None
+    parse_puzzle: Callable[[str, int], Batch] | None = None
     format_sample: Callable[[np.ndarray, np.ndarray], str] | None = None
+    explain: Callable[[np.ndarray, np.ndarray], str] | None = None
     describe: Callable[[Mapping[str, np.ndarray]], list[str]] | None = None
     drawing: Callable[[int], Callable[..., Batch]] | None = None
     corrupted: "Callable[[int], Task] | None" = None

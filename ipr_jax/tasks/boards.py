@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ipr_jax.tasks import drawing, sudoku
-from ipr_jax.tasks.base import Batch, Puzzle, Split, Task, generators
+from ipr_jax.tasks.base import Batch, Split, Task, generators
 
 ReadDigits = Callable[[jax.Array], jax.Array]
 """What tiles show: jittable, float [N, S, S, 1] in [-1, 1] -> int32 [N] in 1..n."""
@@ -303,24 +303,48 @@ class DigitBoards:
         """
         return sudoku.violating_cells(self.read_board(images))
 
-    def parse_puzzle(self, text: str, seed: int) -> Puzzle:
+    def parse_puzzle(self, text: str, seed: int) -> Batch:
         """Read a user's puzzle and draw its given cells with digits of the test split.
 
         Args:
             text: as ``sudoku.parse_puzzle`` takes it.
             seed: int >= 0, chooses each given cell's image.
 
+        Returns:
+            A batch of one; ``label`` is the puzzle, 0 = empty.
+
         Raises:
-            ValueError: the text is not an n x n puzzle.
+            ValueError: the text is not an n x n puzzle, or its digits contradict each other.
         """
         board = sudoku.parse_puzzle(text, self.n)
+        if wrong := sudoku.contradictions(board):
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise ValueError(f"a puzzle must have a solution, got one where {wrong[0]}{more}")
         image, editable = self.render(board, seed)
-        return Puzzle(Batch(image[None], editable[None], board[None]), sudoku.contradictions(board))
+        return Batch(image[None], editable[None], board[None])
 
     def format_sample(self, image: np.ndarray, label: np.ndarray) -> str:
         """What a board shows, as text; cells that are not 0 in ``label`` [n, n] in brackets."""
         board = self.read_board(jnp.asarray(image[None]))[0]
         return sudoku.format_board(np.asarray(board), label)
+
+    def explain(self, image: np.ndarray, label: np.ndarray) -> str:
+        """Which cells of a board have a digit that stands in their row, column or box again, and
+        which of the given ones, not 0 in ``label`` [n, n], are read as another digit.
+        """
+        board = self.read_board(jnp.asarray(image[None]))[0]
+        conflicts = sudoku.names(np.asarray(sudoku.violating_cells(board)))
+        changed = sudoku.names((label != 0) & (np.asarray(board) != label))
+        return "; ".join(
+            [
+                f"{len(conflicts)} cells conflict: {' '.join(conflicts)}"
+                if conflicts
+                else "no cells conflict",
+                f"given digits that changed: {' '.join(changed)}"
+                if changed
+                else f"none of the {np.count_nonzero(label)} given digits has changed",
+            ]
+        )
 
     def task(self, name: str, test_batch: Callable[[int, np.ndarray], Batch]) -> Task:
         """The task: trained with 0 to all but one of the cells given, tested on ``test_batch``."""
@@ -336,6 +360,7 @@ class DigitBoards:
             violating=self.violating,
             parse_puzzle=self.parse_puzzle,
             format_sample=self.format_sample,
+            explain=self.explain,
             drawing=self.drawing,
             corrupted=functools.partial(self.corrections, name),
             image_shape=self.image_shape,

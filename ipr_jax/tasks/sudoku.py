@@ -179,27 +179,41 @@ def parse_puzzle(text: str, n: int = 4) -> np.ndarray:
 
     Args:
         text: n*n characters row by row, with any spaces or newlines between them: a digit 1..n,
-            or one of ``.``, ``0``, ``_`` for an empty cell.
+            or one of ``.``, ``0``, ``_``, ``*`` for an empty cell.
         n: the board's side, 4 or 9.
 
     Returns:
         int8 [n, n], 0 = empty.
 
     Raises:
-        ValueError: if the number of characters is not n*n or a character is none of the above.
+        ValueError: if the number of characters is not n*n, or not n in each of n rows that are set
+            apart, or a character is none of the above.
     """
     if n not in (4, 9):
         raise ValueError(f"a puzzle in text must have side 4 or 9, got {n}")
     cells = "".join(text.split())
-    rule = f"a {n}x{n} puzzle must be {n * n} characters out of 1..{n} and . 0 _ (empty)"
+    rule = f"a {n}x{n} puzzle must be {n * n} characters out of 1..{n} and . 0 _ * (empty)"
     example = {4: "1..4 .... .3.. ....", 9: " ".join(["1........", *["." * 9] * 8])}[n]
-    wrong = "".join(sorted(set(cells) - set("123456789"[:n] + ".0_")))
-    if wrong:
-        raise ValueError(f"{rule}, got {wrong!r} in {text!r}; valid: {example!r}")
-    if len(cells) != n * n:
-        raise ValueError(f"{rule}, got {len(cells)} in {text!r}; valid: {example!r}")
-    digits = [0 if cell in "._" else int(cell) for cell in cells]
+    for place, cell in enumerate(cells):
+        if cell not in "123456789"[:n] + ".0_*":
+            where = f"row {place // n + 1}, column {place % n + 1}"
+            raise ValueError(f"{rule}, got {cell!r} in {where} of {text!r}; valid: {example!r}")
+    lines = ["".join(line.split()) for line in text.strip().splitlines() if line.strip()]
+    rows = lines if len(lines) > 1 else text.split()
+    uneven = [f"{len(row)} in row {k}" for k, row in enumerate(rows, 1) if len(row) != n]
+    where = f" ({', '.join(uneven)})" if uneven and len(rows) == n else ""
+    if len(cells) != n * n or where:
+        raise ValueError(f"{rule}, got {len(cells)}{where} in {text!r}; valid: {example!r}")
+    digits = [0 if cell in "._*" else int(cell) for cell in cells]
     return np.array(digits, np.int8).reshape(n, n)
+
+
+def names(marked: np.ndarray) -> list[str]:
+    """Name the cells of a board that are marked, bool [n, n]: r1c2 is the second of the first row.
+
+    In reading order.
+    """
+    return [f"r{row}c{column}" for row, column in (np.argwhere(marked) + 1).tolist()]
 
 
 def contradictions(puzzle: np.ndarray) -> list[str]:
@@ -210,21 +224,22 @@ def contradictions(puzzle: np.ndarray) -> list[str]:
 
     Returns:
         One sentence per digit that a row, column or box has more than once, rows and columns
-        counted from 1, boxes in reading order; or one sentence that there is no completion; or
-        an empty list.
+        counted from 1, boxes in reading order, cells as ``names`` has them; or one sentence that
+        there is no completion; or an empty list.
 
     Raises:
         ValueError: if the puzzle is not square with a positive square side.
     """
     puzzle = _single(puzzle)
     flat, n = puzzle.reshape(-1), len(puzzle)
-    names = [f"{kind} {k}" for kind in ("row", "column", "box") for k in range(1, n + 1)]
+    kinds = [f"{kind} {k}" for kind in ("row", "column", "box") for k in range(1, n + 1)]
     found = []
-    for name, unit in zip(names, units(n), strict=True):
+    for kind, unit in zip(kinds, units(n), strict=True):
         digits, occurrences = np.unique(flat[unit], return_counts=True)
-        for digit, times in zip(digits.tolist(), occurrences.tolist(), strict=True):
-            if digit > 0 and times > 1:
-                found.append(f"{name} has the digit {digit} {times} times")
+        for digit in digits[(digits > 0) & (occurrences > 1)].tolist():
+            inside = np.isin(np.arange(n * n), unit).reshape(n, n)
+            cells = " and ".join(names(inside & (puzzle == digit)))
+            found.append(f"{kind} has the digit {digit} in {cells}")
     if not found and n == 4 and num_solutions(puzzle) == 0:
         found.append("no valid board has all the given digits")
     return found

@@ -1,5 +1,6 @@
 """Compiling ahead of time: what is read from compiled programs, and a real one for a TPU."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from conftest import TINY
 from jax import export
 
 from benchmarks import aot
-from ipr_jax.models.config import PRESETS
+from ipr_jax.models.config import PRESETS, TRANSFORMERS
 
 HLO = """
 HloModule jit_refine, is_scheduled=true
@@ -66,14 +67,26 @@ def test_collectives_are_counted_by_the_loops_around_them():
     }
 
 
+NARROW = dataclasses.replace(
+    TRANSFORMERS["mini-sudoku-transformer"], width=8, num_layers=1, num_heads=2, hidden_width=8
+)
+
+
 @pytest.fixture
 def tiny_case(monkeypatch):
     monkeypatch.setitem(PRESETS, "mini-sudoku", TINY)
     return aot.Case("v5e:2x2", "mini-sudoku", "float32", 4)
 
 
-def test_the_network_is_in_the_inner_loop_of_refinement(tiny_case):
-    refine, given = aot.program(tiny_case)
+@pytest.fixture(params=["mini-sudoku", "mini-sudoku-transformer"])
+def either_case(request, tiny_case, monkeypatch):
+    """Of both architectures."""
+    monkeypatch.setitem(TRANSFORMERS, "mini-sudoku-transformer", NARROW)
+    return tiny_case._replace(preset=request.param)
+
+
+def test_the_network_is_in_the_inner_loop_of_refinement(either_case):
+    refine, given = aot.program(either_case)
     hlo = jax.jit(refine).lower(*given).as_text("hlo")
     found = aot.by_place(hlo, ("convolution", "dot"))
     assert found["once"] == found["per iteration"] == {}
@@ -82,8 +95,8 @@ def test_the_network_is_in_the_inner_loop_of_refinement(tiny_case):
     assert found["per evaluation"] == aot.by_place(bare, ("convolution", "dot"))["once"]
 
 
-def test_refinement_lowers_for_tpu_and_gpu(tiny_case):
-    refine, given = aot.program(tiny_case)
+def test_refinement_lowers_for_tpu_and_gpu(either_case):
+    refine, given = aot.program(either_case)
     lowered = export.export(jax.jit(refine), platforms=("tpu", "cuda"))(*given)
     image, nfe, finite = lowered.out_avals
     assert image.shape == (4, *TINY.image_shape)
@@ -215,14 +228,17 @@ def test_what_cannot_be_compiled_for_is_named(tiny_case, monkeypatch):
 def test_refinement_compiles_for_a_tpu(tmp_path):
     """Needs the extra ``aot``; without it, this fails and names it."""
     words = [sys.executable, "-m", "benchmarks.aot", "--target", "v5e:2x2"]
-    words += ["--preset", "mini-sudoku", "--batch", "8", "--out", str(tmp_path / "out")]
+    words += ["--preset", "mini-sudoku", "digits-sudoku", "--precision", "float32", "bfloat16"]
+    words += ["--batch", "8", "--out", str(tmp_path / "out")]
     root = Path(__file__).parents[2]
     done = subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    (row,) = json.loads((tmp_path / "out").read_text())["rows"]
-    assert (row["device_kind"], row["devices"], row["fits"]) == ("TPU v5 lite", 4, True)
-    # Every device runs its own samples to the end of its own schedules.
-    assert row["collectives"] == {place: {} for place in aot.PLACES}
-    memory = row["memory_bytes"]
-    assert 0 < memory["argument"] < memory["total"] < 2**28
+    rows = json.loads((tmp_path / "out").read_text())["rows"]
+    assert len(rows) == 4
+    for row in rows:
+        assert (row["device_kind"], row["devices"], row["fits"]) == ("TPU v5 lite", 4, True)
+        # Every device runs its own samples to the end of its own schedules.
+        assert row["collectives"] == {place: {} for place in aot.PLACES}
+        memory = row["memory_bytes"]
+        assert 0 < memory["argument"] < memory["total"] < 2**28

@@ -1,18 +1,19 @@
 """The measurements run and add up."""
 
 import dataclasses
+import itertools
 import json
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, call
 
 import ipr_jax
-from benchmarks import data, device, large, profile, throughput, train, workload
+from benchmarks import card, data, device, large, profile, throughput, train, workload
 from ipr_jax import Prediction
-from ipr_jax.models.config import PRESETS
+from ipr_jax.models.config import PRESETS, TRANSFORMERS
 from ipr_jax.runtime import flops
 from ipr_jax.training.recipes import RECIPES
 
@@ -50,25 +51,31 @@ def test_every_task_has_batches_and_a_network_for_them():
 
 @pytest.mark.heavy
 def test_throughput_of_a_loop_and_its_network(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(PRESETS, "mini-sudoku", TINY)
+    """Of both architectures."""
+    names = ("mini-sudoku", "mini-sudoku-transformer")
+    monkeypatch.setitem(PRESETS, names[0], TINY)
+    narrow = dataclasses.replace(TRANSFORMERS[names[1]], width=16, num_layers=1, hidden_width=16)
+    monkeypatch.setitem(TRANSFORMERS, names[1], narrow)
     monkeypatch.setattr(throughput, "product_rate", lambda precision, repeats: 1e9)
-    options = {"preset": ("mini-sudoku",), "precision": ("float32", "bfloat16"), "batch": (2, 4)}
+    options = {"preset": names, "precision": ("float32", "bfloat16"), "batch": (2, 4)}
     args = throughput.Args(**options, evaluations=2, repeats=2, out=tmp_path / "out.json")
     throughput.main(args)
     assert "mini-sudoku" in capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
     assert {"versions", "device", "commit"} <= result.keys()
     rows = result["rows"]
-    order = [("float32", 2), ("float32", 4), ("bfloat16", 2), ("bfloat16", 4)]
-    assert [(row["precision"], row["batch"]) for row in rows] == order
-    number = flops.count(workload.network, workload.make("mini-sudoku", 1, "float32"))
+    order = itertools.product(("float32", "bfloat16"), (2, 4), names)
+    assert [(row["precision"], row["batch"], row["preset"]) for row in rows] == [*order]
     for row in rows:
+        work = workload.make(row["preset"], 1, "float32")
+        number = flops.count(workload.network, work)
+        assert row["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(work.denoise))
         each = row["ms_per_evaluation"]["loop"] / 1e3
         assert row["gflop_per_sample"] == pytest.approx(number / 1e9, rel=0.1)
         rate = row["gflop_per_sample"] * 1e9 * row["batch"] / each
         assert row["flop_per_second"] == pytest.approx(rate)
         assert row["share_of_product"] == pytest.approx(rate / 1e9)
-        done = row["refined_samples_per_second"] * throughput.paper_evaluations("mini-sudoku")
+        done = row["refined_samples_per_second"] * throughput.paper_evaluations(row["preset"])
         assert done == pytest.approx(row["batch"] / each)
         ratio = row["loop_over_bare"]
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
@@ -80,8 +87,8 @@ def test_throughput_of_a_loop_and_its_network(monkeypatch, tmp_path, capsys):
 
 def test_evaluations_of_the_paper():
     """As docs/reproduce.md has them."""
-    found = [round(throughput.paper_evaluations(name)) for name in workload.EDITABLE]
-    assert found == [740, 3969, 3915, 2267, 2267]
+    found = [round(throughput.paper_evaluations(name)) for name in workload.TASKS]
+    assert found == [740, 3969, 3915, 2267, 2267, 740, 2267]
 
 
 @pytest.mark.parametrize(
@@ -284,14 +291,15 @@ def test_nothing_begins_that_does_not_fit(device_run):
 
 
 def test_batches_grow_until_memory_is_short(device_run, monkeypatch):
-    def row(preset, batch, precision, rate, how):
+    def rows_of(presets, batch, precision, rate, how):
+        (preset,) = presets
         if preset == "even-pixels" and batch > 256:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         rates = {1024: 10, 4096: 30, 16384: 20}
         settings = {"preset": preset, "batch": batch, "precision": precision}
-        return settings | {"sample_evaluations_per_second": rates.get(batch, 1)}
+        return [settings | {"sample_evaluations_per_second": rates.get(batch, 1)}]
 
-    monkeypatch.setattr(throughput, "measure", row)
+    monkeypatch.setattr(throughput, "measure", rows_of)
     monkeypatch.setattr(throughput, "product_rate", lambda precision, repeats: 1e9)
     monkeypatch.setattr(throughput, "table", lambda rows: "")
     *_, rows = device.speed(device_run)
@@ -377,6 +385,28 @@ def test_a_large_run_is_measured(tmp_path):
         large.main(args)
 
 
+# --- the card of a model --------------------------------------------------------------------------
+
+
+def test_a_card_has_the_scores_that_were_measured(tiny_folder, tmp_path):
+    few = ("--samples", 3, "--iterations", 1, "--first-steps-per-patch", 1, "--steps-per-patch", 1)
+    folder = tmp_path / "found"
+    code, _, err = call("evaluate", "mini-sudoku", "--model", tiny_folder, *few, "--out", folder)
+    assert (code, err) == (0, "")
+    (lines,) = json.loads((folder / "results.json").read_text())["metrics"].values()
+    text = card.card(card.Args(str(tiny_folder), (folder,)))
+    assert text.startswith("# tiny\n\n| | |\n|---|---|\n| network | SRM, ")
+    assert "| made | at random |\n\n## mini-sudoku\n\n3 test samples, seed 0, float32; " in text
+    *_, title, rule, first, last = text.splitlines()
+    assert title == "|  | valid | 95% interval | violations | network evaluations per sample |"
+    assert len({line.count("|") for line in (title, rule, first, last)}) == 1
+    for name, row, line in zip(("first pass", "iteration 1"), (first, last), lines, strict=True):
+        assert row.startswith(f"| {name} | 0.0% (0 of 3) | 0.0 to {100 * line['valid_high']:.1f} |")
+        assert row.endswith(f" | {line['violations']:.3g} | {line['nfe']:.0f} |")
+    with pytest.raises(ValueError, match="must hold results of mini-sudoku, they are another's"):
+        card.card(card.Args("mini-sudoku", (folder,)))
+
+
 # --- training by the clock ------------------------------------------------------------------------
 
 
@@ -387,15 +417,15 @@ def test_minutes_of_training_end_with_a_card(tmp_path, monkeypatch):
     args = train.Args(out=tmp_path / "run", recipe="mini-sudoku-transformer", smoke=True)
     with jax.numpy_dtype_promotion("standard"):
         train.main(args)
-    card = json.loads((args.out / "card.json").read_text())
-    assert {"versions", "device", "commit"} <= card.keys()
-    assert (card["model"]["width"], card["model"]["num_layers"]) == (16, 1)
-    assert card["settings"]["minutes"] == pytest.approx(0.08)
-    assert card["training"]["images"] == 8 * card["training"]["step"] > 0
-    assert [row["iteration"] for row in card["test"]["mini-sudoku"]] == [0, 1]
-    assert {row["samples"] for row in card["test"]["mini-sudoku"]} == {4}
+    found = json.loads((args.out / "card.json").read_text())
+    assert {"versions", "device", "commit"} <= found.keys()
+    assert (found["model"]["width"], found["model"]["num_layers"]) == (16, 1)
+    assert found["settings"]["minutes"] == pytest.approx(0.08)
+    assert found["training"]["images"] == 8 * found["training"]["step"] > 0
+    assert [row["iteration"] for row in found["test"]["mini-sudoku"]] == [0, 1]
+    assert {row["samples"] for row in found["test"]["mini-sudoku"]} == {4}
     text = (args.out / "card.md").read_text()
-    rate = 100 * card["test"]["mini-sudoku"][1]["valid_rate"]
+    rate = 100 * found["test"]["mini-sudoku"][1]["valid_rate"]
     assert f"| 1 | {rate:.1f} | " in text
     assert ipr_jax.load(args.out / "run" / "model").config.width == 16
     with pytest.raises(FileExistsError):

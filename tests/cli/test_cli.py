@@ -169,19 +169,18 @@ def test_the_seed_decides_everything(finished, tiny_folder, work):
 
 
 def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
-    """Also: a contradiction is said, and refined nonetheless; the default folder is a new one."""
-    puzzle = "1..1 .... .3.. ...2"
+    """Also: what became of it is said at the end; the default folder is a new one."""
+    puzzle = "1..4 .... .3.. ...3"
     code, out, err = call(
         "refine", "--model", tiny_folder, "--puzzle", puzzle, "--samples", 3, "--iterations", 1
     )
     assert (code, err) == (0, "")
-    assert "\nThis puzzle has no solution: row 1 has the digit 1 2 times.\n" in f"\n{out}"
     assert "\n0 of 3 tries are valid\n" in out
     (folder,) = (work / "results").iterdir()
     assert folder.name.startswith("mini-sudoku-")
     assert names_in(folder) == sorted([*FILES, *PICTURES, "samples"])
     saved = samples_of(folder)
-    given = np.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 2]).reshape(4, 4)
+    given = np.array([1, 0, 0, 4, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 3]).reshape(4, 4)
     np.testing.assert_array_equal(saved["editable"], [given == 0] * 3)
     assert (saved["refined"][0] != saved["refined"][1]).any()
     printed = out.splitlines()
@@ -191,6 +190,13 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
         board = "\n".join(printed[at + 1 : at + 6])
         assert board == TASK.format_sample(shards.to_float(saved[name][0]), given)
         assert [board.count(text) for text in "[]"] == [4, 4]
+    explained = TASK.explain(shards.to_float(saved["refined"][0]), given)
+    assert "cells conflict: r" in explained
+    assert explained.endswith("; none of the 4 given digits has changed")
+    assert out.split("\n\n")[-2:] == [
+        f"The board is not valid after 1 iterations; {explained}.",
+        f"written: {folder.relative_to(work)}\n",
+    ]
 
 
 def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
@@ -204,7 +210,6 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
     words = ("--puzzle", "." * 16, "--iterations", 0, "--out", "run")
     code, out, _ = call("refine", "--model", tiny_folder, *words)
     assert code == 0
-    assert "no solution" not in out
     assert "tries" not in out
     (line,) = lines_of(work / "run")
     assert line["samples"] == 1
@@ -235,6 +240,10 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
         at = printed.index(f"{title}, given cells in brackets")
         want = TASK.format_sample(board, np.zeros((4, 4), int))
         assert "\n".join(printed[at + 1 : at + 6]) == want
+    told = (
+        "The board is valid from iteration 1 on; no cells conflict; none of the 0 given digits has"
+    )
+    assert f"{told} changed." in printed
 
 
 def test_an_existing_folder_is_left_alone(tiny_folder, work):
@@ -320,7 +329,14 @@ EXAMPLE = "1..4 .... .3.. ...."
         (("--dtype", "u1"), "--dtype must be uint8 or float32, got 'u1'"),
         (("--save-minutes", "-1"), "--save-minutes must be at least 0, got -1.0"),
         (("--puzzle", "1..4"), f"4x4 --puzzle must be 16 .* got 4 in '1..4'; valid: '{EXAMPLE}'"),
-        (("--puzzle", "5" * 16), f"out of 1..4 .* got '5' in '{'5' * 16}'; valid: '{EXAMPLE}'"),
+        (
+            ("--puzzle", "5" * 16),
+            f"out of 1..4 .* got '5' in row 1, column 1 of '{'5' * 16}'; valid: '{EXAMPLE}'",
+        ),
+        (
+            ("--puzzle", "1..1 .... .... ...."),
+            "a --puzzle must have a solution, got one where row 1 has the digit 1 in r1c1 and r1c4",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, message):

@@ -10,6 +10,7 @@ from conftest import call
 from flax import nnx
 
 import ipr_jax
+from convert import conversion
 from ipr_jax import PatchTransformer, TransformerConfig
 from ipr_jax.core.keys import rngs
 from ipr_jax.methods import export
@@ -234,6 +235,9 @@ def test_a_folder_is_opened_with_its_precisions(folder, rng):
         np.testing.assert_array_equal(one, two)
     low = ipr_jax.load(folder, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype(jnp.float32)}
+    for name in ("float32", "tf32"):  # the same on this device
+        for one, two in zip(jax.jit(precision.compute_in(model, name))(*given), want, strict=True):
+            np.testing.assert_array_equal(one, two)
     for found in (evaluate(low, *given), jax.jit(precision.compute_in(model, "bfloat16"))(*given)):
         assert found.velocity.dtype == jnp.float32
         difference = np.abs(found.velocity - want.velocity).max()
@@ -261,12 +265,23 @@ def test_info_and_export_of_a_folder(folder, rng):
     exported = jax.export.deserialize(program).call(jax.random.key_data(keys), image, editable)
     first = ipr_jax.generate(model, keys, image, editable, once)
     np.testing.assert_allclose(exported["first_pass"], first.image, atol=1e-4)
+    refined = ipr_jax.refine(model, keys, first.image, editable, iterations=1, sampling=once)
+    assert (refined.image != first.image).any(axis=(1, 2, 3)).all()
+    np.testing.assert_allclose(exported["refined"], refined.image, atol=1e-4)
+    np.testing.assert_array_equal(exported["nfe"], first.nfe + refined.nfe[0])
     assert exported["finite"].all()
 
 
 def test_another_kind_of_network_is_named(folder):
     with pytest.raises(ValueError, match="its kind is 'TransformerConfig', where one of"):
         checkpoint.open_as(folder, {ipr_jax.ModelConfig: networks.build})
+    rule = "has the networks of ModelConfig, MNISTConfig, PolygonConfig, not of TransformerConfig$"
+    with pytest.raises(ValueError, match=rule):
+        conversion.export(folder, folder.parent / "model.safetensors")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    image = np.zeros((1, *TINY.image_shape), np.float32)
+    with pytest.raises(ValueError, match=r"^model must be of type SRM, got "):
+        ipr_jax.condition_on(ipr_jax.load(folder), image, np.ones((1, *TINY.grid), bool))
 
 
 def test_a_model_of_another_grid_is_named(folder):

@@ -270,9 +270,7 @@ def test_mini_sudoku_is_what_it_was():
     assert sha256(*mini_sudoku.render(np.arange(16).reshape(4, 4) % 5, 2, "train")) == (
         "1fc416b7a49c131e25a1df093d7502cdd86467333f81abd458be21c3b05e35e9"
     )
-    puzzle = mini_sudoku.TASK.parse_puzzle("1..4 .... .3.. ....", 11)
-    assert puzzle.warnings == []
-    assert sha256(*puzzle.batch) == (
+    assert sha256(*mini_sudoku.TASK.parse_puzzle("1..4 .... .3.. ....", 11)) == (
         "898bc108d2be7307baaf4593c7f6ef2a4fa2592b3f00d0a41f282efd18f9426a"
     )
 
@@ -365,16 +363,37 @@ def test_a_puzzle_of_nine_digits_is_drawn_and_checked():
         "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
     )
     puzzle = TASK.parse_puzzle(text, 0)
-    assert puzzle.warnings == []
-    assert (~puzzle.batch.editable).sum() == 30
-    shown = TASK.format_sample(puzzle.batch.image[0], puzzle.batch.label[0])
+    assert (~puzzle.editable).sum() == 30
+    shown = TASK.format_sample(puzzle.image[0], puzzle.label[0])
     assert shown.splitlines()[0].startswith("[5][3]")
-    assert TASK.parse_puzzle("11" + "." * 79, 0).warnings == [
-        "row 1 has the digit 1 2 times",
-        "box 1 has the digit 1 2 times",
-    ]
+    said = "a puzzle must have a solution, got one where row 1 has the digit 1 in r1c1 and r1c2"
+    with pytest.raises(ValueError, match=rf"^{said} \(and 1 more\)$"):
+        TASK.parse_puzzle("11" + "." * 79, 0)
     with pytest.raises(ValueError, match="9x9 puzzle must be 81 characters"):
         TASK.parse_puzzle("1..4", 0)
+
+
+def test_what_is_wrong_with_a_board_is_told_by_cell():
+    board = TASK.test_batch(0, np.arange(1)).label[0].copy()
+    given = board.copy()
+    given[3:] = 0
+
+    def explained():
+        image, _ = digits_sudoku.BOARDS.render(board, 0)
+        return TASK.explain(image, given)
+
+    assert explained() == "no cells conflict; none of the 27 given digits has changed"
+    one, two = board[0, 0], board[0, 8]
+    board[0, 0] = two
+    marked = np.zeros((9, 9), bool)
+    marked[:, 0] = board[:, 0] == two
+    marked[:3, :3] |= board[:3, :3] == two
+    marked[0, 8] = True
+    cells = " ".join(sudoku.names(marked))
+    want = f"{marked.sum()} cells conflict: {cells}; given digits that changed: r1c1"
+    assert explained() == want
+    assert cells.startswith("r1c1 r1c9 ")
+    assert one != two
 
 
 def test_other_difficulties_clues_and_shapes_are_refused():

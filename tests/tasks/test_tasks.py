@@ -121,7 +121,14 @@ def test_all_288_boards_are_valid_and_distinct():
 
 
 @pytest.mark.parametrize(
-    "text", [PUZZLE, "1..4.....3......", "1004\n0000\n0300\n0000\n", " 1__4 ____ _3__ ____ "]
+    "text",
+    [
+        PUZZLE,
+        "1..4.....3......",
+        "1004\n0000\n0300\n0000\n",
+        " 1__4 ____ _3__ ____ ",
+        "1 * * 4\r\n* * * *\r\n\r\n* 3 * *\r\n* * * *",
+    ],
 )
 def test_parse_reads_every_spelling(text):
     expected = [[1, 0, 0, 4], [0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0]]
@@ -137,8 +144,12 @@ def test_parse_reads_9x9():
 
 @pytest.mark.parametrize(
     ("text", "got"),
-    [("", "got 0"), ("1..4", "got 4"), ("." * 17, "got 17"), ("5" + "." * 15, "got '5'"),
-     ("x" + "." * 15, "got 'x'"), ("²" + "." * 15, "got '²'")],
+    [("", "got 0 in"), ("1..4", "got 4 in"), ("." * 17, "got 17 in"),
+     ("5" + "." * 15, "got '5' in row 1, column 1"),
+     (".... ..x. .... ....", "got 'x' in row 2, column 3"),
+     ("²" + "." * 15, "got '²'"),
+     ("1..4 .... .3. ....", "got 15 (3 in row 3) in"),
+     ("1 . . 4\n. . . .\n. 3 . . .\n. . .", "got 16 (5 in row 3, 3 in row 4) in")],
 )  # fmt: skip
 def test_parse_names_rule_value_and_example(text, got):
     with pytest.raises(ValueError, match="4x4 puzzle must be 16 characters") as error:
@@ -157,14 +168,17 @@ def test_examples_in_messages_are_valid():
         sudoku.parse_puzzle(str(error.value).split("valid: ")[1].strip("'"), n)
 
 
+BOX, UNITS = "box 1 has the digit 2 in r1c2 and r2c2", ("row", "box")
+
+
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
         (PUZZLE, []),
-        ("1..1 .... .... ....", ["row 1 has the digit 1 2 times"]),
-        (".2.. .... .2.. ....", ["column 2 has the digit 2 2 times"]),
-        (".... .... ..3. ...3", ["box 4 has the digit 3 2 times"]),
-        ("11.. .... .... ....", [f"{u} 1 has the digit 1 2 times" for u in ("row", "box")]),
+        ("1..1 .... .... ....", ["row 1 has the digit 1 in r1c1 and r1c4"]),
+        (".2.. .2.. .2.. ....", ["column 2 has the digit 2 in r1c2 and r2c2 and r3c2", BOX]),
+        (".... .... ..3. ...3", ["box 4 has the digit 3 in r3c3 and r4c4"]),
+        ("11.. .... .... ....", [f"{u} 1 has the digit 1 in r1c1 and r1c2" for u in UNITS]),
         ("123. ...4 .... ....", ["no valid board has all the given digits"]),
     ],
 )
@@ -417,7 +431,7 @@ FUNCTIONS = {
     **{f"{task} data": functools.partial(get_task(task).training_batch, 0, np.arange(2))
        for task in ("mini-sudoku", "digits-sudoku", "even-pixels")},
     "corrupted": lambda: get_task("digits-sudoku").corrupted(3).test_batch(0, np.arange(2)),
-    "puzzle": lambda: get_task("mini-sudoku").parse_puzzle(PUZZLE, 0).batch,
+    "puzzle": lambda: get_task("mini-sudoku").parse_puzzle(PUZZLE, 0),
     "counting-stars data": lambda: counting_polygons.batch(STARS, "train", 0, np.arange(1)),
     "polygons": found_by_polygons,
     "mnist": found_by_mnist,
