@@ -15,6 +15,7 @@ from ipr_jax import Prediction, Sampling
 from ipr_jax.core import keys as random_keys
 from ipr_jax.core import patches
 from ipr_jax.methods import engine, selection
+from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.sampling import flow, renoise
@@ -92,7 +93,11 @@ IPR = Refinement(
     first=Sampling(steps_per_patch=2, overlap=0.25),
     later=Sampling(steps_per_patch=3, overlap=0.5, order=ipr_jax.random_order, stochasticity=0.9),
 )
-METHODS = {"ipr": IPR.on(GRID), "remask": Remask()}
+METHODS = {
+    "ipr": IPR.on(GRID),
+    "remask": Remask(),
+    "annealed": Annealed(iterations=5, finish_steps=3).on(GRID),
+}
 
 
 def solve(number, method, **options):
