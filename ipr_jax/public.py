@@ -2,6 +2,7 @@
 
 from ipr_jax.core import Denoiser, Prediction, sample_keys
 from ipr_jax.methods import (
+    Annealed,
     Refined,
     Refinement,
     Sampled,
@@ -45,6 +46,7 @@ __all__ = [
     "REFINEMENT",
     "SRM",
     "TRANSFORMERS",
+    "Annealed",
     "Compiled",
     "Denoiser",
     "Memory",

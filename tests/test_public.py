@@ -51,6 +51,7 @@ def is_bright(image):
 
 
 STOP = stopping.verified(is_bright)
+ANNEALED = ipr_jax.Annealed(iterations=3, finish_steps=2)
 
 
 def new_keys():
@@ -131,6 +132,7 @@ USES = {
     "Sampled, generate": lambda: generate(*arguments()),
     "Refined, refine": lambda: refine(*arguments()),
     "Streamed, stream": lambda: stream(*arguments()),
+    "Annealed": lambda: ipr_jax.solve(bound(WEIGHT), *arguments()[1:], method=ANNEALED),
     "Refinement, Solved, solve": lambda: solve(*arguments()),
     "sample_keys": lambda: jax.random.key_data(
         ipr_jax.sample_keys(jax.random.key(0), 4, first=2**32 - 4)

@@ -15,7 +15,7 @@ from ipr_jax.cli.terminal import progress, say, show
 from ipr_jax.interrupts import interruptible
 from ipr_jax.models import compute_in
 from ipr_jax.runtime import Size, environment
-from ipr_jax.studies import experiments
+from ipr_jax.studies import evaluate, experiments
 from ipr_jax.tasks import Task
 
 
@@ -102,7 +102,7 @@ def compare(
         settings=described | {"precision": options.precision} | environment.describe(),
     )
     found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}
-    total = sum(arm.refinement.iterations + 1 for arm in experiment.arms.values())
+    total = sum(evaluate.last_iteration(arm.refinement) + 1 for arm in experiment.arms.values())
     goes_on = (
         "it goes on after the last finished arm" if len(experiment.arms) > 1 else "it begins anew"
     )

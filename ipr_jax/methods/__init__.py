@@ -4,6 +4,7 @@ Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 """
 
 from ipr_jax.methods import engine, selection, stopping
+from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.ipr import INPUT, Refinement
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.selection import (
@@ -21,6 +22,7 @@ __all__ = [
     "INPUT",
     "NOISES",
     "REGIONS",
+    "Annealed",
     "Refined",
     "Refinement",
     "Sampled",

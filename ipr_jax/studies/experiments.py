@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ipr_jax.core import Denoiser, check
-from ipr_jax.methods import Refinement, selection
+from ipr_jax.methods import Annealed, Refinement, selection
 from ipr_jax.runtime import files, memory
 from ipr_jax.sampling import FIRST_PASS, ORDERS, REFINEMENT, Sampling, graph_order, random_order
 from ipr_jax.studies.evaluate import evaluate, summarise
@@ -27,13 +27,13 @@ class Arm:
     """One of the things that an experiment compares.
 
     Attributes:
-        refinement: what to do.
+        refinement: what to do, as for ``evaluate``.
         swapped: pairs of patches swapped in solved samples, which are then refined without a first
             pass; 0 = the task's own samples.
         precision: of the network; None = as asked for.
     """
 
-    refinement: Refinement
+    refinement: Any
     swapped: int = 0
     precision: str | None = None
 
@@ -163,6 +163,26 @@ def corrupted(task: Task, iterations: int) -> Experiment:
     )
 
 
+def methods(task: Task, iterations: int) -> Experiment:
+    """The paper's refinement, and annealed refinement of 40 and 80 evaluations."""
+    arms = {
+        f"{each.iterations} iterations of {name}": Arm(refinement=each)
+        for name, each in (
+            ("IPR", as_published(task, iterations)),
+            ("annealing", Annealed(iterations=40)),
+            ("annealing", Annealed(iterations=80)),
+        )
+    }
+    return Experiment(
+        title="Methods",
+        source="not in the papers",
+        arms=arms,
+        reference=next(iter(arms)),
+        scores=(task.headline,),
+        published={},
+    )
+
+
 def samplers(task: Task, iterations: int) -> Experiment:
     """Ways to sample once, at equal network evaluations (after SRM, arXiv 2502.21075)."""
     del iterations  # nothing is refined
@@ -219,6 +239,7 @@ EXPERIMENTS: dict[str, Definition] = {
     "even-pixels": Definition(refinement, "even-pixels"),
     "ratio": Definition(ratio, "mini-sudoku"),
     "noise-and-regions": Definition(noise_and_regions, "mini-sudoku"),
+    "methods": Definition(methods, "mini-sudoku"),
     "samplers": Definition(samplers, "mini-sudoku"),
     "precision": Definition(precision, "mini-sudoku"),
 }
