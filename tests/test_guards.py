@@ -24,6 +24,9 @@ PROGRAMS = {
     "stream": lambda model, keys, image: ipr_jax.stream(
         model, keys, image, EVERYTHING, iterations=3, slots=4
     ),
+    "solve": lambda model, keys, image: ipr_jax.solve(
+        model, keys, image, EVERYTHING, method=ipr_jax.Annealed(iterations=3), slots=4
+    ),
 }
 """The loops, on four images of mini-sudoku."""
 
@@ -74,6 +77,9 @@ def test_other_numbers_compile_nothing_at_all(name, caplog):
         if name == "refine":
             options = {"iterations": 2, "start": seed, "sampling": sampling}
             return ipr_jax.refine(model, keys, image, editable, ratio=ratio, **options)
+        if name == "solve":
+            method = ipr_jax.Annealed(iterations=3, ratio=(1, ratio), stochasticity=0.3 * seed)
+            return ipr_jax.solve(model, keys, image, editable, method=method, slots=2)
         options = {"iterations": 1 + seed, "patience": 1 + seed, "slots": 2}
         options |= {"first": sampling, "later": sampling}
         return ipr_jax.stream(model, keys, image, editable, ratio=ratio, **options)

@@ -1,6 +1,6 @@
 """From a noisy image to a cleaner one: flow, schedule, order, settings, one step.
 
-Imports ``core`` and ``runtime``.
+Imports ``core``.
 """
 
 from ipr_jax.sampling import flow, schedule, step
