@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from flax import nnx
+from small_run import compile_once
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
@@ -144,7 +145,8 @@ def train(folder, mesh, **options):
 
 
 @pytest.mark.heavy
-def test_training_does_not_depend_on_the_devices(tmp_path):
+def test_training_does_not_depend_on_the_devices(tmp_path, monkeypatch):
+    compile_once(monkeypatch)
     assert len(jax.devices()) == 8
     lines, weights = train(tmp_path / "one", ONE)
     for options in ({}, {"shard_params": True}):
