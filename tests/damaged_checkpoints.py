@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from small_run import bits, done, stopped_after, train, trained
+from small_run import bits, compile_once, done, stopped_after, train, trained
 
 from ipr_jax.interrupts import PreemptionError
 
@@ -88,7 +88,8 @@ def test_without_a_whole_checkpoint_it_says_what_to_do(finished, half):
     assert bits(half) == bits(finished[0])
 
 
-def test_training_told_to_end_saves_and_goes_on_from_the_last_that_is_whole(tmp_path):
+def test_training_told_to_end_saves_and_goes_on_from_the_last_that_is_whole(tmp_path, monkeypatch):
+    compile_once(monkeypatch)
     list(train(tmp_path / "whole"))
     folder = tmp_path / "run"
     steps, told = train(folder, preempted=lambda step: step == 5), []

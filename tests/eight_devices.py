@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from flax import nnx
+from small_run import compile_once
 
 import ipr_jax
 from ipr_jax import TRANSFORMERS, PatchTransformer, Prediction, Sampling
@@ -175,7 +176,8 @@ def train(made, folder, mesh, **options):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("made", RUNS.values(), ids=list(RUNS))
-def test_training_does_not_depend_on_the_devices(made, tmp_path):
+def test_training_does_not_depend_on_the_devices(made, tmp_path, monkeypatch):
+    compile_once(monkeypatch)
     assert len(jax.devices()) == 8
     lines, weights = train(made, tmp_path / "one", ONE)
     for options in ({}, {"shard_params": True}):

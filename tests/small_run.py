@@ -100,6 +100,19 @@ def train(folder, **options):
         yield from trainer.train(TASK, TINY, TRAINING, folder, **options)
 
 
+def compile_once(monkeypatch):
+    """Let trainings of the same settings on the same devices share one compiled step."""
+    make, made = trainer.make_train_step, {}
+
+    def shared(model, config, placed):
+        which = model, config, tuple(jax.tree.leaves(placed))
+        if which not in made:
+            made[which] = make(model, config, placed)
+        return made[which]
+
+    monkeypatch.setattr(trainer, "make_train_step", shared)
+
+
 def trained(folder):
     """All that a training leaves but its times: the log, the weights."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -576,7 +576,7 @@ def test_every_option_is_read():
         made.append(RefineOptions(**{name: value}).refinement("mini-sudoku"))
     for one, other in itertools.combinations(made, 2):
         assert one != other
-    assert made[0] == evaluate.Refinement()
+    assert made[0] == ipr_jax.Refinement()
 
 
 # --- stream ---------------------------------------------------------------------------------------

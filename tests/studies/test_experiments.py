@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import TINY, call
 from flax import nnx
+from small_run import fake
 
 import ipr_jax
 from ipr_jax import Prediction
@@ -123,17 +124,17 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
     assert first_passes[0] == first_passes[1] == first_passes[2]
 
 
-def test_differences_are_taken_sample_by_sample(tmp_path, tiny_model):
+def test_differences_are_taken_sample_by_sample(tmp_path):
     """Of those that are finite in both arms."""
     experiment = experiments.ratio(TASK, 0)
-    list(run(experiment, tiny_model, tmp_path))
+    list(run(experiment, fake, tmp_path))
     (tmp_path / "results.json").unlink()
     none = None
     solved = {"0.10": [1, 1, 1, 0, none, 1], "0.25": [1, 1, 0, 0, 0, none], "0.50": [none] * 6}
     for label, row in solved.items():
         path = tmp_path / "arms" / f"{label}.json"
         files.write_record(path, files.read_record(path) | {"solved": row})
-    list(run(experiment, tiny_model, tmp_path))
+    list(run(experiment, fake, tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["differences"]
     one, other = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
     assert found == {"0.10": metrics.difference(one, other), "0.50": {}}
@@ -153,10 +154,10 @@ def test_a_sample_that_is_not_finite_is_neither_solved_nor_not(tmp_path):
     command._say_differences(experiment, tmp_path)  # has nothing to say
 
 
-def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch, tiny_model):
+def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch):
     experiment = experiments.corrupted(TASK, 1)
     assert list(experiment.arms) == ["K = 1", "K = 3", "K = 5", "K = 7"]
-    found = collected(run(experiment, tiny_model, tmp_path / "run"))
+    found = collected(run(experiment, fake, tmp_path / "run"))
     for lines in found.values():
         assert lines[0]["nfe"] == 0
         assert lines[0]["valid"] == 0
@@ -198,12 +199,12 @@ def test_an_interrupted_experiment_goes_on_after_its_last_finished_arm(tmp_path,
     assert finished == again
 
 
-def test_every_arm_has_the_network_in_its_precision(tmp_path, tiny_model):
+def test_every_arm_has_the_network_in_its_precision(tmp_path):
     asked = []
 
     def denoise(precision):
         asked.append(precision)
-        return tiny_model
+        return fake
 
     for name in ("precision", "ratio"):
         experiment = experiments.get_experiment(name).make(TASK, 0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from small_run import compile_once
 
 from ipr_jax import TransformerConfig
 from ipr_jax.models import checkpoint
@@ -133,8 +134,7 @@ def test_a_run_with_drawn_boards_continues_bit_for_bit(tmp_path, monkeypatch):
         log_every=1,
         save_every=2,
     )
-    step = trainer.make_train_step(model, config)  # compiled once, for all that follows
-    monkeypatch.setattr(trainer, "make_train_step", lambda *given: step)
+    compile_once(monkeypatch)
     with jax.numpy_dtype_promotion("standard"):
         whole = list(trainer.train(mini_sudoku.TASK, model, config, tmp_path / "whole"))
         part = trainer.train(mini_sudoku.TASK, model, config, tmp_path / "parts")
