@@ -23,7 +23,7 @@ from ipr_jax.models.config import Config
 from ipr_jax.models.denoiser import MODELS, Model, new_model
 from ipr_jax.runtime import files
 
-SHIPPED = ("mini-sudoku",)
+SHIPPED = ("mini-sudoku", "digits-sudoku")
 """Models that come with the package."""
 
 _UNFINISHED = ".unfinished"

@@ -63,7 +63,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-sudoku": Recipe(
         TRANSFORMERS["digits-sudoku"],
-        dataclasses.replace(_BOARDS, num_steps=30_000, batch_size=32, curriculum=1_000),
+        dataclasses.replace(
+            _BOARDS, num_steps=30_000, batch_size=32, curriculum=1_000, minutes=135.0, log_every=100
+        ),
     ),
     "digits-sudoku-large": Recipe(
         TRANSFORMERS["digits-sudoku-large"],

@@ -260,6 +260,7 @@ def test_an_existing_folder_is_left_alone(tiny_folder, work):
 
 
 EXAMPLE = "1..4 .... .3.. ...."
+SHIPPED = ["mini-sudoku", "digits-sudoku"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ EXAMPLE = "1..4 .... .3.. ...."
         (("--data", "x"), "the task mini-sudoku takes no --data"),
         (
             ("--task", "counting-stars", "--classifier", "nope"),
-            "no --classifier at 'nope': give a model folder or one of ['mini-sudoku']",
+            f"no --classifier at 'nope': give a model folder or one of {SHIPPED}",
         ),
         (("--swapped", "-1"), "--swapped must be a whole number of at least 0, got -1"),
         (("--swapped", "9"), "--swapped must be in 1..8 on a 4x4 board, got 9"),
@@ -290,7 +291,7 @@ EXAMPLE = "1..4 .... .3.. ...."
         (("--task", "digits-sudoku", "--difficulty", "x"), "unknown --difficulty 'x'; known: "),
         (
             ("--model", "no[v2]"),
-            "no --model at 'no[v2]': give a model folder or one of ['mini-sudoku']",
+            f"no --model at 'no[v2]': give a model folder or one of {SHIPPED}",
         ),
         (("--model", "."), "is not a model of ipr_jax: "),
         (
@@ -842,7 +843,7 @@ def test_info_of_a_classifier(work):
 
 
 def test_info_of_nothing_is_one_line():
-    message = "error: no model at 'nothing': give a model folder or one of ['mini-sudoku']\n"
+    message = f"error: no model at 'nothing': give a model folder or one of {SHIPPED}\n"
     assert call("info", "nothing") == (2, "", message)
 
 

@@ -85,7 +85,10 @@ def test_the_documented_lines_run_without_the_library_and_equal_it(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nope", "out"), "no model at 'nope': give a model folder or one of ['mini-sudoku']"),
+        (
+            ("nope", "out"),
+            "no model at 'nope': give a model folder or one of ['mini-sudoku', 'digits-sudoku']",
+        ),
         (("mini-sudoku", "old"), "old exists and is not overwritten"),
         (("mini-sudoku", "none/out"), "none is not a folder, create it first"),
         (("mini-sudoku", "out", "--ratio", "0"), "--ratio must be in (0, 1], got 0.0"),
