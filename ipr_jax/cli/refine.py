@@ -32,8 +32,8 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
     Attributes:
         task: the benchmark: mini-sudoku, digits-sudoku, mnist-sudoku, even-pixels,
             counting-polygons or counting-stars.
-        puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....": row by row, one of
-            . 0 _ * for an empty cell.
+        puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....": row by row,
+            with a dot, 0, _ or * for an empty cell.
         swapped: refine solved boards with so many pairs of cells swapped instead, all editable.
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
