@@ -5,7 +5,8 @@ Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 
 from ipr_jax.methods import engine, selection, stopping
 from ipr_jax.methods.annealed import Annealed
-from ipr_jax.methods.ipr import INPUT, Refinement
+from ipr_jax.methods.engine import INPUT
+from ipr_jax.methods.ipr import Refinement
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.selection import (
     NOISES,

@@ -5,6 +5,9 @@ keeps the prediction. At first everything is hidden, in the end a tenth, and rat
 disagreed with when it saw it last; no first pass is needed. What comes out is an average of what
 the patches may look like, so a few common steps from a middle noise level give them texture again.
 
+Of a sample's keys of evaluation k, from 0, that of the region chooses what is hidden, that of the
+noise hides it, and that of the pass draws the first images and the steps of the finish.
+
 Relatives: MaskGIT (arXiv 2202.04200), remasking samplers (arXiv 2503.00307).
 """
 
@@ -19,8 +22,7 @@ import numpy as np
 from ipr_jax.core import Prediction, check, patches
 from ipr_jax.core import keys as random_keys
 from ipr_jax.methods import engine, selection
-from ipr_jax.methods.engine import Problem, State, by_sample
-from ipr_jax.methods.ipr import INPUT
+from ipr_jax.methods.engine import INPUT, Problem, State, by_sample
 from ipr_jax.sampling import flow, rank, renoise
 
 UNSEEN = 1e12
@@ -57,6 +59,8 @@ class Annealed:
 
     def __post_init__(self) -> None:
         check.count("iterations", self.iterations)
+        if not isinstance(self.ratio, tuple | list) or len(self.ratio) != 2:
+            raise ValueError(f"ratio must be two, of the first and the last, got {self.ratio}")
         check.count("finish_steps", self.finish_steps, least=0)
         for ratio in self.ratio:
             selection.region_sizes(1, ratio)

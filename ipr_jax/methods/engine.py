@@ -24,6 +24,9 @@ from ipr_jax.sampling import step
 
 Carry = TypeVar("Carry")
 
+INPUT = "input"
+"""What iteration 0 is where a method starts from the given images: what its ``start`` says."""
+
 FOREVER = np.iinfo(np.int32).max
 """A number of evaluations or of iterations that is never reached."""
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from ipr_jax.methods import stopping
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.methods.refinement import generate, refine
 from ipr_jax.models import Model, compute_in
@@ -37,8 +38,11 @@ def serialize(model: Model, refinement: Refinement, precision: str = "float32") 
         The program, for ``jax.export.deserialize``.
 
     Raises:
-        ValueError: no iterations, an unknown precision, or the model needs a condition.
+        ValueError: no iterations, a stopping rule, an unknown precision, or the model needs a
+            condition.
     """
+    if refinement.stop is not stopping.never:
+        raise ValueError(f"stop must be never for an export, got {refinement.stop.__name__}")
     denoise = compute_in(model, precision)
 
     def run(key_data: jax.Array, image: jax.Array, editable: jax.Array) -> dict[str, jax.Array]:

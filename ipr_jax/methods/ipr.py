@@ -29,9 +29,6 @@ from ipr_jax.sampling import (
 )
 from ipr_jax.sampling import step as steps
 
-INPUT = "input"
-"""What iteration 0 is where a method starts from the given images."""
-
 PARTS = (4, 2, 1)
 """With a stopping rule, the network is compiled for a quarter, a half and all of the slots: the
 fewest sizes that waste less than 5% at 8 samples per slot. Without one, one size does."""
@@ -82,7 +79,7 @@ class Refinement:
     @property
     def start(self) -> str:
         """What iteration 0 is, for tables and pictures."""
-        return INPUT if self.first is None else "first pass"
+        return engine.INPUT if self.first is None else "first pass"
 
     @property
     def passes(self) -> int:
@@ -119,7 +116,12 @@ class Refinement:
         )
 
     def budget(self, grid: tuple[int, ...]) -> int:
-        """Network evaluations that no sample exceeds, at least 1."""
+        """Network evaluations that no sample exceeds, at least 1.
+
+        Raises:
+            ValueError: the iterations are traced.
+        """
+        check.count("iterations", self.iterations, least=0)
         first, later = (
             0 if each is None else int(each.settings(grid[0] * grid[1]).plan.num_steps.max())
             for each in (self.first, self.later)

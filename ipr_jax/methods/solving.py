@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ipr_jax.core import Denoiser, check
 from ipr_jax.methods import engine
-from ipr_jax.methods.engine import FOREVER, Answers, Method, Problem, State
+from ipr_jax.methods.engine import FOREVER, INPUT, Answers, Method, Problem, State
 from ipr_jax.runtime import Program, Size, driver, memory, sharding
 
 Result = TypeVar("Result")
@@ -235,13 +235,16 @@ def solve(
         The answers, and what they cost.
 
     Raises:
-        ValueError: keys, images and masks do not belong together, a clue is out of range, an
-            argument is of another type, or the method has no end; at trace, ``update`` gives the
-            state another form, or a function returns another shape or dtype.
+        ValueError: keys, images and masks do not belong together, a clue is out of range, a pixel
+            that the method starts from is not finite, an argument is of another type, or the method
+            has no end; at trace, ``update`` gives the state another form, or a function returns
+            another shape or dtype.
         MemoryError: with ``slots="auto"``, if a single problem does not fit.
     """
     check.batch(keys, image, editable)
     check.clues(image, editable)
+    if getattr(method, "start", None) == INPUT:
+        check.samples(image, editable)
     if slots is not None:
         slots = check.count("slots", slots, auto=True)
     grid = (editable.shape[1], editable.shape[2])

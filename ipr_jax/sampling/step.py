@@ -1,7 +1,7 @@
 """One denoising step under mixed noise levels: the innermost function of the library.
 
-Pure: every random number enters as an argument. Drive it by hand to watch or replay a pass; the
-methods of ``ipr_jax.methods`` are made of ``move``, its part after the network.
+Pure: every random number enters as an argument. The engine of ``ipr_jax.methods`` evaluates the
+network by ``predict``; a method moves its samples by ``move``.
 """
 
 from typing import NamedTuple
@@ -58,8 +58,8 @@ def predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
     )
 
 
-def step(
-    denoise: Denoiser,
+def move(
+    prediction: Prediction,
     plan: PassPlan,
     state: PassState,
     index: jax.Array | int,
@@ -70,10 +70,10 @@ def step(
     stochasticity: jax.Array | float,
     temperature: jax.Array | float,
 ) -> tuple[PassState, StepInfo]:
-    """Evaluate the network once and move every patch of the region along its schedule.
+    """Move every patch of the region along its schedule, given one evaluation of the network.
 
     Args:
-        denoise: the model.
+        prediction: of ``state.z`` at the levels before the step, ``schedule.levels``.
         plan: of the pass.
         state: before the step.
         index: int32 scalar or [B], the number of the step, from 0.
@@ -87,35 +87,8 @@ def step(
         The state after the step, bit-identical where the level is 0, and the noise levels.
 
     Raises:
-        ValueError: the denoiser or the order returns something of another shape or dtype; at trace.
+        ValueError: the order returns something of another shape or dtype; at trace.
     """
-    prediction = predict(denoise, state.z, schedule.levels(plan, state.start, index))
-    return move(
-        prediction,
-        plan,
-        state,
-        index,
-        noise,
-        uniform,
-        order=order,
-        stochasticity=stochasticity,
-        temperature=temperature,
-    )
-
-
-def move(
-    prediction: Prediction,
-    plan: PassPlan,
-    state: PassState,
-    index: jax.Array | int,
-    noise: jax.Array,
-    uniform: jax.Array,
-    *,
-    order: Order,
-    stochasticity: jax.Array | float,
-    temperature: jax.Array | float,
-) -> tuple[PassState, StepInfo]:
-    """``step``, given what the network predicts of ``state.z`` at the levels before it."""
     chex.assert_equal_shape([noise, state.z])
     chex.assert_equal_shape([uniform, state.start, plan.region])
     t = schedule.levels(plan, state.start, index)

@@ -51,7 +51,15 @@ def last_iteration(experiment: Any) -> int:
     """The number of the last iteration of a method that tells its ``passes`` and ``start``.
 
     Iteration 0 is its first one, or the input.
+
+    Raises:
+        ValueError: it does not tell them.
     """
+    if not all(hasattr(experiment, name) for name in ("passes", "start")):
+        raise ValueError(
+            "a method whose iterations are scored must tell passes and start, see "
+            f"docs/methods.md; got {check.told(experiment)}"
+        )
     return experiment.passes - int(experiment.start != INPUT)
 
 
@@ -101,6 +109,7 @@ def evaluate(
     keys = sample_keys(key, len(batch.image), first=first)
     check.batch(keys, batch.image, batch.editable)
     check.clues(batch.image, batch.editable)
+    last_iteration(experiment)
     if experiment.start == INPUT:
         check.samples(batch.image, batch.editable)
     mesh = sharding.of_samples(mesh)

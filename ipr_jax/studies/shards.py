@@ -148,6 +148,7 @@ class Run:
         check.count("samples", self.samples)
         check.count("batch_size", self.batch_size, auto=True)
         check.seed(self.seed)
+        last_iteration(self.experiment)
 
     @property
     def shards(self) -> list[Shard]:

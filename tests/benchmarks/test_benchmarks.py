@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, call
+from conftest import TINY
 
 import ipr_jax
-from benchmarks import card, data, device, large, profile, throughput, train, workload
+from benchmarks import data, device, large, profile, throughput, train, workload
 from ipr_jax import Prediction
 from ipr_jax.models.config import PRESETS, TRANSFORMERS
 from ipr_jax.runtime import flops
@@ -383,31 +383,6 @@ def test_a_large_run_is_measured(tmp_path):
     assert found["ratio"] == pytest.approx(2 * found["on_disk_per_second"] / (first + last))
     with pytest.raises(FileExistsError, match="is not overwritten"):
         large.main(args)
-
-
-# --- the card of a model --------------------------------------------------------------------------
-
-
-def test_a_card_has_the_scores_that_were_measured(tiny_folder, tmp_path):
-    few = ("--samples", 3, "--iterations", 1, "--first-steps-per-patch", 1, "--steps-per-patch", 1)
-    folder = tmp_path / "found"
-    code, _, err = call("evaluate", "mini-sudoku", "--model", tiny_folder, *few, "--out", folder)
-    assert (code, err) == (0, "")
-    (lines,) = json.loads((folder / "results.json").read_text())["metrics"].values()
-    text = card.card(card.Args(str(tiny_folder), (folder,)))
-    assert text.startswith("# tiny\n\n| | |\n|---|---|\n| network | SRM, ")
-    assert "| made | at random |\n\n## mini-sudoku\n\n3 test samples, seed 0, float32; " in text
-    *_, title, rule, first, last = text.splitlines()
-    assert title == "|  | valid | 95% interval | violations | network evaluations per sample |"
-    assert len({line.count("|") for line in (title, rule, first, last)}) == 1
-    for name, row, line in zip(("first pass", "iteration 1"), (first, last), lines, strict=True):
-        assert row.startswith(f"| {name} | 0.0% (0 of 3) | 0.0 to {100 * line['valid_high']:.1f} |")
-        assert row.endswith(f" | {line['violations']:.3g} | {line['nfe']:.0f} |")
-    with pytest.raises(ValueError, match="must hold results of mini-sudoku, they are another's"):
-        card.card(card.Args("mini-sudoku", (folder,)))
-
-
-# --- training by the clock ------------------------------------------------------------------------
 
 
 def test_minutes_of_training_end_with_a_card(tmp_path, monkeypatch):

@@ -125,6 +125,7 @@ def test_what_the_editable_pixels_were_does_not_matter_from_noise():
     ("change", "message"),
     [
         ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        ({"ratio": 0.5}, "ratio must be two, of the first and the last, got 0.5"),
         ({"ratio": (0.1, 0.5)}, "ratio must not rise, got 0.1 to 0.5"),
         ({"ratio": (1.5, 0.5)}, r"ratio must be in \(0, 1\], got 1.5"),
         ({"ratio": (1.0, 0.0)}, r"ratio must be in \(0, 1\], got 0.0"),

@@ -135,3 +135,17 @@ def test_it_is_exported_with_the_batch_size_left_open(method, given, found):
     image, nfe = again.call(data[:5], image[:5], editable[:5])
     np.testing.assert_allclose(image, found.image[:5], atol=1e-6)
     np.testing.assert_array_equal(nfe, found.nfe[:5])
+
+
+def test_what_does_not_fit_is_refused(method, given):
+    keys, image, editable = given
+    batch = TASK.test_batch(0, np.arange(2))
+    with pytest.raises(ValueError, match=r"must tell passes and start, .* got a IPR"):
+        evaluate(TASK, fake, batch, ipr_jax.Refinement().on((4, 4)), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"method must have init\(problem\) and update"):
+        ipr_jax.solve(fake, *given, method="ipr", budget=1)
+    broken = np.full_like(image, np.nan)
+    whole = np.ones_like(editable)
+    for starting in (ipr_jax.Refinement(first=None), ipr_jax.Annealed(from_noise=False)):
+        with pytest.raises(ValueError, match="got a magnitude of nan in sample 0"):
+            ipr_jax.solve(fake, keys, broken, whole, method=starting)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
+from ipr_jax.core import check
 from ipr_jax.core.keys import iteration_keys
 from ipr_jax.methods import engine, selection
 from ipr_jax.sampling import Settings, order, renoise, schedule
@@ -571,6 +572,16 @@ def test_corrupted_images_get_to_the_law_that_is_generated():
 
 
 # --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 4, 9])
+def test_a_single_nan_is_found_in_batches_of_any_size(number):
+    image, editable = np.zeros((number, 32, 32, 1), np.float32), np.ones((number, 4, 4), bool)
+    image[-1, -1, -1] = np.nan
+    with pytest.raises(ValueError, match=f"magnitude of nan in sample {number - 1}$"):
+        check.samples(image, editable)
+    with pytest.raises(ValueError, match=f"magnitude of nan in sample {number - 1}$"):
+        check.clues(image, ~editable)
 
 
 def test_bad_input_is_refused_before_anything_is_compiled():
