@@ -23,10 +23,8 @@ from ipr_jax.core import Prediction, check, patches
 from ipr_jax.core import keys as random_keys
 from ipr_jax.methods import engine, selection
 from ipr_jax.methods.engine import INPUT, Problem, State, by_sample
-from ipr_jax.sampling import flow, rank, renoise
-
-UNSEEN = 1e12
-"""The doubt about a patch that was never predicted: above all others."""
+from ipr_jax.methods.selection import INFORMED, Seen, Selection
+from ipr_jax.sampling import flow, renoise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +35,8 @@ class Annealed:
         iterations: evaluations before the finish, at least 1.
         ratio: the share of the editable patches that the first and the last of them hide, in (0, 1]
             and not rising; in between it falls evenly.
-        informed: whether patches are rather hidden if the network disagreed with them, else any.
-        least: added to the disagreement, so that no patch starves, above 0.
+        select: which patches an iteration hides; by default rather those that the network disagreed
+            with when it saw them last.
         from_noise: whether all editable patches are noise at first; else the images are given.
         finish_steps: evaluations of the finish, at least 0.
         finish_level: noise level that it begins from, in (0, 1].
@@ -50,8 +48,7 @@ class Annealed:
 
     iterations: int = 40
     ratio: tuple[float, float] = (1.0, 0.1)
-    informed: bool = True
-    least: float = 0.02
+    select: Selection = INFORMED
     from_noise: bool = True
     finish_steps: int = 4
     finish_level: float = 0.5
@@ -66,7 +63,7 @@ class Annealed:
             selection.region_sizes(1, ratio)
         if self.ratio[0] < self.ratio[1]:
             raise ValueError(f"ratio must not rise, got {self.ratio[0]} to {self.ratio[1]}")
-        check.number("least", self.least, lambda value: 0 < value < np.inf, "above 0")
+        selection.check_functions(self.select)
         check.number("finish_level", self.finish_level, lambda value: 0 < value <= 1, "in (0, 1]")
         check.number("stochasticity", self.stochasticity, lambda v: 0 <= v <= 1, "in [0, 1]")
 
@@ -93,9 +90,8 @@ class Annealed:
         return Annealing(
             sizes=jnp.asarray(np.stack(sizes)),
             levels=jnp.asarray(levels),
-            least=jnp.float32(self.least),
             stochasticity=jnp.float32(self.stochasticity),
-            informed=self.informed,
+            select=self.select,
             from_noise=self.from_noise,
         )
 
@@ -104,18 +100,18 @@ class Memory(NamedTuple):
     """What is remembered.
 
     Attributes:
-        doubt: float32 [B, h, w], how much the network disagreed with a patch, mean square.
+        seen: of the patches.
         step: int32 [B], evaluations that are over.
     """
 
-    doubt: jax.Array
+    seen: Seen
     step: jax.Array
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sizes", "levels", "least", "stochasticity"],
-    meta_fields=["informed", "from_noise"],
+    data_fields=["sizes", "levels", "stochasticity"],
+    meta_fields=["select", "from_noise"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealing:
@@ -124,17 +120,15 @@ class Annealing:
     Attributes:
         sizes: int32 [T, P + 1], how many of n editable patches an iteration hides.
         levels: float32 [F + 1], of the finish, before its steps and after the last.
-        least: float32 scalar.
         stochasticity: float32 scalar.
-        informed: as for ``Annealed``.
+        select: as for ``Annealed``.
         from_noise: as for ``Annealed``.
     """
 
     sizes: jax.Array
     levels: jax.Array
-    least: jax.Array
     stochasticity: jax.Array
-    informed: bool
+    select: Selection
     from_noise: bool
 
     def init(self, problem: Problem) -> State:
@@ -143,8 +137,8 @@ class Annealing:
         if self.from_noise:
             drawn = random_keys.iteration_keys(problem.keys, 0).denoise
             image = renoise(image, problem.editable, random_keys.normal(drawn, image.shape[1:]))
-        memory = Memory(jnp.full(problem.editable.shape, UNSEEN, jnp.float32), step)
-        z, t = self._hide(problem, image, memory)
+        memory = Memory(selection.nothing_seen(image, problem.editable), step)
+        z, t = self._hide(problem, memory)
         return engine.begin(problem, z, t, memory)._replace(image=image)
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
@@ -155,11 +149,16 @@ class Annealing:
         hidden, level = state.t > 0, patches.expand(state.t, patch)
         guess = renoise(state.image, hidden, flow.clean_image(state.z, level, prediction.velocity))
         change = patches.patch_mean(((guess - state.image) ** 2).mean(axis=3), patch)
-        seen = hidden & hiding[:, None, None]
-        doubt = jnp.where(seen, change, state.memory.doubt)
-        memory = Memory(doubt, step)
+        looked, before = hidden & hiding[:, None, None], state.memory.seen
+        seen = Seen(
+            image=guess,
+            doubt=jnp.where(looked, change, before.doubt),
+            sigma=jnp.where(looked, prediction.sigma, before.sigma),
+            age=jnp.where(looked, 0, before.age + 1),
+        )
+        memory = Memory(seen, step)
         if not length:
-            z, t = self._hide(problem, guess, memory)
+            z, t = self._hide(problem, memory)
             return self._after(state, z, t, guess, memory, hiding, step >= number)
         # The finish: the level after this step, of everything editable.
         after = self.levels[jnp.clip(step - number, 0, length)][:, None, None]
@@ -171,7 +170,7 @@ class Annealing:
         std = flow.step_std(level, s_pixel, self.stochasticity, prediction.variance_fraction)
         moved = renoise(state.z, hidden, mean + std * drawn)
         begun = flow.interpolate(guess, drawn, s_pixel)
-        z, t = self._hide(problem, guess, memory)
+        z, t = self._hide(problem, memory)
         z = by_sample(step < number, z, by_sample(step == number, begun, moved))
         t = by_sample(step < number, t, s)
         over = step >= number + length
@@ -193,17 +192,13 @@ class Annealing:
             z=z, t=t, image=image, iteration=iteration, done=state.done | done, memory=memory
         )
 
-    def _hide(
-        self, problem: Problem, image: jax.Array, memory: Memory
-    ) -> tuple[jax.Array, jax.Array]:
+    def _hide(self, problem: Problem, memory: Memory) -> tuple[jax.Array, jax.Array]:
         """The images with some patches hidden, and the noise levels."""
-        own = random_keys.iteration_keys(problem.keys, memory.step)
-        uniform = random_keys.uniform(own.region, problem.editable.shape[1:])
-        scores = uniform
-        if self.informed:  # the first of exponential clocks: by weight, without replacement
-            scores = -jnp.log1p(-uniform) / (memory.doubt + self.least)
-        row = jnp.minimum(memory.step, len(self.sizes) - 1)
-        chosen = self.sizes[row, problem.editable.sum(axis=(1, 2))][:, None, None]
-        hidden = problem.editable & (rank(scores, problem.editable) < chosen)
-        noise = random_keys.normal(own.noise, image.shape[1:])
+        image, editable, step = memory.seen.image, problem.editable, memory.step
+        scores = selection.ask(
+            self.select, problem.keys, step, editable.shape[1:], seen=memory.seen
+        )
+        row = jnp.minimum(step, len(self.sizes) - 1)
+        hidden = selection.choose(scores, editable, self.sizes[row, editable.sum(axis=(1, 2))])
+        noise = selection.fresh_noise(problem.keys, step, image.shape[1:])
         return renoise(image, hidden, noise), hidden.astype(jnp.float32)

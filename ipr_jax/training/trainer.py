@@ -412,10 +412,10 @@ def train(
 
     Raises:
         ValueError: the folder holds a run of another configuration, or something else;
-            ``num_workers`` is not for this task; there are no such weights; task, model, configuration and the number of
-            processes do not go together; or the batch cannot be shared equally: nothing has been
-            written. Or no checkpoint is whole; a damaged one gives way, with a warning, to the one
-            before.
+            ``num_workers`` is not for this task; there are no such weights; task, model,
+            configuration and the number of processes do not go together; or the batch cannot be
+            shared equally: nothing has been written. Or no checkpoint is whole; a damaged one gives
+            way, with a warning, to the one before.
         PreemptionError: ``preempted`` said so; the state is saved.
         FloatingPointError: a loss or a parameter is not finite; names the step, counted from 1 as
             in the log. It is found in time for the next log line, before anything is saved.

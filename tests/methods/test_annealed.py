@@ -10,6 +10,7 @@ from ipr_jax import Prediction
 from ipr_jax.core import patches
 from ipr_jax.core.keys import iteration_keys
 from ipr_jax.methods.annealed import Annealed
+from ipr_jax.methods.selection import Informed
 
 GRID, SHAPE, PATCH = (3, 3), (6, 6, 1), 2
 
@@ -18,7 +19,7 @@ def fake(z, t):
     """A denoiser in which every patch hears of all others of its image."""
     everything = z.mean(axis=(1, 2), keepdims=True)
     velocity = jnp.tanh(z + everything) * patches.expand(t, PATCH)
-    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), jnp.ones_like(t))
+    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), patches.patch_mean(z[..., 0] ** 2, PATCH))
 
 
 def problems(number=4, seed=0):
@@ -34,14 +35,15 @@ def pixels(mask):
 
 def predict(z, t):
     found = fake(jnp.asarray(z[None], jnp.float32), jnp.asarray(t[None], jnp.float32))
-    return (np.asarray(part[0], np.float64) for part in found[:2])
+    return (np.asarray(part[0], np.float64) for part in found)
 
 
 def slow(method, key, image, editable):
     """One sample, patch by patch, in float64: the images after every iteration."""
     image, number = image.astype(np.float64), int(editable.sum())
     cells = [cell for cell in np.ndindex(GRID) if editable[cell]]
-    doubt = dict.fromkeys(cells, 1e12)
+    seen = {"doubt": dict.fromkeys(cells, 1e12), "sigma": dict.fromkeys(cells, 1e12)}
+    seen["age"] = dict.fromkeys(cells, 0)
 
     def draws(step):
         own = iteration_keys(key[None], step)
@@ -57,20 +59,25 @@ def slow(method, key, image, editable):
     for step in range(method.iterations):
         uniform, noise, _ = draws(step)
         share = np.linspace(*method.ratio, method.iterations)[step]
-        weight = {cell: doubt[cell] + method.least if method.informed else 1 for cell in cells}
-        clock = {
-            cell: -np.log1p(-uniform[cell]) / weight[cell] if method.informed else uniform[cell]
-            for cell in cells
-        }
+        clock = {cell: uniform[cell] for cell in cells}
+        if isinstance(method.select, Informed):
+            for cell in cells:
+                weight = np.prod(
+                    [seen[name][cell] + method.select.least for name in method.select.by]
+                )
+                clock[cell] = -np.log1p(-clock[cell]) / weight ** (1 / method.select.temperature)
         hidden = np.zeros(GRID)
         for cell in sorted(cells, key=clock.get)[: max(1, int(share * number))]:
             hidden[cell] = 1
         z = np.where(pixels(hidden) > 0, noise, image)
-        velocity, _ = predict(z, hidden)
+        velocity, _, sigma = predict(z, hidden)
         guess = np.where(pixels(hidden) > 0, z - velocity, image)
-        for i, j in zip(*np.nonzero(hidden), strict=True):
+        for i, j in cells:
             area = np.s_[PATCH * i : PATCH * (i + 1), PATCH * j : PATCH * (j + 1)]
-            doubt[i, j] = ((guess[area] - image[area]) ** 2).mean()
+            seen["age"][i, j] = 0 if hidden[i, j] else seen["age"][i, j] + 1
+            if hidden[i, j]:
+                seen["doubt"][i, j] = ((guess[area] - image[area]) ** 2).mean()
+                seen["sigma"][i, j] = sigma[i, j]
         image = guess
         history.append(image)
     if method.finish_steps:
@@ -78,7 +85,7 @@ def slow(method, key, image, editable):
         z = (1 - top) * image + top * draws(method.iterations)[2]
         for step in range(method.finish_steps):
             t, s = (top * (1 - k / method.finish_steps) for k in (step, step + 1))
-            velocity, fraction = predict(np.where(pixels(editable) > 0, z, image), t * editable)
+            velocity, fraction, _ = predict(np.where(pixels(editable) > 0, z, image), t * editable)
             kept = (1 - t) * s / ((1 - s) * t)
             noise = draws(method.iterations + step + 1)[2]
             mean = (1 - s) * (z - t * velocity)
@@ -93,7 +100,8 @@ def slow(method, key, image, editable):
     "method",
     [
         Annealed(iterations=6),
-        Annealed(iterations=6, informed=False, finish_steps=0),
+        Annealed(iterations=6, select=ipr_jax.fresh_regions, finish_steps=0),
+        Annealed(iterations=9, select=Informed(by=("doubt", "sigma", "age"), temperature=0.5)),
         Annealed(iterations=3, ratio=(0.6, 0.2), from_noise=False, stochasticity=1.0),
     ],
 )
@@ -129,7 +137,7 @@ def test_what_the_editable_pixels_were_does_not_matter_from_noise():
         ({"ratio": (0.1, 0.5)}, "ratio must not rise, got 0.1 to 0.5"),
         ({"ratio": (1.5, 0.5)}, r"ratio must be in \(0, 1\], got 1.5"),
         ({"ratio": (1.0, 0.0)}, r"ratio must be in \(0, 1\], got 0.0"),
-        ({"least": 0.0}, "least must be above 0, got 0.0"),
+        ({"select": None}, r"select must be a function"),
         ({"finish_steps": -1}, "finish_steps must be a whole number of at least 0, got -1"),
         ({"finish_level": 0.0}, r"finish_level must be in \(0, 1\], got 0.0"),
         ({"stochasticity": 2.0}, r"stochasticity must be in \[0, 1\], got 2.0"),
@@ -138,3 +146,17 @@ def test_what_the_editable_pixels_were_does_not_matter_from_noise():
 def test_impossible_choices_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Annealed(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"by": ()}, r"by must be some of doubt, sigma, age, got \(\)"),
+        ({"by": ("luck",)}, r"by must be some of doubt, sigma, age, got \('luck',\)"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"least": 0.0}, "least must be above 0, got 0.0"),
+    ],
+)
+def test_impossible_selections_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Informed(**change)
