@@ -2,16 +2,21 @@
 
 An iteration hides some patches behind fresh noise, predicts them all at once from the others, and
 keeps the prediction. At first everything is hidden, in the end a tenth, and rather what the network
-disagreed with when it saw it last; no first pass is needed. What comes out is an average of what
-the patches may look like, so a few common steps from a middle noise level give them texture again.
+disagreed with when it saw it last; no first pass is needed. By how much it disagreed, summed over
+the patches, tells samples that hold together from others, at no evaluation of its own: several
+cycles of annealing keep the best sample, each begins from it, and one that nothing is doubted in
+may leave. What comes out is an average of what the patches may look like, so a few common steps
+from a middle noise level give them texture again.
 
 Of a sample's keys of evaluation k, from 0, that of the region chooses what is hidden, that of the
 noise hides it, and that of the pass draws the first images and the steps of the finish.
 
-Relatives: MaskGIT (arXiv 2202.04200), remasking samplers (arXiv 2503.00307).
+Relatives: MaskGIT (arXiv 2202.04200), remasking samplers (arXiv 2503.00307), informed correctors
+(arXiv 2407.21243).
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -32,9 +37,13 @@ class Annealed:
     """Annealed refinement; the defaults were chosen on 4x4 Sudoku.
 
     Attributes:
-        iterations: evaluations before the finish, at least 1.
+        iterations: evaluations of a cycle, at least 1.
         ratio: the share of the editable patches that the first and the last of them hide, in (0, 1]
             and not rising; in between it falls evenly.
+        cycles: at least 1.
+        again: the share that those after the first begin with, in (0, 1] and at least the last.
+        calm: the doubt, summed over the patches, below which a sample needs no other cycle, at
+            least 0; 0 = it has them all.
         select: which patches an iteration hides; by default rather those that the network disagreed
             with when it saw them last.
         from_noise: whether all editable patches are noise at first; else the images are given.
@@ -48,6 +57,9 @@ class Annealed:
 
     iterations: int = 40
     ratio: tuple[float, float] = (1.0, 0.1)
+    cycles: int = 1
+    again: float = 0.5
+    calm: float = 0.0
     select: Selection = INFORMED
     from_noise: bool = True
     finish_steps: int = 4
@@ -56,13 +68,17 @@ class Annealed:
 
     def __post_init__(self) -> None:
         check.count("iterations", self.iterations)
+        check.count("cycles", self.cycles)
         if not isinstance(self.ratio, tuple | list) or len(self.ratio) != 2:
             raise ValueError(f"ratio must be two, of the first and the last, got {self.ratio}")
         check.count("finish_steps", self.finish_steps, least=0)
         for ratio in self.ratio:
             selection.region_sizes(1, ratio)
-        if self.ratio[0] < self.ratio[1]:
-            raise ValueError(f"ratio must not rise, got {self.ratio[0]} to {self.ratio[1]}")
+        for name, first in (("ratio", self.ratio[0]), ("again", self.again)):
+            check.number(name, first, lambda value: 0 < value <= 1, "in (0, 1]")
+            if first < self.ratio[1]:
+                raise ValueError(f"{name} must not rise, got {first} to {self.ratio[1]}")
+        check.number("calm", self.calm, lambda value: 0 <= value < math.inf, "at least 0")
         selection.check_functions(self.select)
         check.number("finish_level", self.finish_level, lambda value: 0 < value <= 1, "in (0, 1]")
         check.number("stochasticity", self.stochasticity, lambda v: 0 <= v <= 1, "in [0, 1]")
@@ -74,26 +90,43 @@ class Annealed:
 
     @property
     def passes(self) -> int:
-        """Iterations, the finish included."""
-        return self.iterations + int(self.finish_steps > 0)
+        """The most iterations, the finish included."""
+        return self.cycles * self.iterations + int(self.finish_steps > 0)
 
     def budget(self, grid: tuple[int, ...]) -> int:
-        """Network evaluations of every sample."""
+        """Network evaluations that no sample exceeds."""
         del grid
-        return self.iterations + self.finish_steps
+        return self.cycles * self.iterations + self.finish_steps
 
     def on(self, grid: tuple[int, ...]) -> "Annealing":
         """The method for a grid of patches (h, w)."""
-        ratios = np.linspace(*self.ratio, self.iterations)
+        firsts = [self.ratio[0], *[self.again] * (self.cycles - 1)]
+        ratios = np.concatenate(
+            [np.linspace(first, self.ratio[1], self.iterations) for first in firsts]
+        )
         sizes = [selection.region_sizes(grid[0] * grid[1], ratio) for ratio in ratios]
         levels = np.linspace(self.finish_level, 0, self.finish_steps + 1, dtype=np.float32)
         return Annealing(
             sizes=jnp.asarray(np.stack(sizes)),
             levels=jnp.asarray(levels),
             stochasticity=jnp.float32(self.stochasticity),
+            calm=jnp.float32(self.calm),
+            cycles=self.cycles,
             select=self.select,
             from_noise=self.from_noise,
         )
+
+
+class Best(NamedTuple):
+    """The sample that is doubted least, of those at the end of a cycle.
+
+    Attributes:
+        seen: of it.
+        doubt: float32 [B], summed over its editable patches.
+    """
+
+    seen: Seen
+    doubt: jax.Array
 
 
 class Memory(NamedTuple):
@@ -101,26 +134,32 @@ class Memory(NamedTuple):
 
     Attributes:
         seen: of the patches.
+        best: None where there is one cycle only.
         step: int32 [B], evaluations that are over.
+        finish: int32 [B], with how many of them the finish begins.
     """
 
     seen: Seen
+    best: Best | None
     step: jax.Array
+    finish: jax.Array
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sizes", "levels", "stochasticity"],
-    meta_fields=["select", "from_noise"],
+    data_fields=["sizes", "levels", "stochasticity", "calm"],
+    meta_fields=["cycles", "select", "from_noise"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealing:
     """The method for a grid; ``Annealed.on`` makes it.
 
     Attributes:
-        sizes: int32 [T, P + 1], how many of n editable patches an iteration hides.
+        sizes: int32 [T, P + 1], how many of n editable patches an iteration hides, of all cycles.
         levels: float32 [F + 1], of the finish, before its steps and after the last.
         stochasticity: float32 scalar.
+        calm: float32 scalar.
+        cycles: as for ``Annealed``.
         select: as for ``Annealed``.
         from_noise: as for ``Annealed``.
     """
@@ -128,6 +167,8 @@ class Annealing:
     sizes: jax.Array
     levels: jax.Array
     stochasticity: jax.Array
+    calm: jax.Array
+    cycles: int
     select: Selection
     from_noise: bool
 
@@ -137,60 +178,81 @@ class Annealing:
         if self.from_noise:
             drawn = random_keys.iteration_keys(problem.keys, 0).denoise
             image = renoise(image, problem.editable, random_keys.normal(drawn, image.shape[1:]))
-        memory = Memory(selection.nothing_seen(image, problem.editable), step)
+        seen = selection.nothing_seen(image, problem.editable)
+        best = Best(seen, jnp.full(step.shape, jnp.inf)) if self.cycles > 1 else None
+        memory = Memory(seen, best, step, jnp.full_like(step, len(self.sizes)))
         z, t = self._hide(problem, memory)
         return engine.begin(problem, z, t, memory)._replace(image=image)
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
         """Keep what was predicted and hide something else; in the finish, move all together."""
-        number, length = len(self.sizes), len(self.levels) - 1
-        hiding, step = state.memory.step < number, state.memory.step + 1
+        hiding, step = state.memory.step < state.memory.finish, state.memory.step + 1
         patch = state.z.shape[1] // state.t.shape[1]
         hidden, level = state.t > 0, patches.expand(state.t, patch)
-        guess = renoise(state.image, hidden, flow.clean_image(state.z, level, prediction.velocity))
-        change = patches.patch_mean(((guess - state.image) ** 2).mean(axis=3), patch)
-        looked, before = hidden & hiding[:, None, None], state.memory.seen
+        seen, clean = state.memory.seen, flow.clean_image(state.z, level, prediction.velocity)
+        guess = renoise(seen.image, hidden, clean)
+        change = patches.patch_mean(((guess - seen.image) ** 2).mean(axis=3), patch)
         seen = Seen(
             image=guess,
-            doubt=jnp.where(looked, change, before.doubt),
-            sigma=jnp.where(looked, prediction.sigma, before.sigma),
-            age=jnp.where(looked, 0, before.age + 1),
+            doubt=jnp.where(hidden, change, seen.doubt),
+            sigma=jnp.where(hidden, prediction.sigma, seen.sigma),
+            age=jnp.where(hidden, 0, seen.age + 1),
         )
-        memory = Memory(seen, step)
-        if not length:
-            z, t = self._hide(problem, memory)
-            return self._after(state, z, t, guess, memory, hiding, step >= number)
-        # The finish: the level after this step, of everything editable.
-        after = self.levels[jnp.clip(step - number, 0, length)][:, None, None]
+        seen = jax.tree.map(partial(by_sample, hiding), seen, state.memory.seen)
+        memory = state.memory._replace(seen=seen, step=step)
+        if memory.best is not None:
+            memory = self._keep_best(problem, memory, hiding)
+        z, t = self._hide(problem, memory)
+        over = step >= memory.finish
+        image = memory.seen.image
+        if len(self.levels) > 1:
+            z, t, image, over = self._finish(problem, state, prediction, memory, z, t)
+        ended = hiding | over
+        return state._replace(
+            z=z,
+            t=t,
+            image=by_sample(ended, image, state.image),
+            iteration=state.iteration + ended.astype(jnp.int32),
+            done=state.done | over,
+            memory=memory,
+        )
+
+    def _keep_best(self, problem: Problem, memory: Memory, hiding: jax.Array) -> Memory:
+        """At the end of a cycle, go on from the best so far, or to the finish if it is calm."""
+        assert memory.best is not None
+        ended = hiding & (memory.step % (len(self.sizes) // self.cycles) == 0)
+        doubt = jnp.where(problem.editable, memory.seen.doubt, 0).sum(axis=(1, 2))
+        better = ended & ~(doubt > memory.best.doubt)
+        best = jax.tree.map(partial(by_sample, better), Best(memory.seen, doubt), memory.best)
+        seen = jax.tree.map(partial(by_sample, ended), best.seen, memory.seen)
+        finish = jnp.where(ended & (best.doubt < self.calm), memory.step, memory.finish)
+        return Memory(seen, best, memory.step, finish)
+
+    def _finish(
+        self,
+        problem: Problem,
+        state: State,
+        prediction: Prediction,
+        memory: Memory,
+        z: jax.Array,
+        t: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Images and levels where it begins or goes on, the answer, and who is through with it."""
+        begun, length = memory.step - memory.finish, len(self.levels) - 1
+        patch = state.z.shape[1] // state.t.shape[1]
+        after = self.levels[jnp.clip(begun, 0, length)][:, None, None]
         s = jnp.where(problem.editable, after, 0)
-        s_pixel = patches.expand(s, patch)
-        own = random_keys.iteration_keys(problem.keys, step)
+        level, s_pixel = patches.expand(state.t, patch), patches.expand(s, patch)
+        own = random_keys.iteration_keys(problem.keys, memory.step)
         drawn = random_keys.normal(own.denoise, state.z.shape[1:])
         mean = flow.step_mean(state.z, level, s_pixel, prediction.velocity, self.stochasticity)
         std = flow.step_std(level, s_pixel, self.stochasticity, prediction.variance_fraction)
-        moved = renoise(state.z, hidden, mean + std * drawn)
-        begun = flow.interpolate(guess, drawn, s_pixel)
-        z, t = self._hide(problem, memory)
-        z = by_sample(step < number, z, by_sample(step == number, begun, moved))
-        t = by_sample(step < number, t, s)
-        over = step >= number + length
-        image = by_sample(hiding, guess, by_sample(over, moved, state.image))
-        return self._after(state, z, t, image, memory, hiding | over, over)
-
-    def _after(
-        self,
-        state: State,
-        z: jax.Array,
-        t: jax.Array,
-        image: jax.Array,
-        memory: Memory,
-        ended: jax.Array,
-        done: jax.Array,
-    ) -> State:
-        iteration = state.iteration + ended.astype(jnp.int32)
-        return state._replace(
-            z=z, t=t, image=image, iteration=iteration, done=state.done | done, memory=memory
-        )
+        moved = renoise(state.z, state.t > 0, mean + std * drawn)
+        first = flow.interpolate(memory.seen.image, drawn, s_pixel)
+        z = by_sample(begun < 0, z, by_sample(begun == 0, first, moved))
+        over = begun >= length
+        image = by_sample(over, moved, memory.seen.image)
+        return z, by_sample(begun < 0, t, s), image, over
 
     def _hide(self, problem: Problem, memory: Memory) -> tuple[jax.Array, jax.Array]:
         """The images with some patches hidden, and the noise levels."""

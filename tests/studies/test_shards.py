@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import call
+from conftest import IPR, call
 from small_run import (
     EXPERIMENT,
     SETTINGS,
@@ -360,7 +360,19 @@ def test_bad_storage_is_refused(change, message):
 
 # --- the command ----------------------------------------------------------------------------------
 
-WORDS = ("--samples", 8, "--iterations", 3, "--shard-size", 4, "--save-minutes", 0, "--seed", 3)
+WORDS = (
+    *IPR,
+    "--samples",
+    8,
+    "--iterations",
+    3,
+    "--shard-size",
+    4,
+    "--save-minutes",
+    0,
+    "--seed",
+    3,
+)
 
 
 def program(*words, **environment):
