@@ -29,7 +29,7 @@ class TaskOptions:
     """Whose samples, and where to.
 
     Attributes:
-        model: a shipped model or a model folder; by default the one that ships for the task.
+        model: a shipped model or a model folder; by default the best that ships for the task.
         difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one.
@@ -55,7 +55,7 @@ class TaskOptions:
         get_precision(self.precision)
         given = {"difficulty": self.difficulty, "data": self.data, "classifier": self.classifier}
         lacks = missing(task, **given)
-        if self.model is None and task not in checkpoint.SHIPPED:
+        if self.model is None and task not in checkpoint.DEFAULTS:
             lacks["model"] = "a folder, none ships"
         if lacks:
             needs = ", ".join(f"--{option} ({what})" for option, what in lacks.items())
@@ -64,7 +64,7 @@ class TaskOptions:
             _open_classifier(self.classifier, task) if self.classifier else (None, None)
         )
         made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
-        model, provenance = _open_model(self.model or task, made)
+        model, provenance = _open_model(self.model or checkpoint.DEFAULTS[task], made)
         described = {
             "model": dataclasses.asdict(model.config),
             "provenance": provenance,

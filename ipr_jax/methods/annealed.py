@@ -3,10 +3,10 @@
 An iteration hides some patches behind fresh noise, predicts them all at once from the others, and
 keeps the prediction. At first everything is hidden, in the end a tenth, and rather what the network
 disagreed with when it saw it last; no first pass is needed. By how much it disagreed, summed over
-the patches, tells samples that hold together from others, at no evaluation of its own: several
-cycles of annealing keep the best sample, each begins from it, and one that nothing is doubted in
-may leave. What comes out is an average of what the patches may look like, so a few common steps
-from a middle noise level give them texture again.
+the patches, tells samples that hold together from others, at no evaluation of its own: the best of
+several cycles is kept, and a sample in which nothing is doubted needs no other. What comes out is
+an average of what the patches may look like, so a few common steps from a middle noise level give
+them texture again.
 
 Of a sample's keys of evaluation k, from 0, that of the region chooses what is hidden, that of the
 noise hides it, and that of the pass draws the first images and the steps of the finish.
@@ -34,14 +34,15 @@ from ipr_jax.sampling import flow, renoise
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealed:
-    """Annealed refinement; the defaults were chosen on 4x4 Sudoku.
+    """Annealed refinement; the defaults were chosen on Sudoku of 4x4 and 9x9 cells.
 
     Attributes:
         iterations: evaluations of a cycle, at least 1.
         ratio: the share of the editable patches that the first and the last of them hide, in (0, 1]
             and not rising; in between it falls evenly.
-        cycles: at least 1.
-        again: the share that those after the first begin with, in (0, 1] and at least the last.
+        cycles: how many at most, at least 1; the sample that is doubted least is kept.
+        again: the share that those after the first begin with, in (0, 1] and at least the last; 1 =
+            all begin anew.
         calm: the doubt, summed over the patches, below which a sample needs no other cycle, at
             least 0; 0 = it has them all.
         select: which patches an iteration hides; by default rather those that the network disagreed
@@ -57,9 +58,9 @@ class Annealed:
 
     iterations: int = 40
     ratio: tuple[float, float] = (1.0, 0.1)
-    cycles: int = 1
-    again: float = 0.5
-    calm: float = 0.0
+    cycles: int = 4
+    again: float = 1.0
+    calm: float = 0.01
     select: Selection = INFORMED
     from_noise: bool = True
     finish_steps: int = 4

@@ -177,16 +177,17 @@ def frontier(task: Task, iterations: int) -> Experiment:
     del iterations  # the budgets tell
     paper = as_published(task, 0)
     later = as_published(task, 1).budget(task.grid) - paper.budget(task.grid)
-    length, cycle = -(-(BUDGETS[-1] - paper.budget(task.grid)) // later), Annealed.iterations
+    length = -(-(BUDGETS[-1] - paper.budget(task.grid)) // later)
     arms = {"IPR": Arm(refinement=as_published(task, max(1, length)), family="IPR")}
-    finish = Annealed.finish_steps
-    for budget in BUDGETS:
-        method = Annealed(iterations=budget - finish)
-        arms[f"annealed, {budget}"] = Arm(refinement=method, family="annealed")
-    for budget in BUDGETS:
-        if budget > 2 * cycle - finish:
-            method = Annealed(cycles=budget // cycle)
-            arms[f"best of {method.cycles} cycles"] = Arm(refinement=method, family="best cycle")
+    for budget in BUDGETS[:4]:
+        method = Annealed(iterations=budget - Annealed.finish_steps, cycles=1)
+        arms[f"one cycle of {method.iterations}"] = Arm(refinement=method, family="one cycle")
+    for cycles in (2, 4, 8, 16):
+        method = Annealed(cycles=cycles, calm=0)
+        arms[f"best of {cycles}"] = Arm(refinement=method, family="best of cycles of 40")
+    for cycles in (4, 16):
+        method = Annealed(cycles=cycles)
+        arms[f"at most {cycles}"] = Arm(refinement=method, family="cycles until calm")
     return Experiment(
         title="Solved samples at equal cost",
         source="not in the papers",

@@ -268,7 +268,7 @@ def test_an_existing_folder_is_left_alone(tiny_folder, work):
 
 
 EXAMPLE = "1..4 .... .3.. ...."
-SHIPPED = ["mini-sudoku", "digits-sudoku"]
+SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku"]
 
 
 @pytest.mark.parametrize(

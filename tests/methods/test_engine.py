@@ -95,7 +95,7 @@ IPR = Refinement(
 METHODS = {
     "ipr": IPR.on(GRID),
     "remask": Remask(),
-    "annealed": Annealed(iterations=5, finish_steps=3).on(GRID),
+    "annealed": Annealed(iterations=5, cycles=2, finish_steps=3).on(GRID),
 }
 
 
