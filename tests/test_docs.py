@@ -44,7 +44,7 @@ def test_commands_exist(path):
         "export": ExportOptions,
     }
     for command, name, given in named:
-        assert command in (*options, "train", "info")
+        assert command in (*options, "train", "info", "report")
         if command == "experiment" and name:
             assert name in experiments.EXPERIMENTS
         if command in ("evaluate", "stream") and name:

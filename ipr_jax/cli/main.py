@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from ipr_jax.cli import evaluate, experiment, export, info, refine, stream, train
+from ipr_jax.cli import evaluate, experiment, export, info, refine, report, stream, train
 from ipr_jax.cli.hosts import ended_together
 from ipr_jax.cli.options import typed
 from ipr_jax.cli.terminal import naming, one_line_errors, say, unraisable
@@ -61,6 +61,7 @@ COMMANDS: dict[str, Named | Callable[..., Any]] = {
         experiment.command_of, "Run an experiment of the papers", "name", EXPERIMENTS
     ),
     "train": Named(train.command_of, "Train a denoiser by a recipe", "name", RECIPES),
+    "report": report.report,
     "info": info.info,
     "export": export.export_program,
 }
