@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,24 @@ def test_published_numbers_are_those_of_the_experiments():
     }.items():
         shown = [f"{value:.1%}" if value > 0.1 else f"{value}" for value in (start, end)]
         assert (score, *shown) in said
+
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_version_is_that_of_one_place():
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    versions = re.findall(r"^## (\S+),", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == PROJECT["version"]
+    for path in (ROOT / "ipr_jax").rglob("*.py"):
+        assert f'"{PROJECT["version"]}"' not in path.read_text(), path
+
+
+def test_the_oldest_versions_are_those_of_the_project():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Versions that are tested")[2]
+    listed = dict(re.findall(r"^\| ([\w-]+)(?:, jaxlib)? \| ([\d.]+) \|", table, re.MULTILINE))
+    needed = dict(line.split(">=") for line in PROJECT["dependencies"])
+    assert listed.pop("Python") == PROJECT["requires-python"].removeprefix(">=")
+    assert listed == {name: needed[name] for name in listed}
+    assert len(listed) == 5

@@ -33,7 +33,7 @@ from ipr_jax.interrupts import PreemptionError
 from ipr_jax.methods import Solved
 from ipr_jax.models import checkpoint
 from ipr_jax.models.config import PRESETS
-from ipr_jax.models.networks import build
+from ipr_jax.models.networks import build, open_network
 from ipr_jax.studies import evaluate, experiments, pictures, shards
 from ipr_jax.tasks import TASKS, get_task
 from ipr_jax.tasks.mini_sudoku import BOARDS
@@ -867,6 +867,40 @@ def test_info_of_nothing_is_one_line():
     assert call("info", "nothing") == (2, "", message)
 
 
+def test_info_of_the_environment_is_plain_text():
+    """What the form for faults asks for."""
+    code, out, err = call("info", "--environment")
+    assert (code, err) == (0, "")
+    facts = dict(line.split(": ", 1) for line in out.splitlines())
+    for package in ("ipr_jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint"):
+        assert facts[package] == importlib.metadata.version(package)
+    assert facts["device"] == f"{jax.local_device_count()} x cpu"
+    assert facts["backend"] == "cpu"
+    assert facts["python"] == sys.version.split()[0]
+    assert facts["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    for words in ((), ("mini-sudoku", "--environment")):
+        message = "error: name a MODEL or give --environment\n"
+        assert call("info", *words) == (2, "", message)
+
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+def test_models_are_converted_by_the_command_as_well(work):
+    """In the package that is installed: what there is to convert is tested in tests/convert."""
+    save_random(work / "model", MNISTConfig())
+    code, out, err = call("convert", "export", "model", "there.safetensors")
+    assert (code, err) == (0, "")
+    assert out.startswith("written: there.safetensors, ")
+    code, out, err = call("convert", "import", "there.safetensors", "back")
+    assert (code, err) == (0, "")
+    assert out.endswith("written: back\n")
+    before, after = (nnx.state(open_network(name)[0]) for name in ("model", "back"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    message = "error: unknown way 'swap'; known: import, export, verify\n"
+    assert call("convert", "swap") == (2, "", message)
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -895,13 +929,14 @@ def test_help_explains_every_option(words, fields):
 def test_help_names_the_commands():
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("refine", "evaluate", "stream", "experiment", "train", "info"):
+    for command in ("refine", "evaluate", "stream", "experiment", "train", "info", "convert"):
         assert command in out
     for words, names in {
         "train NAME": RECIPES,
         "evaluate TASK": TASKS,
         "stream TASK": TASKS,
         "experiment NAME": experiments.EXPERIMENTS,
+        "convert WAY": ("import", "export", "verify"),
     }.items():
         code, out, _ = call(words.split()[0], "--help")
         said = " ".join(out.replace("│", " ").split())
