@@ -124,6 +124,10 @@ def compare(
         say_broken(broken[-1], named)
     _say_differences(experiment, folder)
     _draw(folder / f"{name}.png", experiment, task, found, samples)
+    if not (folder / "report.html").exists():
+        from ipr_jax.studies import report
+
+        report.write(folder, report.of_experiment(folder))
     say(f"\nwritten: {folder}")
     return folder
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -53,17 +54,9 @@ class TaskOptions:
             ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
         """
         get_precision(self.precision)
-        given = {"difficulty": self.difficulty, "data": self.data, "classifier": self.classifier}
-        lacks = missing(task, **given)
-        if self.model is None and task not in checkpoint.DEFAULTS:
-            lacks["model"] = "a folder, none ships"
-        if lacks:
-            needs = ", ".join(f"--{option} ({what})" for option, what in lacks.items())
-            raise ValueError(f"the task {task} needs {needs}")
-        classify, classifier = (
-            _open_classifier(self.classifier, task) if self.classifier else (None, None)
-        )
-        made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
+        ships = self.model is not None or task in checkpoint.DEFAULTS
+        lacks = {} if ships else {"model": "a folder, none ships"}
+        made, classifier = self.benchmark(task, lacks)
         model, provenance = _open_model(self.model or checkpoint.DEFAULTS[task], made)
         described = {
             "model": dataclasses.asdict(model.config),
@@ -73,6 +66,29 @@ class TaskOptions:
             "classifier": classifier,
         }
         return Opened(made, model, described)
+
+    def benchmark(
+        self, task: str, lacks: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[Task, dict[str, Any] | None]:
+        """The task of a name with its data and classifier, and the provenance of that.
+
+        Args:
+            task: its name.
+            lacks: what else is missing, by option, and what it has to be.
+
+        Raises:
+            ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
+        """
+        given = {"difficulty": self.difficulty, "data": self.data, "classifier": self.classifier}
+        lacks = {**missing(task, **given), **lacks}
+        if lacks:
+            needs = ", ".join(f"--{option} ({what})" for option, what in lacks.items())
+            raise ValueError(f"the task {task} needs {needs}")
+        classify, classifier = (
+            _open_classifier(self.classifier, task) if self.classifier else (None, None)
+        )
+        made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
+        return made, classifier
 
 
 @dataclasses.dataclass(frozen=True)

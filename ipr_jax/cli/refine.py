@@ -14,7 +14,14 @@ import tyro
 
 from ipr_jax.cli.hosts import HostOptions
 from ipr_jax.cli.options import BatchOptions, RefinementOptions, new_folder, plain, refuse_idle
-from ipr_jax.cli.shown import SHOWN_IN_GRID, SHOWN_ITERATIONS, look_of, say_broken, table_of
+from ipr_jax.cli.shown import (
+    SHOWN_IN_GRID,
+    SHOWN_IN_ROWS,
+    SHOWN_ITERATIONS,
+    look_of,
+    say_broken,
+    table_of,
+)
 from ipr_jax.cli.terminal import progress, say, show, signals
 from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
@@ -61,8 +68,9 @@ def command(
     """Complete puzzles by refinement: predict, hide some of it again, predict again.
 
     Without options: 64 handwritten 9x9 Sudoku puzzles, annealed refinement, and a new folder with
-    samples/, manifest.json, metrics.jsonl, config.json, and samples.png, refinement.png and
-    refinement.gif to look at. Started again with the same --out, it goes on where it stopped.
+    samples/, manifest.json, metrics.jsonl, config.json, and to look at report.html, samples.png,
+    refinement.png and refinement.gif. Started again with the same --out, it goes on where it
+    stopped.
     """
     return refine(options)
 
@@ -107,6 +115,7 @@ def refine(options: RefineOptions) -> Path:
     aside = {field.name for field in dataclasses.fields(HostOptions)} | {"out", "save_minutes"}
     described = {
         "arguments": {name: v for name, v in plain(options).items() if name not in aside},
+        "start": start,
         "refinement": experiments.describe(experiment),
         **opened,
         **environment.describe(),
@@ -135,6 +144,10 @@ def refine(options: RefineOptions) -> Path:
     first = next(shards.read(folder))
     with contextlib.suppress(FileExistsError):  # another process, done at the same time, draws them
         _draw_samples(folder, task, first, start)
+    if not (folder / "report.html").exists():
+        from ipr_jax.studies import report
+
+        report.write(folder, report.of_run(folder, task, start))
     if options.puzzle is not None:
         _say_puzzle(task, folder, sample.label[0], lines[-1])
     say(f"\nwritten: {folder}")
@@ -221,7 +234,7 @@ def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], st
         many = finite[:SHOWN_IN_GRID]
         grid = look(arrays["refined"][many], editable[many], solved[last][many])
         pictures.samples(path, grid, last, headline, start)
-    few = finite[finite < followed.shape[1]]
+    few = finite[finite < followed.shape[1]][:SHOWN_IN_ROWS]
     if not len(few):
         return
     moments = {

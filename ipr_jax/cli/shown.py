@@ -12,6 +12,7 @@ from ipr_jax.studies import shards
 from ipr_jax.tasks import Task
 
 SHOWN_IN_GRID = 64
+SHOWN_IN_ROWS = 8
 SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 

@@ -199,7 +199,7 @@ def open_as(
     return nnx.merge(graph, state), provenance
 
 
-_WRITERS = "ipr-jax train and python -m convert import write models"
+_WRITERS = "ipr-jax train and ipr-jax convert import write models"
 _PARTS = ("config", "params", "provenance")
 """The folders in that of a model."""
 _RUNS = {

@@ -9,6 +9,7 @@ none; the one that finds all records writes ``metrics.jsonl`` and ``manifest.jso
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import time
@@ -32,8 +33,11 @@ from ipr_jax.studies.evaluate import Progress, evaluate, last_iteration
 from ipr_jax.studies.metrics import Line, Moments, Tally
 from ipr_jax.tasks import Batch, Task
 
-FOLLOWED = 8
+FOLLOWED = 64
 """Of how many samples of a run the images of every iteration are kept."""
+
+FOLLOWED_BYTES = 2**25
+"""What these images may take; of as many as fit, but of at least 8 samples."""
 
 Tallies = list[Tally]
 """Of the same samples, after the first pass (or of the input) and after every iteration."""
@@ -175,7 +179,8 @@ class Run:
         images = jax.ShapeDtypeStruct((n, *shape), np.dtype(self.storage.dtype))
         passes, stored = self.passes, images.dtype
         scores = jax.eval_shape(self.task.score, image)
-        followed = (passes, min(n, FOLLOWED), *shape)
+        each = passes * math.prod(shape) * stored.itemsize
+        followed = (passes, min(n, FOLLOWED, max(8, FOLLOWED_BYTES // each)), *shape)
         return State(
             samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from ipr_jax.interrupts import PreemptionError
 from ipr_jax.methods import Solved
 from ipr_jax.models import checkpoint
 from ipr_jax.models.config import PRESETS
-from ipr_jax.models.networks import build
+from ipr_jax.models.networks import build, open_network
 from ipr_jax.studies import evaluate, experiments, pictures, shards
 from ipr_jax.tasks import TASKS, get_task
 from ipr_jax.tasks.mini_sudoku import BOARDS
@@ -42,7 +43,7 @@ from ipr_jax.training.trainer import TrainConfig
 
 TASK = get_task("mini-sudoku")
 FILES = ["config.json", "manifest.json", "metrics.jsonl"]
-PICTURES = ["refinement.gif", "refinement.png", "samples.png"]
+PICTURES = ["refinement.gif", "refinement.png", "report.html", "samples.png"]
 HOSTS = {"distributed", "coordinator", "num_processes", "process_id"}
 SHORT = ("--samples", 3, "--iterations", 2)
 FEW = ("--first-steps-per-patch", 1, "--steps-per-patch", 1)
@@ -101,6 +102,7 @@ def test_it_writes_its_files_and_says_where(finished):
     assert out.endswith(f"\n\nwritten: {folder}\n")
     for name in ("refinement.png", "samples.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
     with Image.open(folder / "refinement.gif") as image:
         assert (image.format, image.n_frames) == ("GIF", 3)
 
@@ -154,6 +156,23 @@ def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
     assert told["versions"]["jax"] == jax.__version__
     assert told["versions"]["ipr_jax"] == importlib.metadata.version("ipr_jax")
     assert told["device"].startswith(f"{jax.local_device_count()} x ")
+
+
+def test_the_report_is_made_again(finished, work):
+    """With the same bits, from what the folder tells."""
+    page = (finished[0] / "report.html").read_bytes()
+    shutil.copytree(finished[0], work / "copy")
+    (work / "copy" / "report.html").unlink()
+    assert call("report", "copy") == (0, "written: copy/report.html\n", "")
+    assert (work / "copy" / "report.html").read_bytes() == page
+    (work / "copy" / "manifest.json").unlink()
+    refused = "error: copy holds no finished run: no manifest.json\n"
+    assert call("report", "copy") == (2, "", refused)
+    (work / "copy" / "config.json").write_text("{}")
+    code, _, err = call("report", "copy")
+    assert (code, err) == (2, "error: copy/config.json is damaged (KeyError: 'arguments')\n")
+    code, _, err = call("report", "nowhere")
+    assert (code, err) == (2, "error: no config.json in nowhere: there is no folder nowhere\n")
 
 
 def test_the_seed_decides_everything(finished, tiny_folder, work):
@@ -489,7 +508,7 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
     named = ", ".join(f"{sample} at iteration 1" for sample in range(3))
     assert f"\nnot finite and not counted: 3 samples ({named})\n" in out
     np.testing.assert_array_equal(samples_of(work / "run")["broke_at"], [1] * 3)
-    assert names_in(work / "run") == [*FILES, "samples"]
+    assert names_in(work / "run") == [*FILES, "report.html", "samples"]
 
 
 def test_what_is_drawn(tiny_folder, work, monkeypatch):
@@ -520,6 +539,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     name, grid, iteration, headline, start = drawn["samples"]
     assert (name, iteration, headline, start) == ("samples.png", 4, "valid", "first pass")
     finite = [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    few = finite[:8]
     np.testing.assert_array_equal(grid.image, shards.to_float(saved["refined"])[finite])
     np.testing.assert_array_equal(grid.editable, saved["editable"][finite])
     np.testing.assert_array_equal(grid.solved, saved["valid"][-1][finite])
@@ -527,9 +547,9 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     name, moments, headline, _ = drawn["refinement"]
     assert (name, list(moments), headline) == ("refinement.png", [0, 2, 4], "valid")
     for number, source in ((0, "first_pass"), (4, "refined")):
-        want = shards.to_float(saved[source])[finite[:7]]
+        want = shards.to_float(saved[source])[few]
         np.testing.assert_array_equal(moments[number].image, want)
-        np.testing.assert_array_equal(moments[number].solved, saved["valid"][number][finite[:7]])
+        np.testing.assert_array_equal(moments[number].solved, saved["valid"][number][few])
     name, moments, sample, headline, _ = drawn["animation"]
     assert (name, list(moments), headline) == ("refinement.gif", [0, 1, 2, 3, 4], "valid")
     assert finite[sample] == 4
@@ -870,6 +890,40 @@ def test_info_of_nothing_is_one_line():
     assert call("info", "nothing") == (2, "", message)
 
 
+def test_info_of_the_environment_is_plain_text():
+    """What the form for faults asks for."""
+    code, out, err = call("info", "--environment")
+    assert (code, err) == (0, "")
+    facts = dict(line.split(": ", 1) for line in out.splitlines())
+    for package in ("ipr_jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint"):
+        assert facts[package] == importlib.metadata.version(package)
+    assert facts["device"] == f"{jax.local_device_count()} x cpu"
+    assert facts["backend"] == "cpu"
+    assert facts["python"] == sys.version.split()[0]
+    assert facts["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    for words in ((), ("mini-sudoku", "--environment")):
+        message = "error: name a MODEL or give --environment\n"
+        assert call("info", *words) == (2, "", message)
+
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+def test_models_are_converted_by_the_command_as_well(work):
+    """In the package that is installed: what there is to convert is tested in tests/convert."""
+    save_random(work / "model", MNISTConfig())
+    code, out, err = call("convert", "export", "model", "there.safetensors")
+    assert (code, err) == (0, "")
+    assert out.startswith("written: there.safetensors, ")
+    code, out, err = call("convert", "import", "there.safetensors", "back")
+    assert (code, err) == (0, "")
+    assert out.endswith("written: back\n")
+    before, after = (nnx.state(open_network(name)[0]) for name in ("model", "back"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    message = "error: unknown way 'swap'; known: import, export, verify\n"
+    assert call("convert", "swap") == (2, "", message)
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -898,13 +952,14 @@ def test_help_explains_every_option(words, fields):
 def test_help_names_the_commands():
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("refine", "evaluate", "stream", "experiment", "train", "info"):
+    for command in ("refine", "evaluate", "stream", "experiment", "train", "info", "convert"):
         assert command in out
     for words, names in {
         "train NAME": RECIPES,
         "evaluate TASK": TASKS,
         "stream TASK": TASKS,
         "experiment NAME": experiments.EXPERIMENTS,
+        "convert WAY": ("import", "export", "verify"),
     }.items():
         code, out, _ = call(words.split()[0], "--help")
         said = " ".join(out.replace("│", " ").split())

@@ -327,12 +327,12 @@ def test_a_manifest_that_disagrees_is_refused(finished, tmp_path):
         next(found)
 
 
-def test_the_readmes_example_reads_a_run(finished, monkeypatch):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (example,) = re.findall(r"^```python\n([^`]*?shards\.read.*?)^```$", readme, re.DOTALL | re.M)
+def test_the_example_of_the_page_reads_a_run(finished, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "large-runs.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.M)
     monkeypatch.chdir(finished[0].parent)
     names = {}
-    exec(compile(example.replace('"DIR"', repr(finished[0].name)), "README.md", "exec"), names)
+    exec(compile(example.replace('"DIR"', repr(finished[0].name)), "large-runs.md", "exec"), names)
     assert (names["images"].shape, names["solved"].shape) == ((2, 32, 32, 1), (2,))
     assert names["images"].dtype == np.float32
 
