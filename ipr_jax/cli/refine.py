@@ -16,6 +16,7 @@ from ipr_jax.cli.hosts import HostOptions
 from ipr_jax.cli.options import BatchOptions, RefinementOptions, new_folder, plain, refuse_idle
 from ipr_jax.cli.shown import (
     SHOWN_IN_GRID,
+    SHOWN_IN_MOTION,
     SHOWN_IN_ROWS,
     SHOWN_ITERATIONS,
     look_of,
@@ -25,12 +26,13 @@ from ipr_jax.cli.shown import (
 from ipr_jax.cli.terminal import progress, say, show, signals
 from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
-from ipr_jax.methods import Refinement
+from ipr_jax.methods import Annealed, Refinement
 from ipr_jax.models import compute_in
 from ipr_jax.runtime import environment
 from ipr_jax.studies import experiments, metrics, shards
 from ipr_jax.studies.shards import Storage
 from ipr_jax.tasks import Batch, Task
+from ipr_jax.tasks.sudoku import names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,11 @@ def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line)
     else:
         when = f"after {len(history) - 1} iterations"
     explained = task.explain(shards.to_float(shown["refined"][try_]), given)
-    say(f"\nThe board is {verdict} {when}; {explained}.")
+    doubted = ""
+    if "doubt" in shown:
+        cells = names(shown["doubt"][try_] >= Annealed.calm)
+        doubted = f"; the network doubts {' '.join(cells) or 'none of its cells'}"
+    say(f"\nThe board is {verdict} {when}; {explained}{doubted}.")
 
 
 def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], start: str) -> None:
@@ -237,9 +243,10 @@ def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], st
     few = finite[finite < followed.shape[1]][:SHOWN_IN_ROWS]
     if not len(few):
         return
+    frames = np.linspace(0, last, min(last, SHOWN_IN_MOTION) + 1, dtype=int).tolist()
     moments = {
-        which: look(images[few], editable[few], solved[which][few])
-        for which, images in enumerate(followed)
+        which: look(followed[which][few], editable[few], solved[which][few])
+        for which in sorted({*frames, *(i for i in (*SHOWN_ITERATIONS, last) if i <= last)})
     }
     path = folder / "refinement.png"
     if not path.exists():

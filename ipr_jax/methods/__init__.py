@@ -5,6 +5,7 @@ Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 
 from ipr_jax.methods import engine, selection, stopping
 from ipr_jax.methods.annealed import Annealed
+from ipr_jax.methods.doubts import doubts
 from ipr_jax.methods.engine import INPUT
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
@@ -32,6 +33,7 @@ __all__ = [
     "Streamed",
     "advance_on",
     "begin_on",
+    "doubts",
     "engine",
     "fixed_regions",
     "fresh_noise",

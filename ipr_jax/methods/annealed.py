@@ -204,10 +204,13 @@ class Annealing:
         if memory.best is not None:
             memory = self._keep_best(problem, memory, hiding)
         z, t = self._hide(problem, memory)
-        over = step >= memory.finish
-        image = memory.seen.image
+        over, image = step >= memory.finish, memory.seen.image
+        if memory.best is not None:  # the answer so far is that of the best cycle
+            known = memory.best.doubt < jnp.inf
+            image = by_sample(known, memory.best.seen.image, image)
         if len(self.levels) > 1:
-            z, t, image, over = self._finish(problem, state, prediction, memory, z, t)
+            z, t, moved, over = self._finish(problem, state, prediction, memory, z, t)
+            image = by_sample(over, moved, image)
         ended = hiding | over
         return state._replace(
             z=z,
@@ -217,6 +220,11 @@ class Annealing:
             done=state.done | over,
             memory=memory,
         )
+
+    def doubt(self, state: State) -> jax.Array:
+        """By how much the network doubts each patch of the answer, before the finish, [B, h, w]."""
+        best = state.memory.best
+        return (state.memory.seen if best is None else best.seen).doubt
 
     def _keep_best(self, problem: Problem, memory: Memory, hiding: jax.Array) -> Memory:
         """At the end of a cycle, go on from the best so far, or to the finish if it is calm."""
@@ -238,7 +246,9 @@ class Annealing:
         z: jax.Array,
         t: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Images and levels where it begins or goes on, the answer, and who is through with it."""
+        """Images and levels where it begins or goes on, the images after this step of it, and who
+        is through with it.
+        """
         begun, length = memory.step - memory.finish, len(self.levels) - 1
         patch = state.z.shape[1] // state.t.shape[1]
         after = self.levels[jnp.clip(begun, 0, length)][:, None, None]
@@ -251,9 +261,7 @@ class Annealing:
         moved = renoise(state.z, state.t > 0, mean + std * drawn)
         first = flow.interpolate(memory.seen.image, drawn, s_pixel)
         z = by_sample(begun < 0, z, by_sample(begun == 0, first, moved))
-        over = begun >= length
-        image = by_sample(over, moved, memory.seen.image)
-        return z, by_sample(begun < 0, t, s), image, over
+        return z, by_sample(begun < 0, t, s), moved, begun >= length
 
     def _hide(self, problem: Problem, memory: Memory) -> tuple[jax.Array, jax.Array]:
         """The images with some patches hidden, and the noise levels."""

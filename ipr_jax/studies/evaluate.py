@@ -29,7 +29,9 @@ class Progress(NamedTuple):
         scores: the task's, by name, each [N]; those that are bool are False where not finite.
         finite: bool [N]; False = not a number somewhere, to be left out of every rate.
         nfe: int64 [N], network evaluations so far, that each sample's schedules took.
-    compile_seconds: before the first pass.
+        doubt: float32 [N, h, w], by how much the network doubts each patch, of methods that tell it
+            by ``doubt(state)``; else None.
+        compile_seconds: before the first pass.
         seconds: since then.
         iteration_seconds: of this iteration.
         batch_size: samples per compiled call, in this iteration.
@@ -41,6 +43,7 @@ class Progress(NamedTuple):
     scores: dict[str, np.ndarray]
     finite: np.ndarray
     nfe: np.ndarray
+    doubt: np.ndarray | None
     compile_seconds: float
     seconds: float
     iteration_seconds: float
@@ -132,6 +135,7 @@ def _run(
     method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
     score = jax.jit(task.score)
+    doubt = jax.jit(made) if (made := getattr(method, "doubt", None)) else None
 
     def on_devices(rows: np.ndarray, tree: Any) -> Any:
         """Some rows of arrays [N, ...]."""
@@ -199,6 +203,7 @@ def _run(
             scores=_of_finite(scores, finite),
             finite=finite,
             nfe=nfe.astype(np.int64),
+            doubt=None if doubt is None else np.asarray(doubt(state)),
             compile_seconds=compiled - start,
             seconds=now - compiled,
             iteration_seconds=now - before,
@@ -284,6 +289,7 @@ def evaluate_stream(
         scores=_of_finite(scores, finite),
         finite=finite,
         nfe=np.asarray(found.nfe, np.int64),
+        doubt=None,
         compile_seconds=compiled - start,
         seconds=seconds,
         iteration_seconds=seconds,
