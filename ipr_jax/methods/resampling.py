@@ -76,10 +76,11 @@ def ssp(key: jax.Array, log_weights: jax.Array) -> jax.Array:
         other, its, drawn = each
         both = share + its
         below = both < 1
+        up = jnp.where(below, its, 1 - share)  # likelihood that the other one's is rounded up
         whole = jnp.where(below, both, 2 - both)
-        chance = jnp.where(below, its, 1 - its) / jnp.where(whole > 0, whole, 1)
-        change = drawn < chance
-        stays, leaves = jnp.where(change, other, one), jnp.where(change, one, other)
+        rises = drawn < up / jnp.where(whole > 0, whole, 1)
+        stays = jnp.where(rises == below, other, one)
+        leaves = jnp.where(rises == below, one, other)
         counts = counts.at[leaves].add(jnp.where(below, 0, 1))
         return (stays, jnp.where(below, both, both - 1), counts), None
 
