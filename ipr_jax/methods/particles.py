@@ -199,14 +199,14 @@ class Particles:
         plan = self.sampling.settings(grid[0] * grid[1]).plan
         return self.particles * int(plan.num_steps.max())
 
-    def least(self, grid: tuple[int, ...]) -> int:
+    def least_budget(self, grid: tuple[int, ...]) -> int:
         """The smallest budget: before all passes are over, there is no answer."""
         return self.budget(grid)
 
     def on(self, grid: tuple[int, ...]) -> "Population":
         """The method for a grid of patches (h, w)."""
-        settings = jax.tree.map(jnp.asarray, self.sampling.settings(grid[0] * grid[1]))
-        lengths = np.maximum(np.asarray(settings.plan.num_steps), 1)[:, None]
+        settings = self.sampling.settings(grid[0] * grid[1])
+        lengths = np.maximum(settings.plan.num_steps, 1)[:, None]
         step = np.arange(lengths.max() + 1)
         share = np.minimum(step / lengths, 1)  # of the pass that is over, [P + 1, steps]
         strength = np.full(share.shape, self.strength)
@@ -223,7 +223,7 @@ class Particles:
         kept = np.round(self.particles * (self.beam[0] + share * (self.beam[1] - self.beam[0])))
         name = "ssp" if self.resampling is None else self.resampling
         return Population(
-            settings=settings,
+            settings=jax.tree.map(jnp.asarray, settings),
             score=self.score,
             strength=jnp.asarray(strength, jnp.float32),
             scored=jnp.asarray(scored),
@@ -390,7 +390,7 @@ class Population:
     def init(self, problem: Problem) -> State:
         """Before the first step of the pass."""
         region, image, same = self._rows(problem.editable, problem.image, problem.keys)
-        keys = jnp.where(self.shared, same, self._keys(problem))
+        keys = jnp.where(self.shared, same, self._keys(problem.keys, _search(problem)))
         noise = random_keys.normal(random_keys.iteration_keys(keys, 0).noise, image.shape[1:])
         plan = schedule.plan_pass(self.settings.plan, region)
         begun = steps.init(renoise(image, region, noise), plan)
@@ -408,7 +408,8 @@ class Population:
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
         """Score and resample where it is time, then move every particle along its schedule."""
-        memory, size = state.memory, problem.editable.sum(axis=(1, 2))
+        memory, search = state.memory, _search(problem)
+        size = problem.editable.sum(axis=(1, 2))
         region, step = self._rows(problem.editable, memory.step)
         plan = schedule.plan_pass(self.settings.plan, region)
         rows = Rows(
@@ -425,14 +426,13 @@ class Population:
             now = self.scored[size, memory.step] & ~state.done
             rows, log_weights, costs = jax.lax.cond(
                 now.any(),
-                partial(self._select, problem, now),
-                lambda *same: same[1:],
-                memory.step,
+                partial(self._select, random_keys.fold(search, 0), size, memory.step, now),
+                lambda *same: same,
                 rows,
                 log_weights,
                 costs,
             )
-        own = random_keys.iteration_keys(self._keys(problem), 0)
+        own = random_keys.iteration_keys(self._keys(problem.keys, search), 0)
         order_keys, noise_keys = random_keys.split(own.denoise, 2)
         noise = random_keys.normal(random_keys.fold(noise_keys, step), state.z.shape[1:])
         moved, levels = steps.move(
@@ -447,9 +447,15 @@ class Population:
             temperature=self.settings.temperature,
         )
         z = moved.z
-        if rows.push is not None:  # where it leads away from p, the weight takes it back
-            push = levels.std * rows.push
-            z = jnp.where(push == 0, z, z + levels.std * push)
+        if rows.push is not None:
+            # Apart from the step, so that this is compiled, and rounded, as in a plain pass.
+            apart = (moved.z, levels, rows.prediction.variance_fraction, noise)
+            z, (t, s), fraction, noise = jax.lax.optimization_barrier(apart)
+            t, s = (patches.expand(part, z.shape[1] // t.shape[1]) for part in (t, s))
+            std = flow.step_std(t, s, self.settings.stochasticity, fraction)
+            push = self.settings.temperature * std * rows.push
+            z = jnp.where(push == 0, z, z + self.settings.temperature * std * push)
+            # Where the push leads away from p, the weight takes it back.
             ratio = -(push * noise + push**2 / 2).sum(axis=(1, 2, 3))
             log_weights = log_weights + self._by_problem(ratio)
         state = state._replace(
@@ -466,20 +472,20 @@ class Population:
             ),
         )
         over = (state.memory.step >= self.settings.plan.num_steps[size]) & ~state.done
-        finish = partial(self._finish, problem, rows.prediction)
+        finish = partial(self._finish, random_keys.fold(search, 0), size, rows.prediction)
         return jax.lax.cond(over.any(), finish, lambda state, _: state, state, over)
 
     def _select(
         self,
-        problem: Problem,
-        now: jax.Array,
+        keys: jax.Array,
+        size: jax.Array,
         step: jax.Array,
+        now: jax.Array,
         rows: Rows,
         log_weights: jax.Array,
         costs: Costs,
     ) -> tuple[Rows, jax.Array, Costs]:
         """Score the particles of the problems whose time it is, and resample them."""
-        size = problem.editable.sum(axis=(1, 2))
         (again,) = self._rows(now)
         level = patches.expand(rows.t, rows.z.shape[1] // rows.t.shape[1])
         image = flow.clean_image(rows.z, level, rows.prediction.velocity)
@@ -513,26 +519,30 @@ class Population:
         if not self.selects:
             return rows, log_weights, costs
 
-        def draw(key: jax.Array, log_weights: jax.Array, kept: jax.Array) -> jax.Array:
+        def draw(uniform: jax.Array, log_weights: jax.Array, kept: jax.Array) -> jax.Array:
             top = partial(resampling.top, kept=kept)
-            return jax.lax.switch(
-                self.resampling, [*resampling.RESAMPLERS.values(), top], key, log_weights
-            )
+            every = [*resampling.RESAMPLERS.values(), top]
+            return jax.lax.switch(self.resampling, every, uniform, log_weights)
 
-        keys = random_keys.fold(self._search(problem, 0), step)
-        ancestors = jax.vmap(draw)(keys, log_weights, self.kept[size, step])
+        uniform = random_keys.uniform(random_keys.fold(keys, step), (self.particles,))
+        ancestors = jax.vmap(draw)(uniform, log_weights, self.kept[size, step])
         few = resampling.effective_number(log_weights) < self.ess * self.particles
         differ = log_weights.max(axis=1) > log_weights.min(axis=1)
         chosen = now & differ & (few | (self.ess >= 1))
         places = jnp.arange(self.particles, dtype=jnp.int32)[None]
         ancestors = jnp.where(chosen[:, None], ancestors, places)
-        first = jnp.arange(len(now), dtype=jnp.int32)[:, None] * self.particles
+        first = jnp.arange(now.shape[0], dtype=jnp.int32)[:, None] * self.particles
         taken = (first + ancestors).reshape(-1)
         rows = jax.tree.map(lambda part: part[taken], rows)
         return rows, by_sample(chosen, jnp.zeros_like(log_weights), log_weights), costs
 
     def _finish(
-        self, problem: Problem, prediction: Prediction, state: State, over: jax.Array
+        self,
+        keys: jax.Array,
+        size: jax.Array,
+        prediction: Prediction,
+        state: State,
+        over: jax.Array,
     ) -> State:
         """Score the samples of the problems whose pass is over, and answer one."""
         memory, batch = state.memory, over.shape[0]
@@ -541,12 +551,15 @@ class Population:
         if self.score is not None:
             value = self._value(state.z, jnp.zeros_like(state.t), prediction)
             value = self._by_problem(value)
-            strength = self.strength[problem.editable.sum(axis=(1, 2)), memory.step]
             log_weights, _ = self._weigh(
-                memory.log_weights, value, memory.product, strength, telescopes=True
+                memory.log_weights,
+                value,
+                memory.product,
+                self.strength[size, memory.step],
+                telescopes=True,
             )
-            keys = random_keys.fold(self._search(problem, 0), memory.step)
-            drawn = jax.vmap(jax.random.categorical)(keys, log_weights)
+            draw = jax.vmap(jax.random.categorical)
+            drawn = draw(random_keys.fold(keys, memory.step), log_weights)
             chosen = jnp.where(self.drawn, drawn, value.argmax(axis=1)).astype(jnp.int32)
             memory = memory._replace(
                 log_weights=by_sample(over, log_weights, memory.log_weights),
@@ -595,15 +608,11 @@ class Population:
         value = self._value(image, rows.t, rows.prediction)
         return value.sum(), value
 
-    def _search(self, problem: Problem, number: jax.Array | int) -> jax.Array:
-        """Keys [B] of a particle, from 1, or of resampling, 0."""
-        return random_keys.fold(random_keys.iteration_keys(problem.keys, 0).region, number)
-
-    def _keys(self, problem: Problem) -> jax.Array:
-        """Keys [R] of all particles."""
+    def _keys(self, keys: jax.Array, search: jax.Array) -> jax.Array:
+        """Keys [R] of all particles, from those of the problems and of their search."""
         numbers = jnp.arange(1, self.particles, dtype=jnp.int32)
-        others = jax.vmap(partial(self._search, problem), out_axes=1)(numbers)
-        return jnp.concatenate([problem.keys[:, None], others], axis=1).reshape(-1)
+        others = jax.vmap(partial(random_keys.fold, search), out_axes=1)(numbers)
+        return jnp.concatenate([keys[:, None], others], axis=1).reshape(-1)
 
     def _rows(self, *arrays: jax.Array) -> list[jax.Array]:
         """Arrays [B, ...] for every particle, [R, ...] each."""
@@ -617,6 +626,11 @@ class Population:
     def _by_problem(self, rows: jax.Array) -> jax.Array:
         """Rows [R, ...] as [B, N, ...]."""
         return rows.reshape(-1, self.particles, *rows.shape[1:])
+
+
+def _search(problem: Problem) -> jax.Array:
+    """The key of each problem that a plain pass does not use, [B]."""
+    return random_keys.iteration_keys(problem.keys, 0).region
 
 
 def best_of(scores: np.ndarray, grades: np.ndarray) -> np.ndarray:

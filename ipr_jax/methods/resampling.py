@@ -1,10 +1,10 @@
 """Which particles go on: small functions of their weights.
 
-A resampler maps ``(key, log_weights [N])`` to ancestors, int32 [N] in 0..N-1, not falling: the
-particle that each of the N places goes on from. It is of one problem, ``jax.vmap`` makes it one of
-many, each with a key of its own. Weights need not add up to 1, one of them is above 0. With
-n_i children of particle i of normalised weight W_i, the mean of n_i is N W_i for all of the first
-five.
+A resampler maps ``(uniform [N], log_weights [N])`` to ancestors, int32 [N] in 0..N-1, not falling:
+the particle that each of the N places goes on from. Every random number enters as an argument, in
+[0, 1). It is of one problem; ``jax.vmap`` makes it one of many, each with draws of its own. Weights
+need not add up to 1; one of them is above 0. Particle i of the normalised weight W_i has N W_i
+children on average, but for "best" and "top".
 """
 
 from collections.abc import Callable
@@ -14,48 +14,41 @@ import jax.numpy as jnp
 import numpy as np
 
 Resampler = Callable[[jax.Array, jax.Array], jax.Array]
-"""``resampler(key, log_weights [N]) -> ancestors``, int32 [N]."""
+"""``resampler(uniform [N], log_weights [N]) -> ancestors``, int32 [N]."""
 
 BELOW_ONE = np.float32(1 - 2.0**-24)
 """The largest number below 1, for points that are rounded to it."""
 
 
-def multinomial(key: jax.Array, log_weights: jax.Array) -> jax.Array:
+def multinomial(uniform: jax.Array, log_weights: jax.Array) -> jax.Array:
     """Every place draws its ancestor by itself."""
-    number = len(log_weights)
-    points = jnp.sort(jax.random.uniform(key, (number,), jnp.float32))
-    return _at(jax.nn.softmax(log_weights), points)
+    return _at(jax.nn.softmax(log_weights), jnp.sort(uniform))
 
 
-def systematic(key: jax.Array, log_weights: jax.Array) -> jax.Array:
-    """At N evenly spaced points of the cumulated weights, all moved by one draw."""
-    number = len(log_weights)
-    drawn = jax.random.uniform(key, (1,), jnp.float32)
-    points = (jnp.arange(number, dtype=jnp.float32) + drawn) / number
-    return _at(jax.nn.softmax(log_weights), points)
-
-
-def stratified(key: jax.Array, log_weights: jax.Array) -> jax.Array:
+def stratified(uniform: jax.Array, log_weights: jax.Array) -> jax.Array:
     """At N points of the cumulated weights, one drawn in each N-th of them."""
     number = len(log_weights)
-    drawn = jax.random.uniform(key, (number,), jnp.float32)
-    points = (jnp.arange(number, dtype=jnp.float32) + drawn) / number
+    points = (jnp.arange(number, dtype=jnp.float32) + uniform) / number
     return _at(jax.nn.softmax(log_weights), points)
 
 
-def residual(key: jax.Array, log_weights: jax.Array) -> jax.Array:
+def systematic(uniform: jax.Array, log_weights: jax.Array) -> jax.Array:
+    """At N evenly spaced points of the cumulated weights, all moved by the first draw."""
+    return stratified(jnp.broadcast_to(uniform[:1], uniform.shape), log_weights)
+
+
+def residual(uniform: jax.Array, log_weights: jax.Array) -> jax.Array:
     """floor(N W_i) children each; the other places draw by what is left of the weights."""
     number = len(log_weights)
     expected = number * jax.nn.softmax(log_weights)
     sure = jnp.floor(expected)
     places, left = jnp.arange(number, dtype=jnp.int32), expected - sure
     counts = sure.astype(jnp.int32)
-    points = jax.random.uniform(key, (number,), jnp.float32)
     drawn = places >= counts.sum(dtype=jnp.int32)
-    return jnp.sort(jnp.where(drawn, _at(left, points), _repeated(counts)))
+    return jnp.sort(jnp.where(drawn, _at(left, uniform), _repeated(counts)))
 
 
-def ssp(key: jax.Array, log_weights: jax.Array) -> jax.Array:
+def ssp(uniform: jax.Array, log_weights: jax.Array) -> jax.Array:
     """Srinivasan sampling: floor(N W_i) or one more, the number of children negatively associated.
 
     Two particles at a time settle between themselves which of their broken expectations is rounded;
@@ -67,7 +60,6 @@ def ssp(key: jax.Array, log_weights: jax.Array) -> jax.Array:
     expected = number * jax.nn.softmax(log_weights)
     sure = jnp.floor(expected)
     broken, places = expected - sure, jnp.arange(number, dtype=jnp.int32)
-    uniform = jax.random.uniform(key, (number - 1,), jnp.float32)
 
     def settle(
         carry: tuple[jax.Array, jax.Array, jax.Array], each: tuple[jax.Array, ...]
@@ -85,24 +77,24 @@ def ssp(key: jax.Array, log_weights: jax.Array) -> jax.Array:
         return (stays, jnp.where(below, both, both - 1), counts), None
 
     start = places[0], broken[0], sure.astype(jnp.int32)
-    (last, share, counts), _ = jax.lax.scan(settle, start, (places[1:], broken[1:], uniform))
+    (last, share, counts), _ = jax.lax.scan(settle, start, (places[1:], broken[1:], uniform[1:]))
     return _repeated(counts.at[last].add(jnp.round(share).astype(jnp.int32)))
 
 
-def best(key: jax.Array, log_weights: jax.Array) -> jax.Array:
+def best(uniform: jax.Array, log_weights: jax.Array) -> jax.Array:
     """All from the one of the highest weight, the first of equals."""
-    return top(key, log_weights, jnp.int32(1))
+    return top(uniform, log_weights, 1)
 
 
-def top(key: jax.Array, log_weights: jax.Array, kept: jax.Array | int) -> jax.Array:
+def top(uniform: jax.Array, log_weights: jax.Array, kept: jax.Array | int) -> jax.Array:
     """From the ``kept`` of the highest weights, the first of equals, equally often up to one.
 
     Args:
-        key: not used.
+        uniform: not used.
         log_weights: [N].
         kept: int32 scalar in 1..N.
     """
-    del key
+    del uniform
     number = len(log_weights)
     order = jnp.argsort(-log_weights, stable=True).astype(jnp.int32)
     place = jnp.arange(number, dtype=jnp.int32) % jnp.asarray(kept, jnp.int32)

@@ -29,17 +29,10 @@ class PassState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step saw.
-
-    Attributes:
-        t: float32 [B, h, w], noise levels before it.
-        s: float32 [B, h, w], noise levels after it.
-        std: float32 [B, H, W, C], the factor of its noise; 0 where nothing moves.
-    """
+    """What a step saw: float32 [B, h, w] noise levels before it (``t``) and after it (``s``)."""
 
     t: jax.Array
     s: jax.Array
-    std: jax.Array
 
 
 def init(z: jax.Array, plan: PassPlan) -> PassState:
@@ -91,7 +84,7 @@ def move(
         temperature: scalar or [B], factor of the step's standard deviation, at least 0.
 
     Returns:
-        The state after the step, bit-identical where the level is 0, and what it saw.
+        The state after the step, bit-identical where the level is 0, and the noise levels.
 
     Raises:
         ValueError: the order returns something of another shape or dtype; at trace.
@@ -111,6 +104,6 @@ def move(
     t_pixel, s_pixel = patches.expand(t, patch_size), patches.expand(s, patch_size)
     mean = flow.step_mean(state.z, t_pixel, s_pixel, prediction.velocity, stochasticity)
     std = flow.step_std(t_pixel, s_pixel, stochasticity, prediction.variance_fraction)
-    moving, std = s_pixel < t_pixel, temperature * std
-    z = jnp.where(moving, mean + std * noise, state.z)
-    return PassState(z=z, start=start), StepInfo(t, s, jnp.where(moving, std, 0))
+    moving = s_pixel < t_pixel
+    z = jnp.where(moving, mean + temperature * std * noise, state.z)
+    return PassState(z=z, start=start), StepInfo(t, s)

@@ -145,9 +145,7 @@ def miscounts(
     return _Miscounts(check.as_pytree(classify), config, soft)
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=[], meta_fields=["grade", "error", "rates"]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["grade", "error", "rates"])
 @dataclasses.dataclass(frozen=True)
 class _Oracle:
     grade: Callable[[jax.Array], dict[str, jax.Array]]
