@@ -3,10 +3,11 @@
 Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 """
 
-from ipr_jax.methods import engine, selection, stopping
+from ipr_jax.methods import engine, resampling, scores, selection, stopping
 from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.engine import INPUT
 from ipr_jax.methods.ipr import Refinement
+from ipr_jax.methods.particles import PUBLISHED, Particles, best_of
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.selection import (
     NOISES,
@@ -22,8 +23,10 @@ from ipr_jax.methods.stopping import Stop
 __all__ = [
     "INPUT",
     "NOISES",
+    "PUBLISHED",
     "REGIONS",
     "Annealed",
+    "Particles",
     "Refined",
     "Refinement",
     "Sampled",
@@ -32,6 +35,7 @@ __all__ = [
     "Streamed",
     "advance_on",
     "begin_on",
+    "best_of",
     "engine",
     "fixed_regions",
     "fresh_noise",
@@ -40,6 +44,8 @@ __all__ = [
     "initial_noise",
     "of_grid",
     "refine",
+    "resampling",
+    "scores",
     "selection",
     "solve",
     "stopping",
