@@ -3,6 +3,7 @@
 from ipr_jax.core import Denoiser, Prediction, sample_keys
 from ipr_jax.methods import (
     Annealed,
+    Particles,
     Refined,
     Refinement,
     Sampled,
@@ -52,6 +53,7 @@ __all__ = [
     "Denoiser",
     "Memory",
     "ModelConfig",
+    "Particles",
     "PatchTransformer",
     "Prediction",
     "Refined",

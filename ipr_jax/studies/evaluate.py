@@ -138,18 +138,27 @@ def _run(
     doubt = jax.jit(made) if (made := getattr(method, "doubt", None)) else None
 
     def on_devices(rows: np.ndarray, tree: Any) -> Any:
-        """Some rows of arrays [N, ...]."""
-        return jax.device_put(jax.tree.map(lambda leaf: leaf[rows], tree), placed)
+        """Some samples of arrays [N, ...], or [N p, ...] where a sample has p particles."""
+
+        def some(leaf: Any) -> Any:
+            if len(leaf) == number:
+                return leaf[rows]
+            split = leaf.reshape(number, -1, *leaf.shape[1:])
+            return split[rows].reshape(-1, *leaf.shape[1:])
+
+        return jax.device_put(jax.tree.map(some, tree), placed)
 
     def in_parts(each: int, function: Callable[..., Any], *trees: Any) -> Any:
-        """A function of all samples, ``each`` at once on a device, of arrays [N, ...]."""
+        """A function of all samples, ``each`` at once on a device, of such arrays."""
+        padded = _batches(number, each * devices).size
         parts = []
         for rows in _batches(number, each * devices):
             if preempted():
                 raise PreemptionError
             parts.append(function(*on_devices(rows, trees)))
         _wait(parts, preempted)
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:number], *parts)
+        whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        return jax.tree.map(lambda leaf: leaf[: len(leaf) // padded * number], whole)
 
     def advance(problem: Problem, state: State, passes: int) -> tuple[State, dict[str, jax.Array]]:
         if experiment.passes:
@@ -168,7 +177,9 @@ def _run(
         """What most of the time is spent in, to compile only."""
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
-                (each * devices, *leaf.shape[1:]), leaf.dtype, sharding=placed
+                (leaf.shape[0] // number * each * devices, *leaf.shape[1:]),
+                leaf.dtype,
+                sharding=placed,
             ),
             (problem, jax.eval_shape(method.init, problem)),
         )
