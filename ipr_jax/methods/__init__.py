@@ -5,9 +5,14 @@ Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 
 from ipr_jax.methods import engine, selection, stopping
 from ipr_jax.methods.annealed import Annealed
+from ipr_jax.methods.backtracking import Backtracking
 from ipr_jax.methods.engine import INPUT
+from ipr_jax.methods.guided import Guided
 from ipr_jax.methods.ipr import Refinement
+from ipr_jax.methods.langevin import Langevin
+from ipr_jax.methods.paths import Cycles, Paths
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
+from ipr_jax.methods.rollover import Rollover
 from ipr_jax.methods.selection import (
     NOISES,
     REGIONS,
@@ -24,8 +29,14 @@ __all__ = [
     "NOISES",
     "REGIONS",
     "Annealed",
+    "Backtracking",
+    "Cycles",
+    "Guided",
+    "Langevin",
+    "Paths",
     "Refined",
     "Refinement",
+    "Rollover",
     "Sampled",
     "Solved",
     "Stop",

@@ -168,13 +168,9 @@ class DepthFirst:
             *(state, checked, passed - 1, image, level, prediction),
         )
         memory = state.memory
+        state = state._replace(t=schedule.levels(plan, memory.start, memory.step))
         over = memory.step >= plan.num_steps
-        return state._replace(
-            t=schedule.levels(plan, memory.start, memory.step),
-            image=by_sample(over, state.z, state.image),
-            iteration=state.iteration + over.astype(jnp.int32),
-            done=state.done | over,
-        )
+        return walk.finish(state, over, 1, self.verifier, prediction)
 
     def _check(
         self,

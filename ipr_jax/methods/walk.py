@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from ipr_jax.core import Prediction, check, patches
 from ipr_jax.core import keys as random_keys
-from ipr_jax.methods.engine import Problem
+from ipr_jax.methods.engine import Problem, State, by_sample
 from ipr_jax.methods.scores import Verifier, evaluate
 from ipr_jax.sampling import Order, PassPlan, Sampling, Settings, flow, renoise, schedule
 from ipr_jax.sampling import step as steps
@@ -182,6 +182,37 @@ def score_where(
         return jnp.full(where.shape, -jnp.inf, jnp.float32)
 
     return jax.lax.cond(where.any(), asked, silent, image, level, prediction)
+
+
+def finish(
+    state: State, over: jax.Array, number: int, verifier: Verifier, prediction: Prediction
+) -> State:
+    """Where the pass is over, the best of the particles is the answer; it ends the iteration.
+
+    Args:
+        state: after the last step.
+        over: bool [B].
+        number: particles of each problem; a single one needs no verifier.
+        verifier: scores the finished images.
+        prediction: the last one of the rows.
+    """
+    over = over & ~state.done
+
+    def end(state: State) -> State:
+        nve, image = state.costs.nve, grouped(state.z, number)
+        chosen = jnp.zeros(over.shape, jnp.int32)
+        if number > 1:
+            score = evaluate(verifier, state.z, jnp.zeros_like(state.t), prediction)
+            chosen = grouped(score, number).argmax(axis=1)
+            nve = nve + number * over.astype(jnp.int32)
+        return state._replace(
+            image=by_sample(over, pick(image, chosen), state.image),
+            iteration=state.iteration + over.astype(jnp.int32),
+            done=state.done | over,
+            costs=state.costs._replace(nve=nve),
+        )
+
+    return jax.lax.cond(over.any(), end, lambda state: state, state)
 
 
 def check_verifier(name: str, verifier: Any, *, differentiable: bool = False) -> None:
