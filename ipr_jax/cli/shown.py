@@ -56,6 +56,12 @@ def say_broken(number: float, named: Sequence[str] = (), most: int = 5) -> None:
         say(f"not finite and not counted: {number} samples{names}", "red")
 
 
+def say_chosen(kind: str | None) -> None:
+    """That samples were chosen by a score of some kind, of ``methods.scores.KINDS``."""
+    if kind is not None:
+        say(f"chosen by a verifier ({kind}): not rates of refinement without one", "yellow")
+
+
 def look_of(task: Task) -> Callable[[Any, np.ndarray, np.ndarray], Any]:
     """``(images, editable, solved) -> pictures.Samples``, what is drawn of samples."""
     from ipr_jax.studies import pictures
