@@ -32,7 +32,7 @@ def command_of(task: str) -> Callable[..., Path]:
         options: Annotated[EvaluateOptions, tyro.conf.arg(name="")] = EvaluateOptions(),
     ) -> Path:
         """Score a model on many samples after every iteration; if interrupted, it starts anew."""
-        refinement, name = options.refinement(task), f"evaluate-{task}"
+        refinement, name = options.chosen(task), f"evaluate-{task}"
         opened = options.open(task)
         experiment = experiments.plain(opened.task, refinement)
         return compare(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from ipr_jax.cli.terminal import naming
-from ipr_jax.methods import NOISES, REGIONS, Refinement, Stop, stopping
+from ipr_jax.methods import NOISES, REGIONS, Annealed, Refinement, Stop, stopping
 from ipr_jax.models import Model, checkpoint, get_precision
 from ipr_jax.models.networks import open_network
 from ipr_jax.runtime import Size
@@ -30,7 +30,7 @@ class TaskOptions:
     """Whose samples, and where to.
 
     Attributes:
-        model: a shipped model or a model folder; by default the one that ships for the task.
+        model: a shipped model or a model folder; by default the best that ships for the task.
         difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one.
@@ -54,10 +54,10 @@ class TaskOptions:
             ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
         """
         get_precision(self.precision)
-        ships = self.model is not None or task in checkpoint.SHIPPED
+        ships = self.model is not None or task in checkpoint.DEFAULTS
         lacks = {} if ships else {"model": "a folder, none ships"}
         made, classifier = self.benchmark(task, lacks)
-        model, provenance = _open_model(self.model or task, made)
+        model, provenance = _open_model(self.model or checkpoint.DEFAULTS[task], made)
         described = {
             "model": dataclasses.asdict(model.config),
             "provenance": provenance,
@@ -118,10 +118,14 @@ class Opened(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PassOptions:
-    """How to refine; what is not given is as in the paper, for the task.
+    """What to do; what is not given is as in the paper, for the task.
 
     Attributes:
-        iterations: iterations after the first pass.
+        method: ipr (the paper's, the default but of refine) or annealed (one evaluation per
+            iteration, of fewer and fewer patches).
+        iterations: of ipr, after the first pass (20); of annealed, in a cycle (40).
+        cycles: of annealed, the best of which is kept.
+        calm: of annealed: the doubt below which a sample needs no other cycle; 0 = it has them all.
         ratio: share of the editable patches that an iteration regenerates, in (0, 1].
         steps_per_patch: network evaluations for a single patch.
         overlap: share of its schedule that a patch has in common with the next, in [0, 1].
@@ -130,11 +134,16 @@ class PassOptions:
         stochasticity: 0 = deterministic to 1 = ancestral.
         temperature: factor of every step's noise, at least 0.
         order: which patch is denoised next: certain, uncertain, random or raster.
-        regions: fresh random patches in every iteration, or the fixed ones of the first.
+        regions: which patches an iteration regenerates: random ones (fresh), rather those that the
+            network disagreed with (informed), or those of the first iteration (fixed); by default
+            informed for annealed, else fresh.
         noise: fresh noise in every iteration, or the initial one again.
     """
 
-    iterations: int = 20
+    method: str | None = None
+    iterations: int | None = None
+    cycles: int = Annealed.cycles
+    calm: float = Annealed.calm
     ratio: float = 0.25
     steps_per_patch: int | None = None
     overlap: float | None = None
@@ -143,15 +152,24 @@ class PassOptions:
     stochasticity: float = REFINEMENT.stochasticity
     temperature: float = REFINEMENT.temperature
     order: str = "certain"
-    regions: str = "fresh"
+    regions: str | None = None
     noise: str = "fresh"
 
-    def refinement(self, task: str) -> Refinement:
+    def chosen(self, task: str) -> Refinement | Annealed:
         """What to do for a task, checked.
 
         Raises:
-            ValueError: a value is out of range or a name unknown.
+            ValueError: a value is out of range, a name unknown, or an option has no effect.
         """
+        return _known("method", self.method or "ipr", METHODS)(self, task)
+
+    def refinement(self, task: str) -> Refinement:
+        """The paper's method for a task, checked.
+
+        Raises:
+            ValueError: as ``chosen``.
+        """
+        refuse_idle(self, "--method ipr has no cycles", "cycles", "calm")
         shared = {
             "stochasticity": self.stochasticity,
             "temperature": self.temperature,
@@ -170,13 +188,38 @@ class PassOptions:
         with naming({name: f"first_{name}" for name in ("steps_per_patch", "overlap")}):
             first = sampling(first, self.first_steps_per_patch, self.first_overlap)
         return Refinement(
-            iterations=self.iterations,
+            iterations=20 if self.iterations is None else self.iterations,
             ratio=self.ratio,
-            select=_known("regions", self.regions, REGIONS),
+            select=_known("regions", self.regions or "fresh", REGIONS),
             noise=_known("noise", self.noise, NOISES),
             first=first,
             later=sampling(later, self.steps_per_patch, self.overlap),
         )
+
+    def annealed(self, task: str) -> Annealed:
+        """Annealed refinement, checked.
+
+        Raises:
+            ValueError: as ``chosen``.
+        """
+        _known("task", task, experiments.SETTINGS)
+        idle = ("ratio", "steps_per_patch", "overlap", "temperature", "order", "noise")
+        idle += ("first_steps_per_patch", "first_overlap")
+        refuse_idle(self, "--method annealed has a schedule of its own", *idle)
+        return Annealed(
+            iterations=Annealed.iterations if self.iterations is None else self.iterations,
+            cycles=self.cycles,
+            calm=self.calm,
+            select=_known("regions", self.regions or "informed", REGIONS),
+            stochasticity=self.stochasticity,
+        )
+
+
+METHODS: dict[str, Callable[[PassOptions, str], Refinement | Annealed]] = {
+    "ipr": PassOptions.refinement,
+    "annealed": PassOptions.annealed,
+}
+"""What the options mean, by method."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from ipr_jax.tasks import Task
 
 SHOWN_IN_GRID = 64
 SHOWN_IN_ROWS = 8
-SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
+SHOWN_IN_MOTION = 30
+SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 40, 50, 100)
 
 
 def table_of(task: Task, lines: list[dict[str, Any]], start: str) -> Table:

@@ -84,6 +84,20 @@ def step_mean(
     return (1 - s) * clean_image(z, t, velocity) + noise_kept(t, s, stochasticity) * noise
 
 
+def raise_level(z: jax.Array, s: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """Bring z from level s up to level t >= s by fresh noise: the forward process, given z.
+
+    k z + sqrt(t^2 - k^2 s^2) noise with k = (1 - t) / (1 - s): the noise alone where t = 1 > s, z
+    itself, bit for bit, where t <= s.
+    """
+    rising = t > s
+    safe_s = jnp.where(rising, s, 0)
+    kept = (1 - t) / (1 - safe_s)
+    # t^2 - k^2 s^2, without the difference of close numbers.
+    variance = (t - safe_s) / (1 - safe_s) * (t + kept * safe_s)
+    return jnp.where(rising, kept * z + _sqrt(variance) * noise, z)
+
+
 def posterior(
     image: jax.Array,
     noise: jax.Array,

@@ -106,6 +106,8 @@ class State(NamedTuple):
         followed: as stored, [R + 1, k, H, W, C], the first samples of the run; None for others.
         nfe: int32 [R + 1, n], network evaluations so far.
         broke_at: int32 [n], the first iteration after which a sample is not finite, or -1.
+        doubt: float32 [n, h, w], by how much the network doubts the patches of the refined images;
+            None of methods that do not tell.
         scores: by name, each [R + 1, n].
     """
 
@@ -117,6 +119,7 @@ class State(NamedTuple):
     followed: Any
     nfe: Any
     broke_at: Any
+    doubt: Any
     scores: dict[str, Any]
 
 
@@ -190,6 +193,9 @@ class Run:
             followed=None if shard.number else jax.ShapeDtypeStruct(followed, stored),
             nfe=jax.ShapeDtypeStruct((passes, n), np.int32),
             broke_at=jax.ShapeDtypeStruct((n,), np.int32),
+            doubt=jax.ShapeDtypeStruct((n, *grid), np.float32)
+            if hasattr(method, "doubt")
+            else None,
             scores={
                 name: jax.ShapeDtypeStruct((passes, n), scores[name].dtype)
                 for name in (*self.task.rates, *self.task.means)
@@ -380,6 +386,8 @@ def _after(run: Run, state: State, progress: Progress) -> State:
             state.first_pass[rows] = images
         if last:
             state.refined[rows] = images
+            if progress.doubt is not None:
+                state.doubt[rows] = progress.doubt[:number]
         if state.followed is not None:
             followed = state.followed[which, rows]
             followed[:] = images[: len(followed)]
@@ -445,8 +453,9 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
         "nfe": state.nfe[-1],
         "broke_at": state.broke_at,
     }
-    if state.followed is not None:
-        arrays["followed"] = state.followed
+    for name in ("followed", "doubt"):
+        if (array := getattr(state, name)) is not None:
+            arrays[name] = array
     path = shard.path(folder, ".npz")
     for killed in path.parent.glob(f".*.{path.name}"):
         killed.unlink()
@@ -560,7 +569,8 @@ def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
         The arrays of a file, of its n samples: first_pass (without one, the input) and refined,
         [n, H, W, C], as stored (``to_float``); editable, bool [n, h, w]; every score, [R + 1, n];
         nfe, int32 [n]; broke_at, int32 [n], the iteration after which a sample was first not
-        finite, or -1; in the first file followed, [R + 1, k, H, W, C], the first samples after
+        finite, or -1; doubt, float32 [n, h, w], by how much the network doubts each patch, of
+        methods that tell; in the first file followed, [R + 1, k, H, W, C], the first samples after
         every iteration.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import itertools
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, call
+from conftest import IPR, TINY, call
 from flax import nnx
 from PIL import Image
 
@@ -86,7 +85,7 @@ def finished(tiny_folder, tmp_path_factory):
     """A finished run: its folder and what the command said."""
     folder = tmp_path_factory.mktemp("runs") / "new" / "run :smile:"
     words = ("--seed", 4, "--dtype", "float32", "--out", folder)
-    return folder, call("refine", "--model", tiny_folder, *SHORT, *words)
+    return folder, call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
 
 
 # --- refine ---------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ def test_the_seed_decides_everything(finished, tiny_folder, work):
     folder, _ = finished
     for seed in (4, 5):
         words = ("--seed", seed, "--dtype", "float32", "--out", work / str(seed))
-        call("refine", "--model", tiny_folder, *SHORT, *words)
+        call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
     for name, want in samples_of(folder).items():
         np.testing.assert_array_equal(samples_of(work / "4")[name], want)
     for name in ("first_pass", "refined", "editable"):
@@ -191,7 +190,16 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
     """Also: what became of it is said at the end; the default folder is a new one."""
     puzzle = "1..4 .... .3.. ...3"
     code, out, err = call(
-        "refine", "--model", tiny_folder, "--puzzle", puzzle, "--samples", 3, "--iterations", 1
+        "refine",
+        *IPR,
+        "--model",
+        tiny_folder,
+        "--puzzle",
+        puzzle,
+        "--samples",
+        3,
+        "--iterations",
+        1,
     )
     assert (code, err) == (0, "")
     assert "\n0 of 3 tries are valid\n" in out
@@ -227,7 +235,7 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
 
     monkeypatch.setattr(shards, "evaluate", still)
     words = ("--puzzle", "." * 16, "--iterations", 0, "--out", "run")
-    code, out, _ = call("refine", "--model", tiny_folder, *words)
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *words)
     assert code == 0
     assert "tries" not in out
     (line,) = lines_of(work / "run")
@@ -250,7 +258,7 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
 
     monkeypatch.setattr(shards, "evaluate", told)
     words = ("--puzzle", "." * 16, "--samples", 5, "--shard-size", 2, "--iterations", 1)
-    code, out, _ = call("refine", "--model", tiny_folder, *words)
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *words)
     assert code == 0
     said = "1 of 5 tries are valid; one of them is shown, chosen by the rules, a verifier"
     printed = out.splitlines()
@@ -268,18 +276,18 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
 def test_an_existing_folder_is_left_alone(tiny_folder, work):
     (work / "old").mkdir()
     (work / "old" / "kept").write_text("as it was")
-    code, out, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old")
+    code, out, err = call("refine", *IPR, "--model", tiny_folder, *SHORT, "--out", "old")
     assert (code, out) == (2, "")
     assert err == "error: old exists and holds no run; choose another folder\n"
     assert names_in(work / "old") == ["kept"]
     assert (work / "old" / "kept").read_text() == "as it was"
-    code, _, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old/kept/below")
+    code, _, err = call("refine", *IPR, "--model", tiny_folder, *SHORT, "--out", "old/kept/below")
     assert (code, err.count("\n")) == (2, 1)
     assert "Not a directory: 'old/kept/below'" in err
 
 
 EXAMPLE = "1..4 .... .3.. ...."
-SHIPPED = ["mini-sudoku", "digits-sudoku"]
+SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku"]
 
 
 @pytest.mark.parametrize(
@@ -293,9 +301,9 @@ SHIPPED = ["mini-sudoku", "digits-sudoku"]
             ("--task", "mnist-sudoku"),
             "the --task mnist-sudoku needs --data (a folder with MNIST), --classifier (the folder",
         ),
-        (("--difficulty", "easy"), "the task mini-sudoku takes no --difficulty"),
-        (("--classifier", "mini-sudoku"), "the task mini-sudoku takes no --classifier"),
-        (("--data", "x"), "the task mini-sudoku takes no --data"),
+        (("--difficulty", "easy"), "the --task mini-sudoku takes no --difficulty"),
+        (("--classifier", "mini-sudoku"), "the --task mini-sudoku takes no --classifier"),
+        (("--data", "x"), "the --task mini-sudoku takes no --data"),
         (
             ("--task", "counting-stars", "--classifier", "nope"),
             f"no --classifier at 'nope': give a model folder or one of {SHIPPED}",
@@ -363,6 +371,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, mess
     """It names the option as it was typed."""
     if "--model" not in words:
         words = ("--model", tiny_folder, *words)
+    if not {"--task", "--method"} & set(words):
+        words = (*IPR, *words)
     code, out, err = call("refine", *words)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -402,6 +412,14 @@ def test_all_that_a_task_needs_is_said_at_once(work):
             "without --stop no sample leaves early, leave out --patience",
         ),
         (
+            ("stream", "digits-sudoku", "--method", "annealed", "--stop", "unchanged"),
+            "samples of --method annealed leave by --calm, leave out --stop",
+        ),
+        (
+            ("refine", "--swapped", 2, "--method", "annealed"),
+            "boards with swapped cells are refined by --method ipr, got 'annealed'",
+        ),
+        (
             ("train", "mini-sudoku", "--noise-levels", "shared", "--sharpness", 2),
             "--noise-levels mean-beta alone has a sharpness, leave out --sharpness",
         ),
@@ -429,7 +447,7 @@ def test_options_without_effect_are_refused(work, monkeypatch, words, message):
 )
 def test_a_model_of_other_images_is_refused(tmp_path, work, change, message):
     other = save_random(tmp_path / "other", dataclasses.replace(TINY, **change))
-    code, out, err = call("refine", "--model", other)
+    code, out, err = call("refine", *IPR, "--model", other)
     assert (code, out) == (2, "")
     needs = "the task mini-sudoku needs (32, 32, 1) in 4 x 4 patches of 8"
     assert err == f"error: {other} {message}, {needs}\n"
@@ -445,7 +463,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tiny_folder, work, monke
                 interrupts.receive(signal.SIGINT)
             yield progress
 
-    words = ("refine", "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
+    words = ("refine", *IPR, "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
     with monkeypatch.context() as patch:
         patch.setattr(shards, "evaluate", interrupted)
         code, _, err = call(*words, "--out", "run :x:")
@@ -485,7 +503,7 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
             yield progress._replace(finite=finite, scores=scores)
 
     monkeypatch.setattr(shards, "evaluate", broken)
-    code, out, _ = call("refine", "--model", tiny_folder, *SHORT, "--out", "run")
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *SHORT, "--out", "run")
     assert code == 0
     named = ", ".join(f"{sample} at iteration 1" for sample in range(3))
     assert f"\nnot finite and not counted: 3 samples ({named})\n" in out
@@ -516,7 +534,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     for name in ("samples", "refinement", "animation"):
         keep(name)
     words = ("--samples", 10, "--iterations", 4, *FEW)
-    assert call("refine", "--model", tiny_folder, *words, "--out", "run")[0] == 0
+    assert call("refine", *IPR, "--model", tiny_folder, *words, "--out", "run")[0] == 0
     saved = samples_of(work / "run")
     name, grid, iteration, headline, start = drawn["samples"]
     assert (name, iteration, headline, start) == ("samples.png", 4, "valid", "first pass")
@@ -540,7 +558,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
 def test_a_task_without_puzzles_and_without_clues(tmp_path, work):
     colour = dataclasses.replace(TINY, channels=3, patch_size=4)
     model = save_random(tmp_path / "colour", colour)
-    words = ("refine", "--task", "even-pixels", "--model", model)
+    words = ("refine", "--task", "even-pixels", "--method", "ipr", "--model", model)
     code, out, err = call(*words, *SHORT, *FEW, "--out", "run")
     assert (code, err) == (0, "")
     for part in ("balanced %", "95% interval", "imbalance", "saturation_std", "value_std"):
@@ -558,7 +576,7 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
     for name in ("samples", "refinement", "animation"):
         monkeypatch.setattr(pictures, name, lambda *given: starts.append(given[-1]))
     words = ("--swapped", 2, "--seed", 4, "--dtype", "float32", "--out", "run")
-    code, out, _ = call("refine", "--model", tiny_folder, *SHORT, *words)
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
     assert code == 0
     assert starts == ["input"] * 3
     assert re.search(r"^ *input +0\.0 ", out, re.MULTILINE)
@@ -588,19 +606,24 @@ def test_every_option_is_read():
         "regions": "fixed",
         "noise": "initial",
     }
+    annealed = {"iterations": 7, "cycles": 3, "calm": 0.1, "stochasticity": 0.25}
+    annealed |= {"regions": "fresh"}
     elsewhere = {"task", "model", "puzzle", "swapped", "samples", "batch_size", "seed", "out"}
-    elsewhere |= {"difficulty", "data", "classifier", "precision"}
+    elsewhere |= {"difficulty", "data", "classifier", "precision", "method"}
     elsewhere |= {"shard_size", "dtype", "save_minutes", *HOSTS}
-    assert {field.name for field in dataclasses.fields(RefineOptions)} == elsewhere | set(changes)
-    made = [RefineOptions().refinement("mini-sudoku")]
-    for name, value in changes.items():
-        made.append(RefineOptions(**{name: value}).refinement("mini-sudoku"))
-    for one, other in itertools.combinations(made, 2):
-        assert one != other
-    assert made[0] == ipr_jax.Refinement()
-
-
-# --- stream ---------------------------------------------------------------------------------------
+    fields = {field.name for field in dataclasses.fields(RefineOptions)}
+    assert fields == elsewhere | set(changes) | set(annealed)
+    for method, table in (("ipr", changes), ("annealed", annealed)):
+        made = [RefineOptions(method=method).chosen("mini-sudoku")]
+        for name, value in table.items():
+            made.append(RefineOptions(**{"method": method, name: value}).chosen("mini-sudoku"))
+            others = RefineOptions(
+                **{"method": "ipr" if method == "annealed" else "annealed"} | {name: value}
+            )
+            if name not in changes.keys() & annealed.keys():
+                with pytest.raises(ValueError, match=f"leave out --{name.replace('_', '-')}"):
+                    others.chosen("mini-sudoku")
+        assert len({json.dumps(experiments.describe(each)) for each in made}) == len(made)
 
 
 def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):

@@ -78,3 +78,40 @@ def test_posterior_keeps_the_marginal_law(stochasticity):
     _, std = flow.posterior(image, jnp.float32(0), t, s, stochasticity)
     gamma = flow.noise_kept(t, s, stochasticity)
     np.testing.assert_allclose(gamma**2 + std**2, s**2, rtol=1e-6)
+
+
+def test_a_raised_level_is_that_of_the_forward_process(rng):
+    """Given the image, z_s raised to t must be N((1 - t) image, t^2), as if noised at once."""
+    for s, t, image in ((0.0, 0.7, 0.4), (0.35, 0.8, -0.3), (0.8, 0.8001, 0.4), (0.5, 1.0, 0.9)):
+        noise, fresh = rng.normal(size=(2, 200_000)).astype(np.float32)
+        z = flow.interpolate(jnp.float32(image), noise, jnp.float32(s))
+        found = np.asarray(flow.raise_level(z, jnp.float32(s), jnp.float32(t), fresh), np.float64)
+        # Standard errors of a mean and of a standard deviation of 200,000, five times.
+        assert abs(found.mean() - (1 - t) * image) < 5 * t / 200_000**0.5
+        assert abs(found.std() - t) < 5 * t / 400_000**0.5
+        kept = (1 - t) / (1 - s)
+        one, none = np.float32(1), np.float32(0)
+        levels = np.float32(s), np.float32(t)
+        np.testing.assert_allclose(flow.raise_level(one, *levels, none), kept, rtol=1e-3)
+        added = np.sqrt(t**2 - (kept * s) ** 2)
+        np.testing.assert_allclose(flow.raise_level(none, *levels, one), added, rtol=1e-3)
+
+
+def test_limits_of_a_raised_level(rng):
+    z, noise = (jnp.asarray(rng.normal(size=50), jnp.float32) for _ in range(2))
+    zero, one, half = (jnp.full(50, level, jnp.float32) for level in (0, 1, 0.5))
+    for level in (zero, half, one):
+        np.testing.assert_array_equal(flow.raise_level(z, level, level, noise), z)
+        np.testing.assert_array_equal(flow.raise_level(z, level, zero, noise), z)
+    for level in (zero, half):
+        np.testing.assert_array_equal(flow.raise_level(z, level, one, noise), noise)
+
+
+raised_value_and_gradients = jax.jit(jax.value_and_grad(flow.raise_level, argnums=(0, 1, 2, 3)))
+
+
+@given(LEVEL, LEVEL)
+def test_raised_levels_and_their_gradients_are_finite(s, t):
+    arguments = (np.float32(x) for x in (0.3, s, t, -1.2))
+    value, gradients = raised_value_and_gradients(*arguments)
+    assert np.isfinite([value, *gradients]).all()
