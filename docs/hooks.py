@@ -1,9 +1,10 @@
-"""What the site shows beside docs/: changelog, contributing, model cards and measured figures.
+"""What the site shows beside docs/*.md: changelog, contributing, cards, figures, notebooks.
 
 Documents link to files of the repository as they lie there, so that the links work in a checkout as
 well; here these files become part of the site, and the links lead to them.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -28,11 +29,28 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 def place_of(path: str) -> str:
     """Where the site has a file of the repository: pages elsewhere, figures where they are."""
-    return PAGES.get(path, path.removeprefix("docs/"))
+    return PAGES.get(path, re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/")))
+
+
+def shown(notebook: Path) -> str:
+    """A notebook as Markdown, with its outputs: text, and pictures in the page."""
+    parts = []
+    for cell in json.loads(notebook.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            elif picture := output.get("data", {}).get("image/png"):
+                parts.append(f"![what it draws](data:image/png;base64,{picture.strip()})")
+    return "\n\n".join(parts)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the files, among them all that the site's own name in benchmarks/results."""
+    """Add the files, all results of the benchmarks among them, and the notebooks as pages."""
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        place = place_of(str(notebook.relative_to(ROOT)))
+        files.append(File.generated(config, place, content=shown(notebook)))
     results = [path for path in (ROOT / "benchmarks" / "results").rglob("*") if path.is_file()]
     for path in (*PAGES, *(str(path.relative_to(ROOT)) for path in sorted(results))):
         files.append(File.generated(config, place_of(path), abs_src_path=str(ROOT / path)))
