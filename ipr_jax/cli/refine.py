@@ -22,6 +22,7 @@ from ipr_jax.cli.shown import (
     look_of,
     say_broken,
     say_chosen,
+    shown_of,
     table_of,
 )
 from ipr_jax.cli.terminal import progress, say, show, signals
@@ -130,14 +131,19 @@ def refine(options: RefineOptions) -> Path:
         steps = shards.refine(run, folder, described, preempted=preempted)
         with contextlib.closing(steps), progress("compiling") as update:
             for status in steps:
-                update("refining", status.done, status.total, table_of(task, status.lines, start))
+                update(
+                    "refining",
+                    status.done,
+                    status.total,
+                    table_of(task, shown_of(status.lines), start),
+                )
     assert status is not None
     finished = (folder / "manifest.json").exists()
     lines = status.lines
     if finished:
         text = (folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
-    show(table_of(task, lines, start))
+    show(table_of(task, shown_of(lines), start))
     say(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
     if not finished:
         say(f"other processes have not finished their part of {folder}")

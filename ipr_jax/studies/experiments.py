@@ -183,7 +183,7 @@ def frontier(task: Task, iterations: int) -> Experiment:
     for budget in BUDGETS[:4]:
         method = Annealed(iterations=budget - Annealed.finish_steps, cycles=1)
         arms[f"one cycle of {method.iterations}"] = Arm(refinement=method, family="one cycle")
-    for cycles in (2, 4, 8, 16):
+    for cycles in (2, 4, 8):
         method = Annealed(cycles=cycles, calm=0)
         arms[f"best of {cycles}"] = Arm(refinement=method, family="best of cycles of 40")
     for cycles in (4, 16):
