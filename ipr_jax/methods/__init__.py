@@ -3,11 +3,11 @@
 Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 """
 
-from ipr_jax.methods import engine, resampling, scores, selection, stopping
+from ipr_jax.methods import engine, selection, stopping
 from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.engine import INPUT
 from ipr_jax.methods.ipr import Refinement
-from ipr_jax.methods.particles import PUBLISHED, Particles, best_of
+from ipr_jax.methods.particles import Particles
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.selection import (
     NOISES,
@@ -23,7 +23,6 @@ from ipr_jax.methods.stopping import Stop
 __all__ = [
     "INPUT",
     "NOISES",
-    "PUBLISHED",
     "REGIONS",
     "Annealed",
     "Particles",
@@ -35,7 +34,6 @@ __all__ = [
     "Streamed",
     "advance_on",
     "begin_on",
-    "best_of",
     "engine",
     "fixed_regions",
     "fresh_noise",
@@ -44,8 +42,6 @@ __all__ = [
     "initial_noise",
     "of_grid",
     "refine",
-    "resampling",
-    "scores",
     "selection",
     "solve",
     "stopping",
