@@ -59,7 +59,10 @@ def bright(image, level, prediction):
 
 
 PARTICLES = ipr_jax.Particles.of(
-    "bfs", scores.verifier(bright, "independent"), particles=2, sampling=FEW
+    "bfs",
+    scores.verifier(bright, "independent"),
+    particles=2,
+    sampling=Sampling(steps_per_patch=1, overlap=1.0),
 )
 
 
