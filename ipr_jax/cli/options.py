@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from ipr_jax.cli.terminal import naming
-from ipr_jax.methods import NOISES, REGIONS, Annealed, Refinement, Stop, stopping
+from ipr_jax.methods import NOISES, REGIONS, Annealed, Guided, Refinement, Stop, stopping
 from ipr_jax.models import Model, checkpoint, get_precision
 from ipr_jax.models.networks import open_network
 from ipr_jax.runtime import Size
 from ipr_jax.sampling import ORDERS, REFINEMENT, Sampling
-from ipr_jax.studies import experiments
+from ipr_jax.studies import experiments, search
 from ipr_jax.tasks import Task, counting_polygons, get_task, missing
 from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
 from ipr_jax.tasks.polygon_classifier import read_counts
@@ -121,8 +121,14 @@ class PassOptions:
     """What to do; what is not given is as in the paper, for the task.
 
     Attributes:
-        method: ipr (the paper's, the default but of refine) or annealed (one evaluation per
-            iteration, of fewer and fewer patches).
+        method: ipr (the paper's, the default but of refine), annealed (one evaluation per
+            iteration, of fewer and fewer patches), or a search with a verifier: best-of-n, svdd,
+            smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin, ipr-accept
+            or ipr-chains.
+        verifier: of a search: oracle (what grades), independent, independent-soft (with a gradient)
+            or internal (the network's own certainty).
+        budget: of a search, network evaluations that no sample exceeds; by default those of 4 first
+            passes.
         iterations: of ipr, after the first pass (20); of annealed, in a cycle (40).
         cycles: of annealed, the best of which is kept.
         calm: of annealed: the doubt below which a sample needs no other cycle; 0 = it has them all.
@@ -141,6 +147,8 @@ class PassOptions:
     """
 
     method: str | None = None
+    verifier: str | None = None
+    budget: int | None = None
     iterations: int | None = None
     cycles: int = Annealed.cycles
     calm: float = Annealed.calm
@@ -155,13 +163,47 @@ class PassOptions:
     regions: str | None = None
     noise: str = "fresh"
 
-    def chosen(self, task: str) -> Refinement | Annealed:
+    def chosen(self, task: str, opened: Task | None = None) -> Any:
         """What to do for a task, checked.
+
+        Args:
+            task: its name.
+            opened: it, for verifiers.
 
         Raises:
             ValueError: a value is out of range, a name unknown, or an option has no effect.
         """
-        return _known("method", self.method or "ipr", METHODS)(self, task)
+        name = self.method or "ipr"
+        if name in METHODS:
+            refuse_idle(self, f"--method {name} asks no verifier", "verifier", "budget")
+            return METHODS[name](self, task)
+        known = (*METHODS, *search.METHODS)
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+        if opened is None:
+            raise ValueError(f"the method must be one of {', '.join(METHODS)} here, got {name!r}")
+        if self.verifier is None:
+            raise ValueError(f"--method {name} needs --verifier, see --help")
+        refuse_idle(self, f"--method {name} spends its --budget", "iterations", "cycles", "calm")
+        plain = self.refinement(task)
+        if not name.startswith("ipr-"):
+            idle = ("ratio", "regions", "noise", "steps_per_patch", "overlap")
+            refuse_idle(self, f"--method {name} has a first pass only", *idle)
+        assert isinstance(plain.first, Sampling)
+        assert isinstance(plain.later, Sampling)
+        made = search.made(
+            opened,
+            name,
+            self.verifier,
+            first=plain.first,
+            later=plain.later,
+            budget=self.budget,
+        )
+        if isinstance(made, Guided):
+            changes = {"ratio": plain.ratio, "select": plain.select, "noise": plain.noise}
+            refinement = dataclasses.replace(made.refinement, **changes)
+            made = dataclasses.replace(made, refinement=refinement)
+        return made
 
     def refinement(self, task: str) -> Refinement:
         """The paper's method for a task, checked.

@@ -21,6 +21,8 @@ from ipr_jax.cli.shown import (
     SHOWN_ITERATIONS,
     look_of,
     say_broken,
+    say_chosen,
+    shown_of,
     table_of,
 )
 from ipr_jax.cli.terminal import progress, say, show, signals
@@ -29,7 +31,7 @@ from ipr_jax.interrupts import interruptible
 from ipr_jax.methods import Annealed, Refinement
 from ipr_jax.models import compute_in
 from ipr_jax.runtime import environment
-from ipr_jax.studies import experiments, metrics, shards
+from ipr_jax.studies import experiments, metrics, search, shards
 from ipr_jax.studies.shards import Storage
 from ipr_jax.tasks import Batch, Task
 from ipr_jax.tasks.sudoku import names
@@ -93,11 +95,11 @@ def refine(options: RefineOptions) -> Path:
         raise ValueError("several processes share a folder, give --out")
     options = _completed(options)
     assert options.task is not None
-    experiment = options.chosen(options.task)
+    task, model, opened = options.open(options.task)
+    experiment = options.chosen(options.task, task)
     if options.swapped:
         assert isinstance(experiment, Refinement)
         experiment = dataclasses.replace(experiment, first=None)
-    task, model, opened = options.open(options.task)
     number = (64 if options.puzzle is None else 1) if options.samples is None else options.samples
     run = shards.Run(
         task=task,
@@ -118,6 +120,7 @@ def refine(options: RefineOptions) -> Path:
     described = {
         "arguments": {name: v for name, v in plain(options).items() if name not in aside},
         "start": start,
+        "verifier": search.kind_of(experiment),
         "refinement": experiments.describe(experiment),
         **opened,
         **environment.describe(),
@@ -128,18 +131,24 @@ def refine(options: RefineOptions) -> Path:
         steps = shards.refine(run, folder, described, preempted=preempted)
         with contextlib.closing(steps), progress("compiling") as update:
             for status in steps:
-                update("refining", status.done, status.total, table_of(task, status.lines, start))
+                update(
+                    "refining",
+                    status.done,
+                    status.total,
+                    table_of(task, shown_of(status.lines), start),
+                )
     assert status is not None
     finished = (folder / "manifest.json").exists()
     lines = status.lines
     if finished:
         text = (folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
-    show(table_of(task, lines, start))
+    show(table_of(task, shown_of(lines), start))
     say(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
     if not finished:
         say(f"other processes have not finished their part of {folder}")
         return folder
+    say_chosen(search.kind_of(experiment))
     broken = json.loads((folder / "manifest.json").read_text())["not_finite"]
     named = [f"{each['sample']} at iteration {each['iteration']}" for each in broken]
     say_broken(len(broken), named)

@@ -3,7 +3,7 @@
 Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 """
 
-from ipr_jax.methods import engine, resampling, scores, selection, stopping
+from ipr_jax.methods import engine, scores, selection, stopping
 from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.backtracking import Backtracking
 from ipr_jax.methods.doubts import doubts
@@ -57,7 +57,6 @@ __all__ = [
     "initial_noise",
     "of_grid",
     "refine",
-    "resampling",
     "scores",
     "selection",
     "solve",

@@ -64,7 +64,7 @@ class Annealed:
     select: Selection = INFORMED
     from_noise: bool = True
     finish_steps: int = 4
-    finish_level: float = 0.5
+    finish_level: float = 0.3
     stochasticity: float = 0.5
 
     def __post_init__(self) -> None:

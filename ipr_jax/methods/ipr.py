@@ -145,12 +145,20 @@ class Refinement:
         """
         check.count("iterations", self.iterations, least=0)
 
-        def steps(sampling: Sampling) -> int:
-            return int(sampling.settings(grid[0] * grid[1]).plan.num_steps.max())
+        num_patches = grid[0] * grid[1]
 
-        later = _each(self.later)
-        each = [steps(later[min(i, len(later) - 1)]) for i in range(self.iterations)]
-        return max(1, sum(each) + (0 if self.first is None else steps(self.first)))
+        def steps(sampling: Sampling, ratio: float) -> int:
+            """Of the region that takes most."""
+            sizes = selection.region_sizes(num_patches, ratio)
+            return int(sampling.settings(num_patches).plan.num_steps[sizes].max())
+
+        laters, ratios = _each(self.later), _each(self.ratio)
+        total = 0 if self.first is None else steps(self.first, 1.0)
+        for i in range(min(self.iterations, max(len(laters), len(ratios)))):
+            often = self.iterations - i if i + 1 >= max(len(laters), len(ratios)) else 1
+            later, ratio = laters[min(i, len(laters) - 1)], ratios[min(i, len(ratios) - 1)]
+            total += often * steps(later, ratio)
+        return max(1, total)
 
 
 def _each(value: object) -> tuple:
@@ -331,7 +339,8 @@ class IPR:
         noise = by_sample(at_first, fresh, noise)
         mixed = by_sample(level < 1, flow.interpolate(image, noise, _pixels(level)), noise)
         size = region.sum(axis=(1, 2))
-        plan = PassPlan(region, *(table[kind, size] for table in self.passes.plan), level)
+        num_steps, block_length, block_starts = (table[kind, size] for table in self.passes.plan)
+        plan = PassPlan(region, num_steps, block_length, block_starts, level)
         begun = steps.init(renoise(image, region, mixed), plan)
         return (
             begun.z,

@@ -24,6 +24,7 @@ Sources: SVDD (arXiv 2408.08252), DAS (2501.05803), FK steering (2501.06848), cl
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from scipy import special
 
 from ipr_jax.core import Prediction, check, patches
 from ipr_jax.core import keys as random_keys
@@ -650,7 +650,6 @@ def best_of(scores: np.ndarray, grades: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.asarray(scores, np.float64), axis=-1, kind="stable")
     grades = np.take_along_axis(np.asarray(grades, np.float64), order, axis=-1)
     chance = np.zeros((number, number))  # that of n the best has place k
-    for n in range(1, number + 1):
-        behind = np.arange(number - 1, -1, -1)
-        chance[n - 1] = special.comb(behind, n - 1) / special.comb(number, n)
+    for n, place in np.ndindex(number, number):
+        chance[n, place] = math.comb(number - 1 - place, n) / math.comb(number, n + 1)
     return grades @ chance.T

@@ -17,9 +17,10 @@ from ipr_jax.core import Denoiser, check
 from ipr_jax.methods import Annealed, Refinement, selection
 from ipr_jax.runtime import files, memory
 from ipr_jax.sampling import FIRST_PASS, ORDERS, REFINEMENT, Sampling, graph_order, random_order
+from ipr_jax.studies import search
 from ipr_jax.studies.evaluate import evaluate, summarise
 from ipr_jax.studies.metrics import Line, difference
-from ipr_jax.tasks import Task
+from ipr_jax.tasks import Task, verifiers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +183,7 @@ def frontier(task: Task, iterations: int) -> Experiment:
     for budget in BUDGETS[:4]:
         method = Annealed(iterations=budget - Annealed.finish_steps, cycles=1)
         arms[f"one cycle of {method.iterations}"] = Arm(refinement=method, family="one cycle")
-    for cycles in (2, 4, 8, 16):
+    for cycles in (2, 4, 8):
         method = Annealed(cycles=cycles, calm=0)
         arms[f"best of {cycles}"] = Arm(refinement=method, family="best of cycles of 40")
     for cycles in (4, 16):
@@ -191,6 +192,36 @@ def frontier(task: Task, iterations: int) -> Experiment:
     return Experiment(
         title="Solved samples at equal cost",
         source="not in the papers",
+        arms=arms,
+        reference="IPR",
+        scores=(task.headline,),
+        published={},
+        at_equal_cost=True,
+    )
+
+
+def searches(task: Task, iterations: int) -> Experiment:
+    """Every search, with the verifiers that a task has, at the evaluations of 4 first passes."""
+    del iterations  # the budget tells
+    first, later = SETTINGS[task.name]
+    passes = as_published(task, 0).budget(task.grid)
+    budget = search.PASSES * passes
+    step = as_published(task, 1).budget(task.grid) - passes
+    paper = as_published(task, max(1, (budget - passes) // step))
+    arms = {
+        "IPR": Arm(refinement=paper),
+        "annealed": Arm(refinement=Annealed(cycles=budget // Annealed.iterations)),
+    }
+    for kind in verifiers.names(task):
+        for name in search.METHODS:
+            soft = kind.endswith("soft")
+            if soft != (name in search.GRADIENTS):
+                continue
+            method = search.made(task, name, kind, first=first, later=later, budget=budget)
+            arms[f"{name}, {kind}"] = Arm(refinement=method, family=kind)
+    return Experiment(
+        title="Search at equal cost",
+        source="methods of several papers",
         arms=arms,
         reference="IPR",
         scores=(task.headline,),
@@ -256,6 +287,7 @@ EXPERIMENTS: dict[str, Definition] = {
     "ratio": Definition(ratio, "mini-sudoku"),
     "noise-and-regions": Definition(noise_and_regions, "mini-sudoku"),
     "frontier": Definition(frontier, "mini-sudoku"),
+    "search": Definition(searches, "mini-sudoku"),
     "samplers": Definition(samplers, "mini-sudoku"),
     "precision": Definition(precision, "mini-sudoku"),
 }
@@ -274,8 +306,12 @@ def get_experiment(name: str) -> Definition:
 
 
 def describe(experiment: Experiment | Refinement) -> dict[str, Any]:
-    """What is done, as JSON data; functions by name."""
-    return json.loads(json.dumps(dataclasses.asdict(experiment), default=lambda f: f.__name__))
+    """What is done, as JSON data; functions and networks by name."""
+
+    def name(value: Any) -> str:
+        return getattr(value, "__name__", type(value).__name__)
+
+    return json.loads(json.dumps(dataclasses.asdict(experiment), default=name))
 
 
 def run(

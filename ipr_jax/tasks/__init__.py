@@ -3,7 +3,7 @@
 Imports ``core`` and ``runtime``.
 """
 
-from ipr_jax.tasks import boards, counting_polygons, mnist, random_boards, verifiers
+from ipr_jax.tasks import boards, counting_polygons, mnist, random_boards
 from ipr_jax.tasks.base import Batch, Split, Task
 from ipr_jax.tasks.registry import TASKS, get_task, missing
 
@@ -18,5 +18,4 @@ __all__ = [
     "missing",
     "mnist",
     "random_boards",
-    "verifiers",
 ]

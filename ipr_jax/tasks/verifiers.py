@@ -184,28 +184,36 @@ class Judge(NamedTuple):
     differentiable: bool
 
 
-def named(task: Task, name: str) -> Judge:
-    """A verifier of a task by name.
-
-    Args:
-        task: from ``get_task``.
-        name: "oracle", for every task; for mini-sudoku, digits-sudoku and even-pixels also
-            "independent" and "independent-soft".
-
-    Raises:
-        ValueError: the task has none of this name; lists those that it has.
-    """
-    found = {"oracle": Judge(oracle(task), "oracle", False)}
+def _makers(task: Task) -> dict[str, Callable[[], Judge]]:
+    """How to make each verifier of a task, by name."""
+    found: dict[str, Callable[[], Judge]] = {"oracle": lambda: Judge(oracle(task), "oracle", False)}
     make = None
     if task.name in ("mini-sudoku", "digits-sudoku"):
         make = partial(conflicts, digits.load_reader(digits.SECOND_WEIGHTS))
     elif task.name == "even-pixels":
         make = imbalance
     if make is not None:
-        found["independent"] = Judge(make(), "independent", False)
-        found["independent-soft"] = Judge(make(soft=True), "independent", True)
+        found["independent"] = lambda: Judge(make(), "independent", False)
+        found["independent-soft"] = lambda: Judge(make(soft=True), "independent", True)
+    return found
+
+
+def names(task: Task) -> list[str]:
+    """The verifiers of a task: "oracle", for mini-sudoku, digits-sudoku and even-pixels also
+    "independent" and "independent-soft".
+    """
+    return list(_makers(task))
+
+
+def named(task: Task, name: str) -> Judge:
+    """A verifier of a task by name.
+
+    Raises:
+        ValueError: the task has none of this name; lists those that it has.
+    """
+    found = _makers(task)
     if name not in found:
         raise ValueError(
             f"a verifier of {task.name} must be one of {', '.join(found)}, got {name!r}"
         )
-    return found[name]
+    return found[name]()

@@ -645,7 +645,7 @@ def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
     told = json.loads((run / "results.json").read_text())
     assert told["arguments"].keys() == {field.name for field in dataclasses.fields(StreamOptions)}
     assert told["refinement"] == experiments.describe(ipr_jax.Refinement(iterations=2))
-    assert (told["provenance"], told["uses_verifier"]) == ({"made": "at random"}, False)
+    assert (told["provenance"], told["verifier"]) == ({"made": "at random"}, None)
     assert {"versions", "device", "commit"} <= told.keys()
     line = told["metrics"]
     assert line["nfe"] == pytest.approx(saved["nfe"].mean())
@@ -714,7 +714,7 @@ def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
     assert notes == ["up to 20 iterations; a verifier chose when to stop"]
     assert "not finite and not counted: 1 samples" in out
     told = json.loads((work / "run[v2]" / "results.json").read_text())
-    assert told["uses_verifier"]
+    assert told["verifier"] == "oracle"
     assert told["metrics"]["wasted"] == pytest.approx(0.3)
     assert told["metrics"]["left_early"] == 3
 

@@ -60,7 +60,7 @@ def test_ratio_and_sampling_follow_the_iteration():
         image, nfe = refined.image, nfe + refined.nfe[0]
     np.testing.assert_array_equal(found.image, image)
     np.testing.assert_array_equal(found.nfe, nfe)
-    assert method.budget(GRID) == 15 + 3  # nine patches of 3 steps, half of which are shared
+    assert method.budget(GRID) == 14 + 3  # eight patches of 3 steps, half of which are shared
 
 
 def test_patches_are_raised_to_a_level():

@@ -35,7 +35,7 @@ def brightness(image, level, prediction):
 
 
 BRIGHT = verifier(brightness, "independent")
-FLAT = verifier(lambda image, level, prediction: 0 * image[:, 0, 0, 0], "internal")
+FLAT = verifier(lambda image, level, prediction: jnp.zeros(len(image)), "internal")
 
 
 @pytest.mark.parametrize("chains", [1, 3])
