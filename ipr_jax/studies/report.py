@@ -8,9 +8,8 @@ import base64
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,13 @@ NAME = "report.html"
 """The page, in the folder that it is of."""
 
 MOST_BYTES = 4_900_000
-"""Of a page; samples are left out of it first, then iterations."""
+"""Of a page; iterations are left out of it first, then samples."""
 
-MOST_MOMENTS = 101
-"""Of how many iterations the images are in a page."""
+MOST_MOMENTS, LEAST_MOMENTS = 201, 26
+"""Of how many iterations the images are in a page; samples are left out to keep the least."""
+
+ACROSS = 64
+"""Patches in a row of a sheet."""
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -90,7 +92,7 @@ def of_run(folder: str | os.PathLike[str], task: Task, start: str = "first pass"
         page = _page({**data, "iterations": every.tolist(), "gallery": gallery})
         if len(page.encode()) <= MOST_BYTES or len(every) <= 2:
             return page
-        if len(shown) > 1:
+        if len(every) <= LEAST_MOMENTS and len(shown) > 1:
             shown = shown[: len(shown) // 2]
         else:
             every = np.append(every[:-1:2], last)
@@ -251,23 +253,33 @@ def _gallery(
     shown: np.ndarray,
     every: np.ndarray,
 ) -> dict[str, Any]:
-    """Some samples of the first file after some iterations: sheets of images, and their marks."""
+    """Some samples of the first file after some iterations: their patches, and what is marked.
+
+    The first sheet has all patches, sample by sample; each of the others those that have changed.
+    """
     height, width, _ = task.image_shape
     h, w = task.grid
     stored = first["followed"][every][:, shown]
     images = shards.Storage().stored(shards.to_float(stored))
-    floats = [shards.to_float(each) for each in stored]
-    broken = (
-        [np.asarray(jax.jit(task.violating)(each)) for each in floats] if task.violating else None
-    )
-    texts = None
-    if task.describe:
-        texts = [task.describe(jax.device_get(jax.jit(task.score)(each))) for each in floats]
-    across = isqrt(len(shown) - 1) + 1
-    differs = [np.zeros((len(shown), h * w), bool)]
-    for before, after in pairwise(images):
-        tiles = (before != after).reshape(len(shown), h, height // h, w, width // w, -1)
-        differs.append(tiles.any(axis=(2, 4, 5)).reshape(len(shown), -1))
+    tiles = images.reshape(len(every), len(shown), h, height // h, w, width // w, -1)
+    tiles = tiles.swapaxes(3, 4).reshape(len(every), len(shown), h * w, height // h, width // w, -1)
+    differs = [(now != before).any(axis=(2, 3, 4)) for before, now in pairwise(tiles)]
+    differs = [np.zeros((len(shown), h * w), bool), *differs]
+    sheets = [_sheet(tiles[0].reshape(-1, *tiles.shape[3:]))]
+    sheets += [_sheet(now[which]) for now, which in zip(tiles[1:], differs[1:], strict=True)]
+
+    def seen(function: Callable[[jax.Array], Any]) -> list[Any]:
+        """What a jittable function says of all moments; of equal ones it is asked once."""
+        found: list[Any] = []
+        for each, which in zip(stored, differs, strict=True):
+            same = found and not which.any()
+            found.append(
+                found[-1] if same else jax.device_get(jax.jit(function)(shards.to_float(each)))
+            )
+        return found
+
+    broken = seen(task.violating) if task.violating else None
+    texts = [*map(task.describe, seen(task.score))] if task.describe else None
     left_out = [f"The first {len(shown)} of {_count(samples, 'sample')}"] * (len(shown) < samples)
     if len(every) < every[-1] + 1:
         left_out.append(f"{len(every)} of {every[-1] + 1} moments")
@@ -276,10 +288,10 @@ def _gallery(
         "height": height,
         "rows": h,
         "columns": w,
-        "across": across,
+        "across": ACROSS,
         "cells": broken is not None,
         "note": f"{', '.join(left_out)}." if left_out else "",
-        "sheets": [_sheet(each, across) for each in images],
+        "sheets": sheets,
         "samples": [
             {
                 "sample": int(sample),
@@ -299,12 +311,14 @@ def _cells(which: np.ndarray) -> list[int]:
     return np.flatnonzero(which).tolist()
 
 
-def _sheet(images: np.ndarray, across: int) -> str:
-    """Images [B, H, W, C] in rows of so many, as a PNG in a data URI; grayscale as ink on paper."""
-    number, height, width, channels = images.shape
-    filled = np.concatenate([images, np.zeros_like(images[:1]).repeat(-number % across, axis=0)])
-    rows = filled.reshape(-1, across, height, width, channels).swapaxes(1, 2)
-    sheet = rows.reshape(-1, across * width, channels)
+def _sheet(tiles: np.ndarray) -> str | None:
+    """Patches [N, p, p, C] row by row, as a PNG in a data URI; grayscale as ink on paper."""
+    number, height, width, channels = tiles.shape
+    if not number:
+        return None
+    filled = np.concatenate([tiles, np.zeros_like(tiles[:1]).repeat(-number % ACROSS, axis=0)])
+    rows = filled.reshape(-1, ACROSS, height, width, channels).swapaxes(1, 2)
+    sheet = rows.reshape(-1, ACROSS * width, channels)
     picture = Image.fromarray(sheet if channels == 3 else 255 - sheet[..., 0])
     with io.BytesIO() as file:
         picture.save(file, format="PNG", optimize=True)
