@@ -79,6 +79,8 @@ class Particles:
         gradient: whether particles that are scored also move up the gradient of the score, which
             their weights then take back (DAS). It goes through the score alone: how the prediction
             follows the noisy image is taken as 1 - t, not as the network's derivative.
+        guide: whose gradient that is, another score than that which chooses, so that particles do
+            not go where the one errs; None = that of the score.
         init: "own" = every particle begins from noise of its own, "shared" = all from the same.
         answer: "best" = the sample of the highest score; "sample" = one drawn by the final weights,
             corrected so that they are exp(strength score) along every lineage.
@@ -100,6 +102,7 @@ class Particles:
     ess: float = 1.0
     beam: tuple[float, float] = (0.5, 0.5)
     gradient: bool = False
+    guide: Verifier | None = None
     init: str = "own"
     answer: str = "best"
     sampling: Sampling = FIRST_PASS
@@ -130,8 +133,9 @@ class Particles:
                 check.number(name, share, lambda v: 0 <= v <= 1, "in [0, 1]")
         if self.window[0] > self.window[1]:
             raise ValueError(f"window must not fall, got {self.window[0]} to {self.window[1]}")
-        if self.score is not None:
-            check.instance("score", self.score, Verifier)
+        for name in ("score", "guide"):
+            if getattr(self, name) is not None:
+                check.instance(name, getattr(self, name), Verifier)
         self._check_whole()
 
     def _check_whole(self) -> None:
@@ -146,10 +150,13 @@ class Particles:
             raise ValueError(
                 f"score must be from ipr_jax.methods.scores.verifier for {what}, got None"
             )
-        if self.gradient and self.score is not None and not self.score.differentiable:
+        if self.guide is not None and not self.gradient:
+            raise ValueError("guide must be None without a gradient; valid with: gradient=True")
+        upwards = self.guide or self.score
+        if self.gradient and upwards is not None and not upwards.differentiable:
             raise ValueError(
-                "gradient must be False for a score that is not differentiable, got True; "
-                "verifier(..., differentiable=True) says that it is"
+                f"gradient must be False where the {'guide' if self.guide else 'score'} is not "
+                f"differentiable, got True; verifier(..., differentiable=True) says that it is"
             )
         if self.gradient and self.temperature == "infinite":
             raise ValueError(
@@ -225,6 +232,7 @@ class Particles:
         return Population(
             settings=jax.tree.map(jnp.asarray, settings),
             score=self.score,
+            guide=self.guide,
             strength=jnp.asarray(strength, jnp.float32),
             scored=jnp.asarray(scored),
             kept=jnp.asarray(np.maximum(kept, 1), jnp.int32),
@@ -346,7 +354,7 @@ class Rows(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        *("settings", "score", "strength", "scored", "kept", "ess"),
+        *("settings", "score", "guide", "strength", "scored", "kept", "ess"),
         *("scoring", "resampling", "shared", "drawn"),
     ],
     meta_fields=["particles", "selects", "gradient", "order"],
@@ -358,6 +366,7 @@ class Population:
     Attributes:
         settings: of the pass.
         score: to choose by, or None.
+        guide: whose gradient, if it is not that of the score.
         strength: float32 [P + 1, K + 1], by size of the region and step; infinite = the limit.
         scored: bool [P + 1, K + 1], whether a step begins with a scoring.
         kept: int32 [P + 1, K + 1], for "top".
@@ -374,6 +383,7 @@ class Population:
 
     settings: Settings
     score: Verifier | None
+    guide: Verifier | None
     strength: jax.Array
     scored: jax.Array
     kept: jax.Array
@@ -489,14 +499,20 @@ class Population:
         (again,) = self._rows(now)
         level = patches.expand(rows.t, rows.z.shape[1] // rows.t.shape[1])
         image = flow.clean_image(rows.z, level, rows.prediction.velocity)
+        number = jnp.where(now, self.particles, 0).astype(jnp.int32)
+        costs = costs._replace(nve=costs.nve + number)
         if self.gradient:
-            value, slope = jax.value_and_grad(self._total, has_aux=True)(image, rows)
-            value = value[1]
+            total = partial(self._total, self.guide or self.score, rows)
+            (_, value), slope = jax.value_and_grad(total, has_aux=True)(image)
+            costs = costs._replace(nbe=costs.nbe + number)
             ahead = self._rows(self.strength[size, step + 1])[0][:, None, None, None]
             slope = ahead * (1 - level) * jnp.where(jnp.isfinite(slope), slope, 0)
             rows = rows._replace(push=by_sample(again, slope, jnp.zeros_like(slope)))
         else:
-            value = self._value(image, rows.t, rows.prediction)
+            value = self._value(self.score, image, rows.t, rows.prediction)
+        if self.guide is not None:
+            costs = costs._replace(nve=costs.nve + number)
+            value = self._value(self.score, image, rows.t, rows.prediction)
         figure = jnp.select(
             [self.scoring == SCORINGS.index("max"), self.scoring == SCORINGS.index("sum")],
             [jnp.maximum(rows.history, value), rows.history + value],
@@ -512,10 +528,6 @@ class Population:
         )
         log_weights = by_sample(now, new, log_weights)
         rows = rows._replace(product=jnp.where(again, product.reshape(-1), rows.product))
-        number = jnp.where(now, self.particles, 0).astype(jnp.int32)
-        costs = costs._replace(nve=costs.nve + number)
-        if self.gradient:
-            costs = costs._replace(nbe=costs.nbe + number)
         if not self.selects:
             return rows, log_weights, costs
 
@@ -549,7 +561,7 @@ class Population:
         samples = state.z.reshape(batch, self.particles, *state.z.shape[1:])
         chosen = jnp.zeros(batch, jnp.int32)
         if self.score is not None:
-            value = self._value(state.z, jnp.zeros_like(state.t), prediction)
+            value = self._value(self.score, state.z, jnp.zeros_like(state.t), prediction)
             value = self._by_problem(value)
             log_weights, _ = self._weigh(
                 memory.log_weights,
@@ -597,15 +609,19 @@ class Population:
         log_weights = log_weights - log_weights.max(axis=1, keepdims=True)
         return log_weights, jnp.where(infinite, product, product + potential)
 
-    def _value(self, image: jax.Array, level: jax.Array, prediction: Prediction) -> jax.Array:
+    def _value(
+        self, score: Verifier | None, image: jax.Array, level: jax.Array, prediction: Prediction
+    ) -> jax.Array:
         """The scores of rows, as numbers: float32 [R]."""
-        assert self.score is not None
-        found = scores.evaluate(self.score, image, level, prediction)
+        assert score is not None  # or there is nothing to choose
+        found = scores.evaluate(score, image, level, prediction)
         return jnp.clip(found, -EXTREME, EXTREME)
 
-    def _total(self, image: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    def _total(
+        self, score: Verifier | None, rows: Rows, image: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """The sum of the scores of rows, whose gradient is that of each, and the scores."""
-        value = self._value(image, rows.t, rows.prediction)
+        value = self._value(score, image, rows.t, rows.prediction)
         return value.sum(), value
 
     def _keys(self, keys: jax.Array, search: jax.Array) -> jax.Array:

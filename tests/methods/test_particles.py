@@ -269,7 +269,7 @@ def gaussian(z, t):
 
 
 def law(name, number=PROBLEMS, **changes):
-    """Mean and variance of pixels of the answers, and their deviations."""
+    """The state after so many problems, of which all four pixels are alike."""
     chosen = Particles.of(
         name,
         verifier(TARGET, 0.5),
@@ -280,8 +280,7 @@ def law(name, number=PROBLEMS, **changes):
     )
     keys = ipr_jax.sample_keys(jax.random.key(0), number)
     given = keys, np.ones((number, 2, 2, 1), np.float32), np.ones((number, 2, 2), bool)
-    state = state_of(chosen, given=given, denoise=gaussian, grid=(2, 2))
-    return state.image.mean(), state.image.var()
+    return state_of(chosen, given=given, denoise=gaussian, grid=(2, 2))
 
 
 def tilted(strength):
@@ -306,7 +305,8 @@ def tilted(strength):
 )
 def test_tilted_gaussians(name, changes):
     """With the final weights corrected, every choice samples p exp(strength score)."""
-    mean, variance = law(name, **changes)
+    image = law(name, **changes).image
+    mean, variance = image.mean(), image.var()
     want_mean, want_variance = tilted(changes.get("strength", 1.0))
     pixels = 4 * PROBLEMS
     assert abs(mean - want_mean) < 4 * np.sqrt(want_variance / pixels) + 0.02
@@ -314,8 +314,18 @@ def test_tilted_gaussians(name, changes):
     assert abs(want_mean - MEAN) > 0.3  # far from what is not tilted
 
 
+def test_a_guide_that_leads_elsewhere_does_not_change_the_law():
+    """Its gradient is a proposal, of which the weights take back what it brings."""
+    state = law("das", guide=verifier(-TARGET, 0.2))
+    want_mean, want_variance = tilted(1.0)
+    assert abs(state.image.mean() - want_mean) < 4 * np.sqrt(want_variance / (4 * PROBLEMS)) + 0.02
+    assert (state.costs.nve == MANY * (2 * STEPS + 1)).all()
+    assert (state.costs.nbe == MANY * STEPS).all()
+
+
 def test_at_strength_0_it_is_the_law_of_the_network():
-    mean, variance = law("smc", strength=0.0)
+    image = law("smc", strength=0.0).image
+    mean, variance = image.mean(), image.var()
     want_mean, want_variance = tilted(0.0)
     assert abs(mean - want_mean) < 4 * np.sqrt(want_variance / (4 * PROBLEMS))
     assert abs(variance - want_variance) < 4 * want_variance * np.sqrt(2 / (4 * PROBLEMS))
@@ -433,7 +443,12 @@ NO_NOISE = Sampling(stochasticity=0.0)
         ({"gradient": True, "temperature": "infinite"}, "False at an infinite temperature"),
         (
             {"gradient": True, "score": scores.verifier(near, "oracle")},
-            "gradient must be False for a score that is not differentiable, got True",
+            "gradient must be False where the score is not differentiable, got True",
+        ),
+        ({"guide": verifier()}, "guide must be None without a gradient"),
+        (
+            {"gradient": True, "guide": scores.verifier(near, "oracle")},
+            "gradient must be False where the guide is not differentiable, got True",
         ),
     ],
 )
