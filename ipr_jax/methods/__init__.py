@@ -11,7 +11,7 @@ from ipr_jax.methods.engine import INPUT
 from ipr_jax.methods.guided import Guided
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.methods.langevin import Langevin
-from ipr_jax.methods.particles import PUBLISHED, Particles, best_of
+from ipr_jax.methods.particles import PUBLISHED, Particles
 from ipr_jax.methods.paths import Cycles, Paths
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.rollover import Rollover
@@ -47,7 +47,6 @@ __all__ = [
     "Streamed",
     "advance_on",
     "begin_on",
-    "best_of",
     "doubts",
     "engine",
     "fixed_regions",

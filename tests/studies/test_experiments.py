@@ -61,7 +61,9 @@ def test_arms_differ_in_what_the_paper_varies(name):
     assert len(
         {json.dumps(experiments.describe(experiment)["arms"][k]) for k in experiment.arms}
     ) == len(refinements)
-    if name not in ("frontier", "samplers"):
+    if name in ("frontier", "search"):  # see below and test_search
+        return
+    if name != "samplers":
         assert all(each.iterations == 7 for each in refinements)
         plain = dataclasses.replace(ipr_jax.Refinement(), iterations=7)
         varied = {"ratio": "ratio", "sudoku-corrupted": "first"}.get(name)
@@ -144,7 +146,7 @@ def test_methods_are_compared_at_equal_evaluations(tmp_path):
         arms={
             "IPR": Arm(refinement=experiments.as_published(TASK, 2), family="IPR"),
             "short": Arm(refinement=Annealed(iterations=1, cycles=1), family="annealed"),
-            "long": Arm(refinement=Annealed(iterations=80, cycles=1), family="annealed"),
+            "long": Arm(refinement=Annealed(iterations=52, cycles=1), family="annealed"),
         },
     )
     found = collected(run(experiment, fake, tmp_path))
@@ -154,7 +156,7 @@ def test_methods_are_compared_at_equal_evaluations(tmp_path):
     for label, rows in {
         "IPR": ["00001", "00011", "11111"],
         "short": ["11111", "00110"],
-        "long": [*["11111"] * 80, "00110"],
+        "long": [*["11111"] * 52, "00110"],
     }.items():
         path = tmp_path / "arms" / f"{label}.json"
         files.write_record(path, files.read_record(path) | {"solved": rows})
@@ -258,7 +260,9 @@ def test_auto_goes_on_with_another_number_and_the_metrics_tell(tmp_path, monkeyp
         zeros = np.zeros(5, np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
         size = fitting.pop(0)
-        yield evaluate.Progress(0, batch.image, None, scores, zeros == 0, zeros, 1, 1, 1, size)
+        yield evaluate.Progress(
+            0, batch.image, None, scores, zeros == 0, zeros, None, 1, 1, 1, size
+        )
 
     monkeypatch.setattr(experiments, "evaluate", still)
     experiment = experiments.ratio(TASK, 0)
@@ -291,7 +295,7 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
     assert (code, err) == (0, "")
     (folder,) = (tmp_path / "results").iterdir()
     assert re.fullmatch("ratio-mini-sudoku-[0-9a-f]{8}", folder.name)
-    files = ["arms", "config.json", "ratio-mini-sudoku.png", "results.json"]
+    files = ["arms", "config.json", "ratio-mini-sudoku.png", "report.html", "results.json"]
     assert sorted(path.name for path in folder.iterdir()) == files
     compared = "at the end, compared with 0.25"
     for part in ("Resampling ratio (IPR, figure 6a)", "0.10", "0.50", "valid %", compared):
@@ -377,7 +381,7 @@ def test_evaluate_reports_all_that_the_task_scores(tmp_path, monkeypatch):
     words = ("--samples", 3, "--iterations", 1, "--first-steps-per-patch", 2, "--ratio", 0.1)
     code, _, err = call("evaluate", "even-pixels", "--model", model, *words, "--out", "run")
     assert (code, err) == (0, "")
-    files = ["arms", "config.json", "evaluate-even-pixels.png", "results.json"]
+    files = ["arms", "config.json", "evaluate-even-pixels.png", "report.html", "results.json"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == files
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     arm = results["arms"]["refined"]["refinement"]
