@@ -19,6 +19,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "ipr_jax/models/mini-sudoku.md": "models/mini-sudoku.md",
+    "ipr_jax/models/mini-sudoku-transformer.md": "models/mini-sudoku-transformer.md",
     "ipr_jax/models/digits-sudoku.md": "models/digits-sudoku.md",
 }
 """Where a file of the repository is in the site."""

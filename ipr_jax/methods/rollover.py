@@ -282,9 +282,7 @@ class Proposals:
         step = jnp.where(finish, (table.last + 1) * self.block, step)
         after, _ = self.walk.move(rows, origin.state, step, count, origin.prediction)
         more = searched < 0  # first noises: the pass is not begun
-        after = jax.lax.cond(
-            more.any(), self._seed, lambda *each: each[1], rows, after, more, count
-        )
+        after = _choose(more, self._seeds(rows, more, count), after)
         step = jnp.where(more, 0, step + 1)
         memory = Memory(after.start, step, ledger, base, best)
         state = state._replace(
@@ -298,16 +296,16 @@ class Proposals:
         over = self._of_problem(step >= plan.num_steps)
         return walk.finish(state, over, self.chains, self.verifier, prediction)
 
-    def _seed(
-        self, rows: Problem, after: PassState, more: jax.Array, count: jax.Array
-    ) -> PassState:
-        """Another first noise for some rows."""
-        drawn = random_keys.normal(walk.fresh_keys(rows.keys, 0, count), after.z.shape[1:])
-        fresh = PassState(
-            renoise(rows.image, rows.editable, drawn),
-            jnp.full_like(after.start, schedule.WAITING),
-        )
-        return _choose(more, fresh, after)
+    def _seeds(self, rows: Problem, more: jax.Array, count: jax.Array) -> PassState:
+        """Another first noise, where one is wanted."""
+
+        def drawn(keys: jax.Array) -> jax.Array:
+            noise = random_keys.normal(keys, rows.image.shape[1:])
+            return renoise(rows.image, rows.editable, noise)
+
+        keys = walk.fresh_keys(rows.keys, 0, count)
+        z = jax.lax.cond(more.any(), drawn, lambda _: rows.image, keys)
+        return PassState(z, jnp.full(rows.editable.shape, schedule.WAITING, jnp.int32))
 
     def _table(self, rows: Problem) -> Table:
         """The table's entries of every row."""

@@ -197,22 +197,18 @@ def finish(
         prediction: the last one of the rows.
     """
     over = over & ~state.done
-
-    def end(state: State) -> State:
-        nve, image = state.costs.nve, grouped(state.z, number)
-        chosen = jnp.zeros(over.shape, jnp.int32)
-        if number > 1:
-            score = evaluate(verifier, state.z, jnp.zeros_like(state.t), prediction)
-            chosen = grouped(score, number).argmax(axis=1)
-            nve = nve + number * over.astype(jnp.int32)
-        return state._replace(
-            image=by_sample(over, pick(image, chosen), state.image),
-            iteration=state.iteration + over.astype(jnp.int32),
-            done=state.done | over,
-            costs=state.costs._replace(nve=nve),
-        )
-
-    return jax.lax.cond(over.any(), end, lambda state: state, state)
+    nve, chosen = state.costs.nve, jnp.zeros(over.shape, jnp.int32)
+    if number > 1:
+        level = jnp.zeros_like(state.t)
+        score = score_where(verifier, jnp.repeat(over, number), state.z, level, prediction)
+        chosen = grouped(score, number).argmax(axis=1)
+        nve = nve + number * over.astype(jnp.int32)
+    return state._replace(
+        image=by_sample(over, pick(grouped(state.z, number), chosen), state.image),
+        iteration=state.iteration + over.astype(jnp.int32),
+        done=state.done | over,
+        costs=state.costs._replace(nve=nve),
+    )
 
 
 def check_verifier(name: str, verifier: Any, *, differentiable: bool = False) -> None:

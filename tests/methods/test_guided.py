@@ -1,5 +1,6 @@
 """Refinement guided by scores; and, of all methods that search, what holds of every one of them."""
 
+import itertools
 from functools import partial
 
 import chex
@@ -22,12 +23,12 @@ from ipr_jax import (
 )
 from ipr_jax.core import patches
 from ipr_jax.methods import engine
-from ipr_jax.methods.engine import Problem
+from ipr_jax.methods.engine import FOREVER, Problem
+from ipr_jax.methods.guided import systematic
 from ipr_jax.methods.scores import verifier
 
 GRID, SHAPE, PATCH = (2, 2), (4, 4, 1), 2
 SAMPLING = Sampling(steps_per_patch=3, overlap=0.5, stochasticity=0.9)
-STRAIGHT = Sampling(steps_per_patch=3, overlap=0.5, stochasticity=0.0)
 REFINEMENT = Refinement(
     iterations=3,
     ratio=0.5,
@@ -69,55 +70,72 @@ DARK = verifier(darkness, "internal")
 
 METHODS = {
     "backtracking": Backtracking(
-        verifier=BRIGHT, threshold=(0.0, 0.2), sampling=SAMPLING, checks=2, jump=2, backtracks=3
+        verifier=BRIGHT, threshold=(0.3, 0.6), sampling=SAMPLING, checks=2, jump=2, backtracks=4
     ),
-    "paths": Paths(verifier=BRIGHT, sampling=STRAIGHT, rounds=2, back=0.5),
-    "cycles": Cycles(verifier=BRIGHT, sampling=STRAIGHT, rounds=3, patience=2),
+    "paths": Paths(verifier=BRIGHT, sampling=SAMPLING, rounds=2, back=0.5),
+    "cycles": Cycles(verifier=BRIGHT, sampling=SAMPLING, rounds=3, patience=3),
     "rollover": Rollover(
         verifier=BRIGHT, evaluations=42, sampling=SAMPLING, chains=2, seeds=2, block=2
     ),
     "langevin": Langevin(
-        verifier=BRIGHT, sampling=SAMPLING, chains=2, recurrences=2, through=fake, judge=FLAT
+        verifier=BRIGHT,
+        strength=3.0,
+        sampling=SAMPLING,
+        chains=2,
+        recurrences=2,
+        through=fake,
+        judge=FLAT,
     ),
     "guided": Guided(
         refinement=REFINEMENT, verifier=BRIGHT, doubt=DARK, chains=2, strength=5.0, temperature=0.1
     ),
 }
-FIELDS = ("image", "iterations", "nfe", "nbe", "nve", "finite")
+
+
+@jax.jit
+def begin(made, queue):
+    return engine.start(made, queue, slots=3)
+
+
+@jax.jit
+def advance(made, queue, work, ticks):
+    return engine.advance(fake, made, queue, work, ticks=ticks)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_neither_slots_nor_neighbours_nor_interruptions_change_a_bit(name):
-    """And clues are kept, and no more is spent than is told."""
-    method, given = METHODS[name], problems(6)
-    made, queue = method.on(GRID), Problem(*map(jnp.asarray, given))
-    whole = ipr_jax.solve(fake, *given, method=method)
-    some = given[2].any(axis=(1, 2))
-    assert (np.asarray(whole.nfe)[some] > 0).all()
-    np.testing.assert_array_equal(np.asarray(whole.nfe)[~some], 0)
-    assert int(whole.nfe.max()) <= method.budget(GRID)
-    assert int(whole.iterations.max()) <= method.passes
-    clue = ~np.kron(given[2], np.ones((1, PATCH, PATCH), bool))
-    np.testing.assert_array_equal(np.asarray(whole.image)[clue], given[1][clue])
-    assert not np.isclose(np.asarray(whole.image)[~clue], given[1][~clue]).any()
+def test_what_holds_of_every_method(name):
+    """Neither slots nor neighbours nor interruptions change a bit; and it finds what it looks for.
 
-    # A queue in two slots, in another order, interrupted after every 7 evaluations.
-    order = np.array([4, 1, 0, 5, 3, 2])
-    queue = jax.tree.map(lambda part: part[order], queue)
-    start = jax.jit(partial(engine.start, slots=2))
-    advance = jax.jit(partial(engine.advance, fake))
-    work, before = start(made, queue), -1
+    Of the two modes of a pixel, plain passes take one as often as the other.
+    """
+    method, given = METHODS[name], Problem(*map(jnp.asarray, problems(12)))
+    made, some = method.on(GRID), np.asarray(given.editable).any(axis=(1, 2))
+    whole = engine.answers(advance(made, given, begin(made, given), FOREVER))
+    nfe = np.asarray(whole.costs.nfe)
+    assert (nfe[some] > 0).all()
+    assert (nfe[~some] == 0).all()
+    assert nfe.max() <= method.budget(GRID)
+    np.testing.assert_array_equal(whole.iteration, np.where(some, whole.iteration[0], 0))
+    assert int(whole.iteration[0]) <= method.passes
+    found, was = np.asarray(whole.image), np.asarray(given.image)
+    hidden = np.kron(given.editable, np.ones((1, PATCH, PATCH), bool))
+    np.testing.assert_array_equal(found[~hidden], was[~hidden])
+    bright, number = (found[hidden] > 0).sum(), hidden.sum()
+    assert bright > number / 2 + 2 * np.sqrt(number) / 2, "two standard deviations of chance"
+
+    # In another order, in other slots, interrupted after every 7 evaluations.
+    order = np.random.default_rng(1).permutation(12)
+    queue = jax.tree.map(lambda part: part[order], given)
+    work, before = begin(made, queue), -1
     while int(work.spent[0]) > before:
         before = int(work.spent[0])
         leaves, form = jax.tree.flatten(work)
         work = jax.tree.unflatten(form, [np.array(leaf) for leaf in leaves])
-        work = advance(made, queue, work, ticks=7)
-    image, iteration, finite, costs = engine.answers(work)
-    found = (image, iteration, *costs, finite)
-    for field, part in zip(FIELDS, found, strict=True):
-        np.testing.assert_array_equal(part, getattr(whole, field)[order], err_msg=field)
+        work = advance(made, queue, work, 7)
+    want = jax.tree.map(lambda part: part[order], whole)
+    chex.assert_trees_all_equal(engine.answers(work), want)
     for leaf in jax.tree.leaves(work.state.memory):
-        assert leaf.shape[0] == 2, "what is remembered is of problems"
+        assert leaf.shape[0] == 3, "what is remembered is of problems"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -128,3 +146,110 @@ def test_forms_are_kept_under_transformations(name):
     prediction = jax.eval_shape(fake, state.z, state.t)
     after = jax.eval_shape(made.update, queue, state, prediction)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+
+
+# --- refinement guided by scores ------------------------------------------------------------------
+
+
+def solve(**change):
+    return ipr_jax.solve(fake, *problems(8), method=Guided(refinement=REFINEMENT, **change))
+
+
+def test_with_nothing_to_tell_it_is_plain_refinement():
+    plain = ipr_jax.solve(fake, *problems(8), method=REFINEMENT)
+    even = verifier(lambda image, level, prediction: jnp.ones_like(level), "internal")
+    for found, asked in ((solve(verifier=FLAT), 4), (solve(doubt=even), 4)):
+        np.testing.assert_array_equal(found.image, plain.image)
+        np.testing.assert_array_equal(found.nfe, plain.nfe)
+        np.testing.assert_array_equal(found.nve, np.where(plain.nfe > 0, asked, 0))
+
+
+@pytest.mark.parametrize(("temperature", "chains"), [(0.0, 1), (0.0, 2), (np.inf, 1)])
+def test_what_is_kept(temperature, chains):
+    """Iteration by iteration: the answer never gets worse, nor, at 0, what is gone on from."""
+    queue = Problem(*map(jnp.asarray, problems(8)))
+    method = Guided(
+        refinement=REFINEMENT,
+        verifier=BRIGHT,
+        temperature=temperature,
+        chains=chains,
+        strength=1e4 * (chains > 1),
+    )
+    made = method.on(GRID)
+
+    @jax.jit
+    def through(made, state, iterations):
+        work = engine.at_once(state)
+        return engine.advance(fake, made, queue, work, iterations=iterations).state
+
+    def score(image):
+        flat = image.reshape(-1, *SHAPE)
+        found = brightness(flat, jnp.zeros((len(flat), *GRID)), None)
+        return np.asarray(found).reshape(image.shape[: image.ndim - 3])
+
+    states = [jax.jit(made.init)(queue)]
+    for iteration in range(1, method.passes + 1):
+        states.append(through(made, states[-1], iteration))
+    some = np.asarray(queue.editable).any(axis=(1, 2))
+    falls = False
+    for before, after in itertools.pairwise(states[1:]):
+        memory = after.memory
+        falls |= (memory.score < before.memory.score)[some].any()
+        np.testing.assert_allclose(memory.score[some], score(memory.image)[some], atol=1e-6)
+        np.testing.assert_allclose(memory.best[some], score(after.image)[some], atol=1e-6)
+        assert (memory.best >= before.memory.best).all()
+        if chains > 1:  # such weights leave the best one alone
+            np.testing.assert_array_equal(memory.image[:, 0], memory.image[:, 1])
+    assert falls == (temperature > 0)
+
+
+def test_what_is_doubted_is_redone():
+    """Half of the patches are, and half of them are beyond doubt."""
+    right = jnp.asarray([[[False, True], [False, True]]])
+    doubt = verifier(lambda image, level, prediction: right * (0 * level + 1e6), "internal")
+    keys, image, _ = problems(8)
+    queue = Problem(keys, jnp.asarray(image), jnp.ones((8, *GRID), bool))
+    made = Guided(refinement=REFINEMENT, doubt=doubt).on(GRID)
+    state = made.init(queue)
+    state = jax.jit(partial(engine.advance, fake))(
+        made, queue, engine.at_once(state), iterations=1
+    ).state
+    region = np.asarray(state.memory.inner.plan.region)[:, 0]
+    np.testing.assert_array_equal(region, np.broadcast_to(right, region.shape))
+    np.testing.assert_array_equal(np.asarray(state.t) > 0, region)
+
+
+def test_chains_are_drawn_by_their_weights():
+    weights = np.array([0.5, 0.05, 0.3, 0.15], np.float32)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    found = jax.jit(jax.vmap(systematic, (0, None)))(keys, np.log(weights) + np.float32(3))
+    assert (np.diff(found, axis=1) >= 0).all()
+    children = (np.asarray(found)[:, :, None] == np.arange(4)).sum(axis=1)
+    # Each is rounded up or down, so that its standard error is at most 0.5 / sqrt(4000).
+    assert (np.abs(children - 4 * weights) < 1 + 1e-5).all()
+    np.testing.assert_allclose(children.mean(axis=0), 4 * weights, atol=4 * 0.5 / 4000**0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "verifier must be a Verifier where iterations or chains are chosen by its score"),
+        ({"doubt": DARK, "chains": 2}, "verifier must be a Verifier where iterations or chains"),
+        ({"verifier": brightness}, "verifier must be a Verifier, .* got brightness"),
+        ({"verifier": BRIGHT, "temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        ({"verifier": BRIGHT, "chains": 0}, "chains must be a whole number of at least 1, got 0"),
+        ({"verifier": BRIGHT, "strength": 1.0}, "strength must be 0 with a single chain, got 1.0"),
+        ({"verifier": BRIGHT, "least": 0.0}, "least must be finite and above 0, got 0.0"),
+        (
+            {"verifier": BRIGHT, "refinement": Refinement(stop=lambda *_: 0)},
+            "stop of refinement must be never",
+        ),
+        (
+            {"doubt": DARK, "refinement": Refinement(select=ipr_jax.fixed_regions)},
+            "select of refinement must be fresh_regions .* got fixed_regions",
+        ),
+    ],
+)
+def test_impossible_choices_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Guided(**change)

@@ -71,7 +71,8 @@ def test_where_nothing_is_better_and_nothing_is_left_it_is_a_plain_pass(block):
     )
     found = ipr_jax.solve(fake, keys, image, editable, method=method)
     np.testing.assert_array_equal(found.nfe, plain.nfe)
-    np.testing.assert_array_equal(found.image, plain.image)
+    # Two programs, of which XLA may contract products and sums in one and not in the other.
+    np.testing.assert_allclose(found.image, plain.image, rtol=0, atol=3e-7)
 
 
 def test_it_accounts_as_the_published_one():
