@@ -29,10 +29,10 @@ MOST_BYTES = 4_900_000
 """Of a page; iterations are left out of it first, then samples."""
 
 MOST_MOMENTS = 201
-"""Of how many iterations the images are in a page; samples are left out to keep the least."""
+"""Of how many iterations the images are in a page."""
 
 LEAST_MOMENTS = 26
-"""Fewer are never shown, where there are as many."""
+"""Down to how many iterations are left out before samples are."""
 
 ACROSS = 64
 """Patches in a row of a sheet."""
