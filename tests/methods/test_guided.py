@@ -206,7 +206,7 @@ def test_what_is_kept(temperature, chains):
 def test_what_is_doubted_is_redone():
     """Half of the patches are, and half of them are beyond doubt."""
     right = jnp.asarray([[[False, True], [False, True]]])
-    doubt = verifier(lambda image, level, prediction: right * (0 * level + 1e6), "internal")
+    doubt = verifier(lambda image, level, _: jnp.where(right, 1e6, 0 * level), "internal")
     keys, image, _ = problems(8)
     queue = Problem(keys, jnp.asarray(image), jnp.ones((8, *GRID), bool))
     made = Guided(refinement=REFINEMENT, doubt=doubt).on(GRID)
