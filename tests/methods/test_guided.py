@@ -1,7 +1,6 @@
 """Refinement guided by scores; and, of all methods that search, what holds of every one of them."""
 
 import itertools
-from functools import partial
 
 import chex
 import jax
@@ -164,6 +163,17 @@ def test_with_nothing_to_tell_it_is_plain_refinement():
         np.testing.assert_array_equal(found.nve, np.where(plain.nfe > 0, asked, 0))
 
 
+@jax.jit
+def initial(made, queue):
+    return made.init(queue)
+
+
+@jax.jit
+def until(made, queue, state, iterations):
+    work = engine.at_once(state)
+    return engine.advance(fake, made, queue, work, iterations=iterations).state
+
+
 @pytest.mark.parametrize(("temperature", "chains"), [(0.0, 1), (0.0, 2), (np.inf, 1)])
 def test_what_is_kept(temperature, chains):
     """Iteration by iteration: the answer never gets worse, nor, at 0, what is gone on from."""
@@ -177,19 +187,14 @@ def test_what_is_kept(temperature, chains):
     )
     made = method.on(GRID)
 
-    @jax.jit
-    def through(made, state, iterations):
-        work = engine.at_once(state)
-        return engine.advance(fake, made, queue, work, iterations=iterations).state
-
     def score(image):
         flat = image.reshape(-1, *SHAPE)
         found = brightness(flat, jnp.zeros((len(flat), *GRID)), None)
         return np.asarray(found).reshape(image.shape[: image.ndim - 3])
 
-    states = [jax.jit(made.init)(queue)]
+    states = [initial(made, queue)]
     for iteration in range(1, method.passes + 1):
-        states.append(through(made, states[-1], iteration))
+        states.append(until(made, queue, states[-1], iteration))
     some = np.asarray(queue.editable).any(axis=(1, 2))
     falls = False
     for before, after in itertools.pairwise(states[1:]):
@@ -210,10 +215,7 @@ def test_what_is_doubted_is_redone():
     keys, image, _ = problems(8)
     queue = Problem(keys, jnp.asarray(image), jnp.ones((8, *GRID), bool))
     made = Guided(refinement=REFINEMENT, doubt=doubt).on(GRID)
-    state = made.init(queue)
-    state = jax.jit(partial(engine.advance, fake))(
-        made, queue, engine.at_once(state), iterations=1
-    ).state
+    state = until(made, queue, initial(made, queue), 1)
     region = np.asarray(state.memory.inner.plan.region)[:, 0]
     np.testing.assert_array_equal(region, np.broadcast_to(right, region.shape))
     np.testing.assert_array_equal(np.asarray(state.t) > 0, region)
