@@ -1,4 +1,4 @@
-"""The command line: ``python -m convert import``, ``export`` and ``verify``."""
+"""The command line ``ipr-jax convert``, also as ``python -m convert``."""
 
 import logging
 import sys
@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class ImportArgs:
-    """The options of ``python -m convert import``.
+    """The options of ``ipr-jax convert import``.
 
     Attributes:
         checkpoint: a Lightning .ckpt, a .pt or .pth state dict, or a .safetensors file.
@@ -117,14 +117,17 @@ def verify(
         )
 
 
+COMMANDS = {"import": import_, "export": export, "verify": verify}
+"""All commands."""
+
+
 def main() -> None:
     """Entry point of ``python -m convert``: refusals end with one clear line, exit code 2."""
-    commands = {"import": import_, "export": export, "verify": verify}
     for name in ("absl", "asyncio"):  # by which Orbax also logs what it raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = unraisable
     with one_line_errors():
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m convert")
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m convert")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ else:
     """Modules that the documents name as if they were here, and the rooms that they are in."""
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("ipr_jax")
         place = f"{MODULES[name]}.{name}" if name in MODULES else name
         if importlib.util.find_spec(f"ipr_jax.{place}"):
             return importlib.import_module(f"ipr_jax.{place}")

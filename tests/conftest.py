@@ -38,6 +38,9 @@ from ipr_jax.models.networks import build  # noqa: E402
 GOLDEN = Path(__file__).parent / "golden"
 PREFIXES = {"ema": "ema_denoiser.module.", "raw": "denoiser."}
 
+IPR = ("--task", "mini-sudoku", "--method", "ipr")
+"""The paper's refinement of small boards, for `ipr-jax refine`."""
+
 TINY = ModelConfig(
     image_size=(32, 32),
     channels=1,

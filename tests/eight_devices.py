@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_run
 from conftest import TINY
 from flax import nnx
 from small_run import compile_once
@@ -17,7 +18,7 @@ from ipr_jax.core.keys import rngs
 from ipr_jax.models import checkpoint
 from ipr_jax.runtime import sharding
 from ipr_jax.sampling.order import random_order
-from ipr_jax.studies import evaluate
+from ipr_jax.studies import evaluate, search
 from ipr_jax.tasks import get_task
 from ipr_jax.training import trainer
 
@@ -118,6 +119,7 @@ def test_a_stream_too(number):
         (ipr_jax.refine, {"iterations": 2}),
         (ipr_jax.stream, {"iterations": 2}),
         (ipr_jax.solve, {"method": ipr_jax.Refinement(iterations=2), "slots": 8}),
+        (ipr_jax.solve, {"method": ipr_jax.Annealed(iterations=3), "slots": 8}),
     ],
 )
 def test_devices_exchange_nothing(driver, options):
@@ -128,6 +130,28 @@ def test_devices_exchange_nothing(driver, options):
     assert not re.findall(exchanged, text)
     reduced = jax.jit(jnp.sum).lower(jax.device_put(jnp.ones(8), sharding.rows(ALL)))
     assert re.findall(exchanged, reduced.compile().as_text())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name", ["annealed", "bfs", "dfs", "abcd", "rbf", "langevin", "ipr-chains"]
+)
+def test_every_method_is_the_same_on_each(name):
+    task, first, later = get_task("mini-sudoku"), FIRST, LATER
+    verifier = "independent-soft" if name == "langevin" else "oracle"
+    method = ipr_jax.Annealed(iterations=4)
+    if name != "annealed":
+        method = search.made(task, name, verifier, first=first, later=later)
+    puzzles, keys = task.test_batch(0, np.arange(9)), ipr_jax.sample_keys(jax.random.key(0), 9)
+    many, one = (
+        ipr_jax.solve(
+            small_run.fake, keys, puzzles.image, puzzles.editable, method=method, slots=8, mesh=mesh
+        )
+        for mesh in (ALL, ONE)
+    )
+    for field in ("iterations", "nfe", "nbe", "nve", "finite"):
+        np.testing.assert_array_equal(getattr(many, field), getattr(one, field))
+    np.testing.assert_allclose(many.image, one.image, atol=1e-5)
 
 
 @pytest.mark.heavy

@@ -1,25 +1,53 @@
 """What the documents claim and a computer can check: commands, and costs from the schedule."""
 
 import dataclasses
+import importlib
 import re
+import tomllib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ipr_jax
+from convert.__main__ import ImportArgs
+from ipr_jax.cli.convert import WAYS
 from ipr_jax.cli.evaluate import EvaluateOptions
 from ipr_jax.cli.experiment import ExperimentOptions
 from ipr_jax.cli.export import ExportOptions
+from ipr_jax.cli.hosts import HostOptions
+from ipr_jax.cli.main import COMMANDS
 from ipr_jax.cli.refine import RefineOptions
 from ipr_jax.cli.stream import StreamOptions
 from ipr_jax.methods import selection
 from ipr_jax.studies import experiments
 from ipr_jax.tasks import TASKS, get_task
+from ipr_jax.training import RECIPES
+from ipr_jax.training.trainer import TrainConfig
 
-DOCS = [
-    Path(__file__).parents[1] / name for name in ("README.md", "docs/reproduce.md", "docs/tpu.md")
-]
-REPRODUCE = DOCS[1].read_text()
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def fields(*classes):
+    return {field.name for each in classes for field in dataclasses.fields(each)}
+
+
+OPTIONS = {
+    "refine": fields(RefineOptions),
+    "evaluate": fields(EvaluateOptions),
+    "stream": fields(StreamOptions),
+    "experiment": fields(ExperimentOptions),
+    "export": fields(ExportOptions),
+    "train": fields(TrainConfig, HostOptions) | {"out", "num_workers", "shard_params"},
+    "convert": fields(ImportArgs),
+    "info": {"environment"},
+    "report": set(),
+}
+"""Every command, and its options."""
 
 
 def rows(after):
@@ -35,23 +63,20 @@ def test_commands_exist(path):
     named = re.findall(
         r"ipr-jax (\w+)(?: ([a-z][\w-]*))?((?: --[\w-]+(?: [^\s`-][^\s`]*)?)*)", text
     )
-    assert named
-    options = {
-        "refine": RefineOptions,
-        "evaluate": EvaluateOptions,
-        "stream": StreamOptions,
-        "experiment": ExperimentOptions,
-        "export": ExportOptions,
-    }
     for command, name, given in named:
-        assert command in (*options, "train", "info")
-        if command == "experiment" and name:
-            assert name in experiments.EXPERIMENTS
-        if command in ("evaluate", "stream") and name:
-            assert name in TASKS
-        known = {field.name for field in dataclasses.fields(options[command])} if given else set()
+        words = {"experiment": experiments.EXPERIMENTS, "train": RECIPES, "convert": WAYS}
+        words |= {"evaluate": TASKS, "stream": TASKS}
+        assert command in OPTIONS
+        assert not name or command not in words or name in words[command]
         for option in re.findall(r"--([\w-]+)", given):
-            assert option == "help" or option.replace("-", "_") in known
+            assert option == "help" or option.replace("-", "_") in OPTIONS[command]
+
+
+def test_all_commands_are_listed():
+    listed = (ROOT / "docs" / "commands.md").read_text()
+    assert OPTIONS.keys() == COMMANDS.keys()
+    for command in COMMANDS:
+        assert f"| `ipr-jax {command} " in listed or f"| `ipr-jax {command}`" in listed
 
 
 def test_every_experiment_is_described():
@@ -96,3 +121,61 @@ def test_published_numbers_are_those_of_the_experiments():
     }.items():
         shown = [f"{value:.1%}" if value > 0.1 else f"{value}" for value in (start, end)]
         assert (score, *shown) in said
+
+
+def test_the_version_is_that_of_one_place():
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    versions = re.findall(r"^## (\S+),", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == PROJECT["version"]
+    for path in (ROOT / "ipr_jax").rglob("*.py"):
+        assert f'"{PROJECT["version"]}"' not in path.read_text(), path
+
+
+def test_the_oldest_versions_are_those_of_the_project():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Versions that are tested")[2]
+    listed = dict(re.findall(r"^\| ([\w-]+)(?:, jaxlib)? \| ([\d.]+) \|", table, re.MULTILINE))
+    needed = dict(line.split(">=") for line in PROJECT["dependencies"])
+    assert listed.pop("Python") == PROJECT["requires-python"].removeprefix(">=")
+    assert listed == {name: needed[name] for name in listed}
+    assert len(listed) == 5
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_links_lead_to_files(path):
+    links = re.findall(r"\]\(([^)#\s]+)", path.read_text())
+    gone = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not [link for link in gone if link not in ("changelog.md", "contributing.md")]
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert set(ipr_jax.__all__) <= {name.rpartition(".")[2] for name in listed}
+    for name in listed:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+def code_of(page):
+    """The Python of a page of the documentation."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_example_of_python_is_that_of_the_readme():
+    assert f"```python\n{code_of('python.md')[0]}```" in (ROOT / "README.md").read_text()
+
+
+def test_the_denoiser_of_the_page_makes_what_it_knows(capsys):
+    (code,) = code_of("denoiser.md")
+    exec(compile(code, "denoiser.md", "exec"), {"__name__": "page"})
+    assert float(capsys.readouterr().out) == 1
+
+
+def test_the_task_of_the_page_scores():
+    (code,) = code_of("tasks.md")
+    exec(compile(code, "tasks.md", "exec"), names := {"__name__": "page"})
+    batch = names["TASK"].test_batch(0, np.arange(5))
+    assert names["TASK"].score(batch.image)["striped"].all()
+    found = names["TASK"].score(jnp.asarray(batch.image).at[:, 2, 1].multiply(-1))
+    assert not found["striped"].any()
+    assert (found["wrong_rows"] == 1).all()

@@ -18,7 +18,7 @@ import ipr_jax
 from ipr_jax import SRM, Prediction, Refined, Sampled, Sampling, Streamed
 from ipr_jax.core import patches
 from ipr_jax.core.keys import rngs
-from ipr_jax.methods import stopping
+from ipr_jax.methods import scores, stopping
 from ipr_jax.models import Model
 
 RNG = np.random.default_rng(0)
@@ -52,6 +52,18 @@ def is_bright(image):
 
 STOP = stopping.verified(is_bright)
 ANNEALED = ipr_jax.Annealed(iterations=3, finish_steps=2)
+
+
+def bright(image, level, prediction):
+    return brightness(image)
+
+
+PARTICLES = ipr_jax.Particles.of(
+    "bfs",
+    scores.verifier(bright, "independent"),
+    particles=2,
+    sampling=Sampling(steps_per_patch=1, overlap=1.0),
+)
 
 
 def new_keys():
@@ -133,6 +145,7 @@ USES = {
     "Refined, refine": lambda: refine(*arguments()),
     "Streamed, stream": lambda: stream(*arguments()),
     "Annealed": lambda: ipr_jax.solve(bound(WEIGHT), *arguments()[1:], method=ANNEALED),
+    "Particles": lambda: ipr_jax.solve(bound(WEIGHT), *arguments()[1:], method=PARTICLES),
     "Refinement, Solved, solve": lambda: solve(*arguments()),
     "sample_keys": lambda: jax.random.key_data(
         ipr_jax.sample_keys(jax.random.key(0), 4, first=2**32 - 4)

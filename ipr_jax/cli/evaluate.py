@@ -32,8 +32,8 @@ def command_of(task: str) -> Callable[..., Path]:
         options: Annotated[EvaluateOptions, tyro.conf.arg(name="")] = EvaluateOptions(),
     ) -> Path:
         """Score a model on many samples after every iteration; if interrupted, it starts anew."""
-        refinement, name = options.refinement(task), f"evaluate-{task}"
-        opened = options.open(task)
+        opened, name = options.open(task), f"evaluate-{task}"
+        refinement = options.chosen(task, opened.task)
         experiment = experiments.plain(opened.task, refinement)
         return compare(
             name,

@@ -115,6 +115,8 @@ def compare(
     for label, arm in found.items():
         say(f"\n{label}", "bold")
         rows = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
+        if experiment.at_equal_cost and label != experiment.reference:
+            rows = rows[-1:]
         show(table_of(task, rows, experiment.arms[label].refinement.start))
         broken = [line["not_finite"] for line in arm]
         more = np.diff(broken, prepend=0)
@@ -122,6 +124,10 @@ def compare(
         say_broken(broken[-1], named)
     _say_differences(experiment, folder)
     _draw(folder / f"{name}.png", experiment, task, found, samples)
+    if not (folder / "report.html").exists():
+        from ipr_jax.studies import report
+
+        report.write(folder, report.of_experiment(folder))
     say(f"\nwritten: {folder}")
     return folder
 
@@ -130,7 +136,8 @@ def _say_differences(experiment: experiments.Experiment, folder: Path) -> None:
     found = json.loads((folder / "results.json").read_text())["differences"]
     differences = {label: line for label, line in found.items() if line}
     if differences:
-        say(f"\nat the end, compared with {experiment.reference}", "bold")
+        when = "at equal evaluations" if experiment.at_equal_cost else "at the end"
+        say(f"\n{when}, compared with {experiment.reference}", "bold")
     for label, line in differences.items():
         low, high = (f"{100 * line[f'difference_{end}']:+.1f}" for end in ("low", "high"))
         say(f"{label}: {100 * line['difference']:+.1f} points, 95% interval {low} to {high}")
@@ -156,10 +163,33 @@ def _draw(
             for label, arm in found.items()
             if all(value in line for line in arm)
         }
-        if bands:
-            published = experiment.published.get(score, {})
-            panels.append(curves.Panel(score.replace("_", " "), share, bands, published))
+        if not bands:
+            continue
+        spent = None
+        if experiment.at_equal_cost:
+            bands, spent = _by_family(experiment, bands, found)
+        published = experiment.published.get(score, {})
+        panels.append(curves.Panel(score.replace("_", " "), share, bands, published, spent))
     if panels and not path.exists():
         title = f"{experiment.title}: {task.name}, {samples} samples"
         starts = dict.fromkeys(arm.refinement.start for arm in experiment.arms.values())
         curves.curves(path, panels, title, " or ".join(starts))
+
+
+def _by_family(
+    experiment: experiments.Experiment,
+    bands: dict[str, np.ndarray],
+    found: dict[str, list[experiments.Line]],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Bands and evaluations of each family: all iterations of an arm that has none beside it, else
+    what each arm has come to.
+    """
+    families: dict[str, list[str]] = {}
+    for label in bands:
+        families.setdefault(experiment.arms[label].family or label, []).append(label)
+    lines, spent = {}, {}
+    for family, labels in families.items():
+        rows = slice(None) if len(labels) == 1 else slice(-1, None)
+        lines[family] = np.concatenate([bands[label][rows] for label in labels])
+        spent[family] = np.array([line["nfe"] for label in labels for line in found[label][rows]])
+    return lines, spent

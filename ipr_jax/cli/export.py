@@ -49,7 +49,7 @@ def export_program(
     task = options.task or provenance.get("task")
     if task is None:
         raise ValueError(f"{model} does not tell its task, give --task")
-    program = export.serialize(network, options.refinement(task), options.precision)
+    program = export.serialize(network, options.chosen(task), options.precision)
     with files.whole(out) as part:
         part.write_bytes(program)
     say(f"written: {out} ({len(program) / 2**20:,.1f} MiB)")

@@ -1,4 +1,4 @@
-"""``ipr-jax info MODEL``."""
+"""``ipr-jax info MODEL`` and ``ipr-jax info --environment``."""
 
 import dataclasses
 import json
@@ -9,20 +9,31 @@ import tyro
 from flax import nnx
 from rich.table import Table
 
-from ipr_jax.cli.terminal import show
+from ipr_jax.cli.terminal import say, show
 from ipr_jax.models import MODELS
 from ipr_jax.models.networks import inputs, open_network
+from ipr_jax.runtime import environment as machine
 from ipr_jax.runtime import files, flops
 
 
 def info(
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None,
+    environment: bool = False,
 ) -> None:
     """Print what a model folder holds: architecture, parameters, arithmetic, provenance.
 
     Args:
         model: a shipped model or a model folder.
+        environment: print what the machine has instead: versions, platform, devices.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such model, or neither or both are given.
     """
+    if environment == (model is not None):
+        raise ValueError("name a MODEL or give --environment")
+    if model is None:
+        say(machine.text())
+        return
     network, provenance = open_network(model)
     config = network.config
     rows = {"network": type(network).__name__}

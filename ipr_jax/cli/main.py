@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from ipr_jax.cli import evaluate, experiment, export, info, refine, stream, train
+from ipr_jax.cli import convert, evaluate, experiment, export, info, refine, report, stream, train
 from ipr_jax.cli.hosts import ended_together
 from ipr_jax.cli.options import typed
 from ipr_jax.cli.terminal import naming, one_line_errors, say, unraisable
@@ -61,6 +61,8 @@ COMMANDS: dict[str, Named | Callable[..., Any]] = {
         experiment.command_of, "Run an experiment of the papers", "name", EXPERIMENTS
     ),
     "train": Named(train.command_of, "Train a denoiser by a recipe", "name", RECIPES),
+    "report": report.report,
+    "convert": Named(convert.command_of, "Convert PyTorch checkpoints", "way", convert.WAYS),
     "info": info.info,
     "export": export.export_program,
 }
@@ -72,7 +74,7 @@ def main() -> None:
     words = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what it cannot show is no error
-    for library in ("absl", "matplotlib"):  # what Orbax logs, it also raises
+    for library in ("absl", "asyncio", "matplotlib"):  # what Orbax logs, it also raises
         logging.getLogger(library).setLevel(logging.CRITICAL)
     sys.unraisablehook = unraisable
     with ended_together(), one_line_errors(), naming(typed(words)):

@@ -6,17 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from ipr_jax.cli.terminal import naming
-from ipr_jax.methods import NOISES, REGIONS, Refinement, Stop, stopping
+from ipr_jax.methods import NOISES, REGIONS, Annealed, Guided, Refinement, Stop, stopping
 from ipr_jax.models import Model, checkpoint, get_precision
 from ipr_jax.models.networks import open_network
 from ipr_jax.runtime import Size
 from ipr_jax.sampling import ORDERS, REFINEMENT, Sampling
-from ipr_jax.studies import experiments
+from ipr_jax.studies import experiments, search
 from ipr_jax.tasks import Task, counting_polygons, get_task, missing
 from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
 from ipr_jax.tasks.polygon_classifier import read_counts
@@ -29,7 +30,7 @@ class TaskOptions:
     """Whose samples, and where to.
 
     Attributes:
-        model: a shipped model or a model folder; by default the one that ships for the task.
+        model: a shipped model or a model folder; by default the best that ships for the task.
         difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one.
@@ -53,18 +54,10 @@ class TaskOptions:
             ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
         """
         get_precision(self.precision)
-        given = {"difficulty": self.difficulty, "data": self.data, "classifier": self.classifier}
-        lacks = missing(task, **given)
-        if self.model is None and task not in checkpoint.SHIPPED:
-            lacks["model"] = "a folder, none ships"
-        if lacks:
-            needs = ", ".join(f"--{option} ({what})" for option, what in lacks.items())
-            raise ValueError(f"the task {task} needs {needs}")
-        classify, classifier = (
-            _open_classifier(self.classifier, task) if self.classifier else (None, None)
-        )
-        made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
-        model, provenance = _open_model(self.model or task, made)
+        ships = self.model is not None or task in checkpoint.DEFAULTS
+        lacks = {} if ships else {"model": "a folder, none ships"}
+        made, classifier = self.benchmark(task, lacks)
+        model, provenance = _open_model(self.model or checkpoint.DEFAULTS[task], made)
         described = {
             "model": dataclasses.asdict(model.config),
             "provenance": provenance,
@@ -73,6 +66,29 @@ class TaskOptions:
             "classifier": classifier,
         }
         return Opened(made, model, described)
+
+    def benchmark(
+        self, task: str, lacks: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[Task, dict[str, Any] | None]:
+        """The task of a name with its data and classifier, and the provenance of that.
+
+        Args:
+            task: its name.
+            lacks: what else is missing, by option, and what it has to be.
+
+        Raises:
+            ValueError, FileNotFoundError: unknown, or something is missing or does not fit.
+        """
+        given = {"difficulty": self.difficulty, "data": self.data, "classifier": self.classifier}
+        lacks = {**missing(task, **given), **lacks}
+        if lacks:
+            needs = ", ".join(f"--{option} ({what})" for option, what in lacks.items())
+            raise ValueError(f"the task {task} needs {needs}")
+        classify, classifier = (
+            _open_classifier(self.classifier, task) if self.classifier else (None, None)
+        )
+        made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
+        return made, classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +118,20 @@ class Opened(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PassOptions:
-    """How to refine; what is not given is as in the paper, for the task.
+    """What to do; what is not given is as in the paper, for the task.
 
     Attributes:
-        iterations: iterations after the first pass.
+        method: ipr (the paper's, the default but of refine), annealed (one evaluation per
+            iteration, of fewer and fewer patches), or a search with a verifier: best-of-n, svdd,
+            smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin, ipr-accept
+            or ipr-chains.
+        verifier: of a search: oracle (what grades), independent, independent-soft (with a gradient)
+            or internal (the network's own certainty).
+        budget: of a search, network evaluations that no sample exceeds; by default those of 4 first
+            passes.
+        iterations: of ipr, after the first pass (20); of annealed, in a cycle (40).
+        cycles: of annealed, the best of which is kept.
+        calm: of annealed: the doubt below which a sample needs no other cycle; 0 = it has them all.
         ratio: share of the editable patches that an iteration regenerates, in (0, 1].
         steps_per_patch: network evaluations for a single patch.
         overlap: share of its schedule that a patch has in common with the next, in [0, 1].
@@ -114,11 +140,18 @@ class PassOptions:
         stochasticity: 0 = deterministic to 1 = ancestral.
         temperature: factor of every step's noise, at least 0.
         order: which patch is denoised next: certain, uncertain, random or raster.
-        regions: fresh random patches in every iteration, or the fixed ones of the first.
+        regions: which patches an iteration regenerates: random ones (fresh), rather those that the
+            network disagreed with (informed), or those of the first iteration (fixed); by default
+            informed for annealed, else fresh.
         noise: fresh noise in every iteration, or the initial one again.
     """
 
-    iterations: int = 20
+    method: str | None = None
+    verifier: str | None = None
+    budget: int | None = None
+    iterations: int | None = None
+    cycles: int = Annealed.cycles
+    calm: float = Annealed.calm
     ratio: float = 0.25
     steps_per_patch: int | None = None
     overlap: float | None = None
@@ -127,15 +160,58 @@ class PassOptions:
     stochasticity: float = REFINEMENT.stochasticity
     temperature: float = REFINEMENT.temperature
     order: str = "certain"
-    regions: str = "fresh"
+    regions: str | None = None
     noise: str = "fresh"
 
-    def refinement(self, task: str) -> Refinement:
+    def chosen(self, task: str, opened: Task | None = None) -> Any:
         """What to do for a task, checked.
 
+        Args:
+            task: its name.
+            opened: it, for verifiers.
+
         Raises:
-            ValueError: a value is out of range or a name unknown.
+            ValueError: a value is out of range, a name unknown, or an option has no effect.
         """
+        name = self.method or "ipr"
+        if name in METHODS:
+            refuse_idle(self, f"--method {name} asks no verifier", "verifier", "budget")
+            return METHODS[name](self, task)
+        known = (*METHODS, *search.METHODS)
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
+        if opened is None:
+            raise ValueError(f"the method must be one of {', '.join(METHODS)} here, got {name!r}")
+        if self.verifier is None:
+            raise ValueError(f"--method {name} needs --verifier, see --help")
+        refuse_idle(self, f"--method {name} spends its --budget", "iterations", "cycles", "calm")
+        plain = self.refinement(task)
+        if not name.startswith("ipr-"):
+            idle = ("ratio", "regions", "noise", "steps_per_patch", "overlap")
+            refuse_idle(self, f"--method {name} has a first pass only", *idle)
+        assert isinstance(plain.first, Sampling)
+        assert isinstance(plain.later, Sampling)
+        made = search.made(
+            opened,
+            name,
+            self.verifier,
+            first=plain.first,
+            later=plain.later,
+            budget=self.budget,
+        )
+        if isinstance(made, Guided):
+            changes = {"ratio": plain.ratio, "select": plain.select, "noise": plain.noise}
+            refinement = dataclasses.replace(made.refinement, **changes)
+            made = dataclasses.replace(made, refinement=refinement)
+        return made
+
+    def refinement(self, task: str) -> Refinement:
+        """The paper's method for a task, checked.
+
+        Raises:
+            ValueError: as ``chosen``.
+        """
+        refuse_idle(self, "--method ipr has no cycles", "cycles", "calm")
         shared = {
             "stochasticity": self.stochasticity,
             "temperature": self.temperature,
@@ -154,13 +230,38 @@ class PassOptions:
         with naming({name: f"first_{name}" for name in ("steps_per_patch", "overlap")}):
             first = sampling(first, self.first_steps_per_patch, self.first_overlap)
         return Refinement(
-            iterations=self.iterations,
+            iterations=20 if self.iterations is None else self.iterations,
             ratio=self.ratio,
-            select=_known("regions", self.regions, REGIONS),
+            select=_known("regions", self.regions or "fresh", REGIONS),
             noise=_known("noise", self.noise, NOISES),
             first=first,
             later=sampling(later, self.steps_per_patch, self.overlap),
         )
+
+    def annealed(self, task: str) -> Annealed:
+        """Annealed refinement, checked.
+
+        Raises:
+            ValueError: as ``chosen``.
+        """
+        _known("task", task, experiments.SETTINGS)
+        idle = ("ratio", "steps_per_patch", "overlap", "temperature", "order", "noise")
+        idle += ("first_steps_per_patch", "first_overlap")
+        refuse_idle(self, "--method annealed has a schedule of its own", *idle)
+        return Annealed(
+            iterations=Annealed.iterations if self.iterations is None else self.iterations,
+            cycles=self.cycles,
+            calm=self.calm,
+            select=_known("regions", self.regions or "informed", REGIONS),
+            stochasticity=self.stochasticity,
+        )
+
+
+METHODS: dict[str, Callable[[PassOptions, str], Refinement | Annealed]] = {
+    "ipr": PassOptions.refinement,
+    "annealed": PassOptions.annealed,
+}
+"""What the options mean, by method."""
 
 
 @dataclasses.dataclass(frozen=True)

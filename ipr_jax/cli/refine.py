@@ -14,15 +14,27 @@ import tyro
 
 from ipr_jax.cli.hosts import HostOptions
 from ipr_jax.cli.options import BatchOptions, RefinementOptions, new_folder, plain, refuse_idle
-from ipr_jax.cli.shown import SHOWN_IN_GRID, SHOWN_ITERATIONS, look_of, say_broken, table_of
+from ipr_jax.cli.shown import (
+    SHOWN_IN_GRID,
+    SHOWN_IN_MOTION,
+    SHOWN_IN_ROWS,
+    SHOWN_ITERATIONS,
+    look_of,
+    say_broken,
+    say_chosen,
+    shown_of,
+    table_of,
+)
 from ipr_jax.cli.terminal import progress, say, show, signals
 from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
+from ipr_jax.methods import Annealed, Refinement
 from ipr_jax.models import compute_in
 from ipr_jax.runtime import environment
-from ipr_jax.studies import experiments, metrics, shards
+from ipr_jax.studies import experiments, metrics, search, shards
 from ipr_jax.studies.shards import Storage
 from ipr_jax.tasks import Batch, Task
+from ipr_jax.tasks.sudoku import names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +42,22 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
     """The options of ``ipr-jax refine``.
 
     Attributes:
-        task: the benchmark: mini-sudoku, digits-sudoku, mnist-sudoku, even-pixels,
-            counting-polygons or counting-stars.
-        puzzle: refine your own puzzle instead, such as "1..4 .... .3.. ....": row by row,
-            with a dot, 0, _ or * for an empty cell.
-        swapped: refine solved boards with so many pairs of cells swapped instead, all editable.
+        task: the benchmark: mini-sudoku (4x4), digits-sudoku (9x9), mnist-sudoku, even-pixels,
+            counting-polygons or counting-stars; by default that of the puzzle, or medium puzzles of
+            digits-sudoku.
+        puzzle: refine your own puzzle instead, of 81 characters, or of 16 for mini-sudoku, such as
+            "1..4 .... .3.. ....": row by row, with a dot, 0, _ or * for an empty cell.
+        swapped: refine solved boards with so many pairs of cells swapped instead, all editable, by
+            ipr.
+        method: annealed (one evaluation per iteration, of fewer and fewer patches) or ipr (the
+            paper's).
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
         dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.
         save_minutes: between two checkpoints of unfinished samples; 0 = after every iteration.
     """
 
-    task: str = "mini-sudoku"
+    task: str | None = None
     puzzle: str | None = None
     swapped: int = 0
     samples: int | None = None
@@ -53,11 +69,12 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
 def command(
     options: Annotated[RefineOptions, tyro.conf.arg(name="")] = RefineOptions(),
 ) -> Path:
-    """Complete puzzles, then refine them by Iterative Partial Refinement.
+    """Complete puzzles by refinement: predict, hide some of it again, predict again.
 
-    Without options: 64 handwritten mini-sudoku puzzles, a first pass, 20 iterations, and a new
-    folder with samples/, manifest.json, metrics.jsonl, config.json, and samples.png, refinement.png
-    and refinement.gif to look at. Started again with the same --out, it goes on where it stopped.
+    Without options: 64 handwritten 9x9 Sudoku puzzles, annealed refinement, and a new folder with
+    samples/, manifest.json, metrics.jsonl, config.json, and to look at report.html, samples.png,
+    refinement.png and refinement.gif. Started again with the same --out, it goes on where it
+    stopped.
     """
     return refine(options)
 
@@ -76,14 +93,19 @@ def refine(options: RefineOptions) -> Path:
     options.join()
     if jax.process_count() > 1 and options.out is None:
         raise ValueError("several processes share a folder, give --out")
-    experiment = options.refinement(options.task)
+    options = _completed(options)
+    assert options.task is not None
     task, model, opened = options.open(options.task)
+    experiment = options.chosen(options.task, task)
+    if options.swapped:
+        assert isinstance(experiment, Refinement)
+        experiment = dataclasses.replace(experiment, first=None)
     number = (64 if options.puzzle is None else 1) if options.samples is None else options.samples
     run = shards.Run(
         task=task,
         denoise=compute_in(model, options.precision),
         source=_source(task, options),
-        experiment=dataclasses.replace(experiment, first=None) if options.swapped else experiment,
+        experiment=experiment,
         samples=number,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -91,13 +113,15 @@ def refine(options: RefineOptions) -> Path:
             shard_size=options.shard_size, dtype=options.dtype, save_minutes=options.save_minutes
         ),
     )
-    start = run.experiment.start
+    start = experiment.start
     sample = run.source(np.arange(1))  # refuses what cannot be made, before anything is written
-    folder = new_folder(options, options.task)
+    folder = new_folder(options, task.name)
     aside = {field.name for field in dataclasses.fields(HostOptions)} | {"out", "save_minutes"}
     described = {
         "arguments": {name: v for name, v in plain(options).items() if name not in aside},
-        "refinement": experiments.describe(run.experiment),
+        "start": start,
+        "verifier": search.kind_of(experiment),
+        "refinement": experiments.describe(experiment),
         **opened,
         **environment.describe(),
     }
@@ -107,28 +131,59 @@ def refine(options: RefineOptions) -> Path:
         steps = shards.refine(run, folder, described, preempted=preempted)
         with contextlib.closing(steps), progress("compiling") as update:
             for status in steps:
-                update("refining", status.done, status.total, table_of(task, status.lines, start))
+                update(
+                    "refining",
+                    status.done,
+                    status.total,
+                    table_of(task, shown_of(status.lines), start),
+                )
     assert status is not None
     finished = (folder / "manifest.json").exists()
     lines = status.lines
     if finished:
         text = (folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
-    show(table_of(task, lines, start))
+    show(table_of(task, shown_of(lines), start))
     say(f"{status.seconds:.0f} s, after {status.compile_seconds:.0f} s of compilation")
     if not finished:
         say(f"other processes have not finished their part of {folder}")
         return folder
+    say_chosen(search.kind_of(experiment))
     broken = json.loads((folder / "manifest.json").read_text())["not_finite"]
     named = [f"{each['sample']} at iteration {each['iteration']}" for each in broken]
     say_broken(len(broken), named)
     first = next(shards.read(folder))
     with contextlib.suppress(FileExistsError):  # another process, done at the same time, draws them
         _draw_samples(folder, task, first, start)
+    if not (folder / "report.html").exists():
+        from ipr_jax.studies import report
+
+        report.write(folder, report.of_run(folder, task, start))
     if options.puzzle is not None:
         _say_puzzle(task, folder, sample.label[0], lines[-1])
     say(f"\nwritten: {folder}")
     return folder
+
+
+def _completed(options: RefineOptions) -> RefineOptions:
+    """The options with the task and the method that they leave open.
+
+    Raises:
+        ValueError: boards with swapped cells are to be refined otherwise than by ipr.
+    """
+    if options.swapped and options.method not in (None, "ipr"):
+        raise ValueError(
+            f"boards with swapped cells are refined by --method ipr, got {options.method!r}"
+        )
+    task, difficulty = options.task, options.difficulty
+    if task is None:
+        task = "digits-sudoku"
+        if options.puzzle is not None and len("".join(options.puzzle.split())) < 40:
+            task = "mini-sudoku"
+        elif options.puzzle is None and not options.swapped:
+            difficulty = difficulty or "medium"
+    method = options.method or ("ipr" if options.swapped else "annealed")
+    return dataclasses.replace(options, task=task, difficulty=difficulty, method=method)
 
 
 def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]:
@@ -172,7 +227,11 @@ def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line)
     else:
         when = f"after {len(history) - 1} iterations"
     explained = task.explain(shards.to_float(shown["refined"][try_]), given)
-    say(f"\nThe board is {verdict} {when}; {explained}.")
+    doubted = ""
+    if "doubt" in shown:
+        cells = names(shown["doubt"][try_] >= Annealed.calm)
+        doubted = f"; the network doubts {' '.join(cells) or 'none of its cells'}"
+    say(f"\nThe board is {verdict} {when}; {explained}{doubted}.")
 
 
 def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], start: str) -> None:
@@ -190,12 +249,13 @@ def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], st
         many = finite[:SHOWN_IN_GRID]
         grid = look(arrays["refined"][many], editable[many], solved[last][many])
         pictures.samples(path, grid, last, headline, start)
-    few = finite[finite < followed.shape[1]]
+    few = finite[finite < followed.shape[1]][:SHOWN_IN_ROWS]
     if not len(few):
         return
+    frames = np.linspace(0, last, min(last, SHOWN_IN_MOTION) + 1, dtype=int).tolist()
     moments = {
-        which: look(images[few], editable[few], solved[which][few])
-        for which, images in enumerate(followed)
+        which: look(followed[which][few], editable[few], solved[which][few])
+        for which in sorted({*frames, *(i for i in (*SHOWN_ITERATIONS, last) if i <= last)})
     }
     path = folder / "refinement.png"
     if not path.exists():

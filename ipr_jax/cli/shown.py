@@ -12,7 +12,17 @@ from ipr_jax.studies import shards
 from ipr_jax.tasks import Task
 
 SHOWN_IN_GRID = 64
-SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 50, 100)
+SHOWN_IN_ROWS = 8
+MOST_ROWS = 32
+SHOWN_IN_MOTION = 30
+SHOWN_ITERATIONS = (0, 1, 2, 5, 10, 20, 40, 50, 100)
+
+
+def shown_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that a table shows: all of a few, else some and the last."""
+    if len(lines) <= MOST_ROWS:
+        return lines
+    return [line for line in lines[:-1] if line["iteration"] in SHOWN_ITERATIONS] + lines[-1:]
 
 
 def table_of(task: Task, lines: list[dict[str, Any]], start: str) -> Table:
@@ -52,6 +62,12 @@ def say_broken(number: float, named: Sequence[str] = (), most: int = 5) -> None:
         more = ", ..." if len(named) > most else ""
         names = f" ({', '.join(named[:most])}{more})" if named else ""
         say(f"not finite and not counted: {number} samples{names}", "red")
+
+
+def say_chosen(kind: str | None) -> None:
+    """That samples were chosen by a score of some kind, of ``methods.scores.KINDS``."""
+    if kind is not None:
+        say(f"chosen by a verifier ({kind}): not rates of refinement without one", "yellow")
 
 
 def look_of(task: Task) -> Callable[[Any, np.ndarray, np.ndarray], Any]:

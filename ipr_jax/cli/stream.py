@@ -12,13 +12,14 @@ import tyro
 from rich.table import Table
 
 from ipr_jax.cli.options import RefinementOptions, get_rule, new_folder, plain, refuse_idle
-from ipr_jax.cli.shown import SHOWN_IN_GRID, look_of, say_broken
+from ipr_jax.cli.shown import SHOWN_IN_GRID, look_of, say_broken, say_chosen
 from ipr_jax.cli.terminal import progress, say, show
 from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
+from ipr_jax.methods import Refinement
 from ipr_jax.models import compute_in
 from ipr_jax.runtime import environment, files
-from ipr_jax.studies import evaluate, experiments
+from ipr_jax.studies import evaluate, experiments, search
 from ipr_jax.tasks import Task
 
 
@@ -67,14 +68,20 @@ def stream(task: str, options: StreamOptions) -> Path:
     from ipr_jax.studies import pictures
 
     for name in ("samples", "slots", "iterations", "patience"):
-        check.count(name, getattr(options, name))
+        if getattr(options, name) is not None:
+            check.count(name, getattr(options, name))
     check.seed(options.seed)
     if options.stop == "none":
         refuse_idle(options, "without --stop no sample leaves early", "patience")
-    refinement = options.refinement(task)
     opened = options.open(task)
-    rule = get_rule(options.stop, opened.task)
-    refinement = dataclasses.replace(refinement, stop=rule, patience=options.patience)
+    chosen = options.chosen(task, opened.task)
+    if isinstance(chosen, Refinement):
+        rule = get_rule(options.stop, opened.task)
+        chosen = dataclasses.replace(chosen, stop=rule, patience=options.patience)
+    else:
+        because = f"--method {options.method} takes no stopping rule"
+        refuse_idle(options, because, "stop", "patience")
+    kind = "oracle" if options.stop == "verified" else search.kind_of(chosen)
     batch = opened.task.test_batch(options.seed, np.arange(options.samples))
     folder = new_folder(options, f"stream-{task}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,7 @@ def stream(task: str, options: StreamOptions) -> Path:
             opened.task,
             compute_in(opened.model, options.precision),
             batch,
-            refinement,
+            chosen,
             jax.random.key(options.seed),
             slots=options.slots,
         )
@@ -92,8 +99,8 @@ def stream(task: str, options: StreamOptions) -> Path:
     described = {
         "task": task,
         "arguments": plain(options) | {"out": str(folder)},
-        "uses_verifier": options.stop == "verified",
-        "refinement": experiments.describe(refinement),
+        "verifier": kind,
+        "refinement": experiments.describe(chosen),
         **opened.described,
         **environment.describe(),
         "metrics": line,
@@ -116,18 +123,18 @@ def stream(task: str, options: StreamOptions) -> Path:
             many, headline = finite[:SHOWN_IN_GRID], opened.task.headline
             solved = streamed.scores[headline][many]
             grid = look_of(opened.task)(streamed.image[many], batch.editable[many], solved)
-            note = f"{'' if options.stop == 'none' else 'up to '}{options.iterations} iterations"
-            if described["uses_verifier"]:
-                note += "; a verifier chose when to stop"
+            note = f"{'' if options.stop == 'none' else 'up to '}{streamed.iteration} iterations"
+            if kind is not None:
+                chose = "when to stop" if options.stop == "verified" else "the samples"
+                note += f"; a verifier chose {chose}"
             pictures.samples(part / "samples.png", grid, None, headline, note=note)
-    asked = f"{options.iterations} iterations, stop: {options.stop}, patience: {options.patience}"
+    asked = f"{streamed.iteration} iterations, stop: {options.stop}, patience: {options.patience}"
     say(f"{task}, {options.samples} samples, {asked}", "bold")
     show(_stream_table(opened.task, line))
     took, compiled = streamed.seconds, streamed.compile_seconds
     say(f"{took:.0f} s, after {compiled:.0f} s of compilation")
     say_broken(line["not_finite"])
-    if described["uses_verifier"]:
-        say("a verifier chose when to stop: not rates of refinement without one", "yellow")
+    say_chosen(kind)
     say(f"\nwritten: {folder}")
     return folder
 

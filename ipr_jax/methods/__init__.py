@@ -3,13 +3,15 @@
 Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 """
 
-from ipr_jax.methods import engine, selection, stopping
+from ipr_jax.methods import engine, scores, selection, stopping
 from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.backtracking import Backtracking
+from ipr_jax.methods.doubts import doubts
 from ipr_jax.methods.engine import INPUT
 from ipr_jax.methods.guided import Guided
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.methods.langevin import Langevin
+from ipr_jax.methods.particles import PUBLISHED, Particles, best_of
 from ipr_jax.methods.paths import Cycles, Paths
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
 from ipr_jax.methods.rollover import Rollover
@@ -27,12 +29,14 @@ from ipr_jax.methods.stopping import Stop
 __all__ = [
     "INPUT",
     "NOISES",
+    "PUBLISHED",
     "REGIONS",
     "Annealed",
     "Backtracking",
     "Cycles",
     "Guided",
     "Langevin",
+    "Particles",
     "Paths",
     "Refined",
     "Refinement",
@@ -43,6 +47,8 @@ __all__ = [
     "Streamed",
     "advance_on",
     "begin_on",
+    "best_of",
+    "doubts",
     "engine",
     "fixed_regions",
     "fresh_noise",
@@ -51,6 +57,7 @@ __all__ = [
     "initial_noise",
     "of_grid",
     "refine",
+    "scores",
     "selection",
     "solve",
     "stopping",

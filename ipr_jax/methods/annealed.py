@@ -2,16 +2,21 @@
 
 An iteration hides some patches behind fresh noise, predicts them all at once from the others, and
 keeps the prediction. At first everything is hidden, in the end a tenth, and rather what the network
-disagreed with when it saw it last; no first pass is needed. What comes out is an average of what
-the patches may look like, so a few common steps from a middle noise level give them texture again.
+disagreed with when it saw it last; no first pass is needed. By how much it disagreed, summed over
+the patches, tells samples that hold together from others, at no evaluation of its own: the best of
+several cycles is kept, and a sample in which nothing is doubted needs no other. What comes out is
+an average of what the patches may look like, so a few common steps from a middle noise level give
+them texture again.
 
 Of a sample's keys of evaluation k, from 0, that of the region chooses what is hidden, that of the
 noise hides it, and that of the pass draws the first images and the steps of the finish.
 
-Relatives: MaskGIT (arXiv 2202.04200), remasking samplers (arXiv 2503.00307).
+Relatives: MaskGIT (arXiv 2202.04200), remasking samplers (arXiv 2503.00307), informed correctors
+(arXiv 2407.21243).
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -23,22 +28,25 @@ from ipr_jax.core import Prediction, check, patches
 from ipr_jax.core import keys as random_keys
 from ipr_jax.methods import engine, selection
 from ipr_jax.methods.engine import INPUT, Problem, State, by_sample
-from ipr_jax.sampling import flow, rank, renoise
-
-UNSEEN = 1e12
-"""The doubt about a patch that was never predicted: above all others."""
+from ipr_jax.methods.selection import INFORMED, Seen, Selection
+from ipr_jax.sampling import flow, renoise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealed:
-    """Annealed refinement; the defaults were chosen on 4x4 Sudoku.
+    """Annealed refinement; the defaults were chosen on Sudoku of 4x4 and 9x9 cells.
 
     Attributes:
-        iterations: evaluations before the finish, at least 1.
+        iterations: evaluations of a cycle, at least 1.
         ratio: the share of the editable patches that the first and the last of them hide, in (0, 1]
             and not rising; in between it falls evenly.
-        informed: whether patches are rather hidden if the network disagreed with them, else any.
-        least: added to the disagreement, so that no patch starves, above 0.
+        cycles: how many at most, at least 1; the sample that is doubted least is kept.
+        again: the share that those after the first begin with, in (0, 1] and at least the last; 1 =
+            all begin anew.
+        calm: the doubt, summed over the patches, below which a sample needs no other cycle, at
+            least 0; 0 = it has them all.
+        select: which patches an iteration hides; by default rather those that the network disagreed
+            with when it saw them last.
         from_noise: whether all editable patches are noise at first; else the images are given.
         finish_steps: evaluations of the finish, at least 0.
         finish_level: noise level that it begins from, in (0, 1].
@@ -50,23 +58,29 @@ class Annealed:
 
     iterations: int = 40
     ratio: tuple[float, float] = (1.0, 0.1)
-    informed: bool = True
-    least: float = 0.02
+    cycles: int = 4
+    again: float = 1.0
+    calm: float = 0.01
+    select: Selection = INFORMED
     from_noise: bool = True
     finish_steps: int = 4
-    finish_level: float = 0.5
+    finish_level: float = 0.3
     stochasticity: float = 0.5
 
     def __post_init__(self) -> None:
         check.count("iterations", self.iterations)
+        check.count("cycles", self.cycles)
         if not isinstance(self.ratio, tuple | list) or len(self.ratio) != 2:
             raise ValueError(f"ratio must be two, of the first and the last, got {self.ratio}")
         check.count("finish_steps", self.finish_steps, least=0)
         for ratio in self.ratio:
             selection.region_sizes(1, ratio)
-        if self.ratio[0] < self.ratio[1]:
-            raise ValueError(f"ratio must not rise, got {self.ratio[0]} to {self.ratio[1]}")
-        check.number("least", self.least, lambda value: 0 < value < np.inf, "above 0")
+        for name, first in (("ratio", self.ratio[0]), ("again", self.again)):
+            check.number(name, first, lambda value: 0 < value <= 1, "in (0, 1]")
+            if first < self.ratio[1]:
+                raise ValueError(f"{name} must not rise, got {first} to {self.ratio[1]}")
+        check.number("calm", self.calm, lambda value: 0 <= value < math.inf, "at least 0")
+        selection.check_functions(self.select)
         check.number("finish_level", self.finish_level, lambda value: 0 < value <= 1, "in (0, 1]")
         check.number("stochasticity", self.stochasticity, lambda v: 0 <= v <= 1, "in [0, 1]")
 
@@ -77,64 +91,86 @@ class Annealed:
 
     @property
     def passes(self) -> int:
-        """Iterations, the finish included."""
-        return self.iterations + int(self.finish_steps > 0)
+        """The most iterations, the finish included."""
+        return self.cycles * self.iterations + int(self.finish_steps > 0)
 
     def budget(self, grid: tuple[int, ...]) -> int:
-        """Network evaluations of every sample."""
+        """Network evaluations that no sample exceeds."""
         del grid
-        return self.iterations + self.finish_steps
+        return self.cycles * self.iterations + self.finish_steps
 
     def on(self, grid: tuple[int, ...]) -> "Annealing":
         """The method for a grid of patches (h, w)."""
-        ratios = np.linspace(*self.ratio, self.iterations)
+        firsts = [self.ratio[0], *[self.again] * (self.cycles - 1)]
+        ratios = np.concatenate(
+            [np.linspace(first, self.ratio[1], self.iterations) for first in firsts]
+        )
         sizes = [selection.region_sizes(grid[0] * grid[1], ratio) for ratio in ratios]
         levels = np.linspace(self.finish_level, 0, self.finish_steps + 1, dtype=np.float32)
         return Annealing(
             sizes=jnp.asarray(np.stack(sizes)),
             levels=jnp.asarray(levels),
-            least=jnp.float32(self.least),
             stochasticity=jnp.float32(self.stochasticity),
-            informed=self.informed,
+            calm=jnp.float32(self.calm),
+            cycles=self.cycles,
+            select=self.select,
             from_noise=self.from_noise,
         )
+
+
+class Best(NamedTuple):
+    """The sample that is doubted least, of those at the end of a cycle.
+
+    Attributes:
+        seen: of it.
+        doubt: float32 [B], summed over its editable patches.
+    """
+
+    seen: Seen
+    doubt: jax.Array
 
 
 class Memory(NamedTuple):
     """What is remembered.
 
     Attributes:
-        doubt: float32 [B, h, w], how much the network disagreed with a patch, mean square.
+        seen: of the patches.
+        best: None where there is one cycle only.
         step: int32 [B], evaluations that are over.
+        finish: int32 [B], with how many of them the finish begins.
     """
 
-    doubt: jax.Array
+    seen: Seen
+    best: Best | None
     step: jax.Array
+    finish: jax.Array
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sizes", "levels", "least", "stochasticity"],
-    meta_fields=["informed", "from_noise"],
+    data_fields=["sizes", "levels", "stochasticity", "calm"],
+    meta_fields=["cycles", "select", "from_noise"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealing:
     """The method for a grid; ``Annealed.on`` makes it.
 
     Attributes:
-        sizes: int32 [T, P + 1], how many of n editable patches an iteration hides.
+        sizes: int32 [T, P + 1], how many of n editable patches an iteration hides, of all cycles.
         levels: float32 [F + 1], of the finish, before its steps and after the last.
-        least: float32 scalar.
         stochasticity: float32 scalar.
-        informed: as for ``Annealed``.
+        calm: float32 scalar.
+        cycles: as for ``Annealed``.
+        select: as for ``Annealed``.
         from_noise: as for ``Annealed``.
     """
 
     sizes: jax.Array
     levels: jax.Array
-    least: jax.Array
     stochasticity: jax.Array
-    informed: bool
+    calm: jax.Array
+    cycles: int
+    select: Selection
     from_noise: bool
 
     def init(self, problem: Problem) -> State:
@@ -143,67 +179,97 @@ class Annealing:
         if self.from_noise:
             drawn = random_keys.iteration_keys(problem.keys, 0).denoise
             image = renoise(image, problem.editable, random_keys.normal(drawn, image.shape[1:]))
-        memory = Memory(jnp.full(problem.editable.shape, UNSEEN, jnp.float32), step)
-        z, t = self._hide(problem, image, memory)
+        seen = selection.nothing_seen(image, problem.editable)
+        best = Best(seen, jnp.full(step.shape, jnp.inf)) if self.cycles > 1 else None
+        memory = Memory(seen, best, step, jnp.full_like(step, len(self.sizes)))
+        z, t = self._hide(problem, memory)
         return engine.begin(problem, z, t, memory)._replace(image=image)
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
         """Keep what was predicted and hide something else; in the finish, move all together."""
-        number, length = len(self.sizes), len(self.levels) - 1
-        hiding, step = state.memory.step < number, state.memory.step + 1
+        hiding, step = state.memory.step < state.memory.finish, state.memory.step + 1
         patch = state.z.shape[1] // state.t.shape[1]
         hidden, level = state.t > 0, patches.expand(state.t, patch)
-        guess = renoise(state.image, hidden, flow.clean_image(state.z, level, prediction.velocity))
-        change = patches.patch_mean(((guess - state.image) ** 2).mean(axis=3), patch)
-        seen = hidden & hiding[:, None, None]
-        doubt = jnp.where(seen, change, state.memory.doubt)
-        memory = Memory(doubt, step)
-        if not length:
-            z, t = self._hide(problem, guess, memory)
-            return self._after(state, z, t, guess, memory, hiding, step >= number)
-        # The finish: the level after this step, of everything editable.
-        after = self.levels[jnp.clip(step - number, 0, length)][:, None, None]
+        seen, clean = state.memory.seen, flow.clean_image(state.z, level, prediction.velocity)
+        guess = renoise(seen.image, hidden, clean)
+        change = patches.patch_mean(((guess - seen.image) ** 2).mean(axis=3), patch)
+        seen = Seen(
+            image=guess,
+            doubt=jnp.where(hidden, change, seen.doubt),
+            sigma=jnp.where(hidden, prediction.sigma, seen.sigma),
+            age=jnp.where(hidden, 0, seen.age + 1),
+        )
+        seen = jax.tree.map(partial(by_sample, hiding), seen, state.memory.seen)
+        memory = state.memory._replace(seen=seen, step=step)
+        if memory.best is not None:
+            memory = self._keep_best(problem, memory, hiding)
+        z, t = self._hide(problem, memory)
+        over, image = step >= memory.finish, memory.seen.image
+        if memory.best is not None:  # the answer so far is that of the best cycle
+            known = memory.best.doubt < jnp.inf
+            image = by_sample(known, memory.best.seen.image, image)
+        if len(self.levels) > 1:
+            z, t, moved, over = self._finish(problem, state, prediction, memory, z, t)
+            image = by_sample(over, moved, image)
+        ended = hiding | over
+        return state._replace(
+            z=z,
+            t=t,
+            image=by_sample(ended, image, state.image),
+            iteration=state.iteration + ended.astype(jnp.int32),
+            done=state.done | over,
+            memory=memory,
+        )
+
+    def doubt(self, state: State) -> jax.Array:
+        """By how much the network doubts each patch of the answer, before the finish, [B, h, w]."""
+        best = state.memory.best
+        return (state.memory.seen if best is None else best.seen).doubt
+
+    def _keep_best(self, problem: Problem, memory: Memory, hiding: jax.Array) -> Memory:
+        """At the end of a cycle, go on from the best so far, or to the finish if it is calm."""
+        assert memory.best is not None
+        ended = hiding & (memory.step % (len(self.sizes) // self.cycles) == 0)
+        doubt = jnp.where(problem.editable, memory.seen.doubt, 0).sum(axis=(1, 2))
+        better = ended & ~(doubt > memory.best.doubt)
+        best = jax.tree.map(partial(by_sample, better), Best(memory.seen, doubt), memory.best)
+        seen = jax.tree.map(partial(by_sample, ended), best.seen, memory.seen)
+        finish = jnp.where(ended & (best.doubt < self.calm), memory.step, memory.finish)
+        return Memory(seen, best, memory.step, finish)
+
+    def _finish(
+        self,
+        problem: Problem,
+        state: State,
+        prediction: Prediction,
+        memory: Memory,
+        z: jax.Array,
+        t: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Images and levels where it begins or goes on, the images after this step of it, and who
+        is through with it.
+        """
+        begun, length = memory.step - memory.finish, len(self.levels) - 1
+        patch = state.z.shape[1] // state.t.shape[1]
+        after = self.levels[jnp.clip(begun, 0, length)][:, None, None]
         s = jnp.where(problem.editable, after, 0)
-        s_pixel = patches.expand(s, patch)
-        own = random_keys.iteration_keys(problem.keys, step)
+        level, s_pixel = patches.expand(state.t, patch), patches.expand(s, patch)
+        own = random_keys.iteration_keys(problem.keys, memory.step)
         drawn = random_keys.normal(own.denoise, state.z.shape[1:])
         mean = flow.step_mean(state.z, level, s_pixel, prediction.velocity, self.stochasticity)
         std = flow.step_std(level, s_pixel, self.stochasticity, prediction.variance_fraction)
-        moved = renoise(state.z, hidden, mean + std * drawn)
-        begun = flow.interpolate(guess, drawn, s_pixel)
-        z, t = self._hide(problem, guess, memory)
-        z = by_sample(step < number, z, by_sample(step == number, begun, moved))
-        t = by_sample(step < number, t, s)
-        over = step >= number + length
-        image = by_sample(hiding, guess, by_sample(over, moved, state.image))
-        return self._after(state, z, t, image, memory, hiding | over, over)
+        moved = renoise(state.z, state.t > 0, mean + std * drawn)
+        first = flow.interpolate(memory.seen.image, drawn, s_pixel)
+        z = by_sample(begun < 0, z, by_sample(begun == 0, first, moved))
+        return z, by_sample(begun < 0, t, s), moved, begun >= length
 
-    def _after(
-        self,
-        state: State,
-        z: jax.Array,
-        t: jax.Array,
-        image: jax.Array,
-        memory: Memory,
-        ended: jax.Array,
-        done: jax.Array,
-    ) -> State:
-        iteration = state.iteration + ended.astype(jnp.int32)
-        return state._replace(
-            z=z, t=t, image=image, iteration=iteration, done=state.done | done, memory=memory
-        )
-
-    def _hide(
-        self, problem: Problem, image: jax.Array, memory: Memory
-    ) -> tuple[jax.Array, jax.Array]:
+    def _hide(self, problem: Problem, memory: Memory) -> tuple[jax.Array, jax.Array]:
         """The images with some patches hidden, and the noise levels."""
-        own = random_keys.iteration_keys(problem.keys, memory.step)
-        uniform = random_keys.uniform(own.region, problem.editable.shape[1:])
-        scores = uniform
-        if self.informed:  # the first of exponential clocks: by weight, without replacement
-            scores = -jnp.log1p(-uniform) / (memory.doubt + self.least)
-        row = jnp.minimum(memory.step, len(self.sizes) - 1)
-        chosen = self.sizes[row, problem.editable.sum(axis=(1, 2))][:, None, None]
-        hidden = problem.editable & (rank(scores, problem.editable) < chosen)
-        noise = random_keys.normal(own.noise, image.shape[1:])
+        image, editable, step = memory.seen.image, problem.editable, memory.step
+        scores = selection.ask(
+            self.select, problem.keys, step, editable.shape[1:], seen=memory.seen
+        )
+        row = jnp.minimum(step, len(self.sizes) - 1)
+        hidden = selection.choose(scores, editable, self.sizes[row, editable.sum(axis=(1, 2))])
+        noise = selection.fresh_noise(problem.keys, step, image.shape[1:])
         return renoise(image, hidden, noise), hidden.astype(jnp.float32)

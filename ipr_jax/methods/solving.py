@@ -227,8 +227,8 @@ def solve(
         method: an ``engine.Method``, or what makes one for a grid, such as ``Refinement``.
         slots: problems that the network sees at once, at least 1; "auto" = as many as fit on the
             device; None = all of them.
-        budget: network evaluations that no problem exceeds, at least 1; None where the method
-            tells itself, as ``Refinement`` does.
+        budget: network evaluations that no problem exceeds, at least 1 or what the method tells as
+            its ``least_budget``; None where the method tells itself, as ``Refinement`` does.
         mesh: as for ``generate``; each device has its share of the queue and of the slots.
 
     Returns:
@@ -256,7 +256,8 @@ def solve(
                 f"{type(method).__name__} does not tell how many evaluations it takes, give budget"
             )
         budget = derived(grid)
-    most: int = check.count("budget", budget)
+    least = getattr(method, "least_budget", None)
+    most: int = check.count("budget", budget, 1 if least is None else least(grid))
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
 
     def finish(found: Found) -> Solved:

@@ -23,8 +23,11 @@ from ipr_jax.models.config import Config
 from ipr_jax.models.denoiser import MODELS, Model, new_model
 from ipr_jax.runtime import files
 
-SHIPPED = ("mini-sudoku", "digits-sudoku")
+SHIPPED = ("mini-sudoku", "mini-sudoku-transformer", "digits-sudoku")
 """Models that come with the package."""
+
+DEFAULTS = {"mini-sudoku": "mini-sudoku-transformer", "digits-sudoku": "digits-sudoku"}
+"""By task, the one that solves most."""
 
 _UNFINISHED = ".unfinished"
 """How the name of a model ends that is being written; a killed process leaves it behind."""
@@ -196,7 +199,7 @@ def open_as(
     return nnx.merge(graph, state), provenance
 
 
-_WRITERS = "ipr-jax train and python -m convert import write models"
+_WRITERS = "ipr-jax train and ipr-jax convert import write models"
 _PARTS = ("config", "params", "provenance")
 """The folders in that of a model."""
 _RUNS = {

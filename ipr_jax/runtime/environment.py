@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,26 @@ def describe() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "commit": commit(),
     }
+
+
+def text() -> str:
+    """What a report of a fault should tell of the machine: a line per fact, plain text.
+
+    Versions, platform, device, and the variables that JAX and XLA read.
+    """
+    found = describe()
+    facts = found.pop("versions") | {name: _version(name) for name in ("optax", "orbax-checkpoint")}
+    facts |= found | {
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "processes": jax.process_count(),
+    }
+    facts |= {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("JAX_", "XLA_", "LIBTPU_")) or name == "CUDA_VISIBLE_DEVICES"
+    }
+    return "\n".join(f"{name}: {value}" for name, value in facts.items())
 
 
 def _version(package: str) -> str | None:

@@ -52,12 +52,14 @@ class PassPlan(NamedTuple):
         num_steps: int32 [B].
         block_length: int32 [B].
         block_starts: int32 [B, P].
+        level: float32 [B], in (0, 1], that of a patch that waits; 1 = it is noise.
     """
 
     region: jax.Array
     num_steps: jax.Array
     block_length: jax.Array
     block_starts: jax.Array
+    level: jax.Array
 
 
 def make_plan(
@@ -116,7 +118,8 @@ def plan_pass(plan: Plan, region: jax.Array) -> PassPlan:
     """Look up the schedule of each sample's region, bool [B, h, w]."""
     size = region.sum(axis=(1, 2))
     num_steps, block_length, block_starts = (jnp.asarray(table)[size] for table in plan)
-    return PassPlan(region, num_steps, block_length, block_starts)
+    level = jnp.ones(size.shape, jnp.float32)
+    return PassPlan(region, num_steps, block_length, block_starts, level)
 
 
 def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array:
@@ -128,14 +131,14 @@ def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array
         step: int32 scalar or [B], m, from 0.
 
     Returns:
-        Float32 [B, h, w]: 1 for waiting patches, then down to 0 in block_length steps; 0 outside
-        the region and from the sample's last step on.
+        Float32 [B, h, w]: the plan's level for waiting patches, then down to 0 in block_length
+        steps; 0 outside the region and from the sample's last step on.
     """
     length, step = plan.block_length[:, None, None], _per_patch(step)
     elapsed = jnp.maximum(step - start, 0)
-    level = jnp.maximum(length - elapsed, 0).astype(jnp.float32) / length.astype(jnp.float32)
+    left = jnp.maximum(length - elapsed, 0).astype(jnp.float32) / length.astype(jnp.float32)
     active = plan.region & (step < plan.num_steps[:, None, None])
-    return jnp.where(active, level, 0)
+    return jnp.where(active, plan.level[:, None, None] * left, 0)
 
 
 def start_patches(

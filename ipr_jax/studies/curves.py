@@ -11,7 +11,7 @@ from ipr_jax.studies.figures import BLUE, FAINT, PLAIN, STRONG, new_figure, requ
 
 # isort: split
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from ipr_jax.runtime import files
 
@@ -38,12 +38,15 @@ class Panel(NamedTuple):
             value, high; low and high are nan where there is no interval.
         published: by arm a paper's value by iteration, drawn as a hollow diamond if the arm has
             come so far, or named at the edge if it is beyond what the arms span; may be empty.
+        spent: by arm the evaluations per sample of its values, float [N] above 0, against which
+            they are drawn; None = against iterations.
     """
 
     label: str
     share: bool
     bands: Mapping[str, np.ndarray]
     published: Mapping[str, Mapping[int, float]]
+    spent: Mapping[str, np.ndarray] | None = None
 
     def text(self, value: float) -> str:
         """A value of the score."""
@@ -97,8 +100,9 @@ def _draw_curves(axes: Axes, panel: Panel, start: str) -> None:
     arms, colours = len(panel.bands), [f"C{number}" for number in range(len(panel.bands))]
     for number, (name, band) in enumerate(panel.bands.items()):
         low, value, high = np.asarray(band, float).T
+        places = range(len(value)) if panel.spent is None else panel.spent[name]
         axes.plot(
-            range(len(value)),
+            places,
             value,
             color=colours[number],
             linestyle=(0, (DASHES * (1 - number / arms), DASHES * number / arms)),
@@ -107,10 +111,15 @@ def _draw_curves(axes: Axes, panel: Panel, start: str) -> None:
             markevery=(number, arms),
             label=f"{name}: {panel.text(value[0])} to {panel.text(value[-1])}",
         )
-        axes.fill_between(range(len(value)), low, high, color=colours[number], alpha=0.18, lw=0)
-    axes.set_xlabel(f"iteration (0 = {start}), bands: 95% intervals")
+        axes.fill_between(places, low, high, color=colours[number], alpha=0.18, lw=0)
     axes.set_ylabel(f"{panel.label} (%)" if panel.share else panel.label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if panel.spent is None:
+        axes.set_xlabel(f"iteration (0 = {start}), bands: 95% intervals")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    else:
+        axes.set_xlabel("network evaluations per sample, bands: 95% intervals")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
     if panel.share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     axes.margins(x=0.03)

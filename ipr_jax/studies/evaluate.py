@@ -29,7 +29,9 @@ class Progress(NamedTuple):
         scores: the task's, by name, each [N]; those that are bool are False where not finite.
         finite: bool [N]; False = not a number somewhere, to be left out of every rate.
         nfe: int64 [N], network evaluations so far, that each sample's schedules took.
-    compile_seconds: before the first pass.
+        doubt: float32 [N, h, w], by how much the network doubts each patch, of methods that tell it
+            by ``doubt(state)``; else None.
+        compile_seconds: before the first pass.
         seconds: since then.
         iteration_seconds: of this iteration.
         batch_size: samples per compiled call, in this iteration.
@@ -41,6 +43,7 @@ class Progress(NamedTuple):
     scores: dict[str, np.ndarray]
     finite: np.ndarray
     nfe: np.ndarray
+    doubt: np.ndarray | None
     compile_seconds: float
     seconds: float
     iteration_seconds: float
@@ -132,20 +135,30 @@ def _run(
     method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
     score = jax.jit(task.score)
+    doubt = jax.jit(made) if (made := getattr(method, "doubt", None)) else None
 
     def on_devices(rows: np.ndarray, tree: Any) -> Any:
-        """Some rows of arrays [N, ...]."""
-        return jax.device_put(jax.tree.map(lambda leaf: leaf[rows], tree), placed)
+        """Some samples of arrays [N, ...], or [N p, ...] where a sample has p particles."""
+
+        def some(leaf: Any) -> Any:
+            if len(leaf) == number:
+                return leaf[rows]
+            split = leaf.reshape(number, -1, *leaf.shape[1:])
+            return split[rows].reshape(-1, *leaf.shape[1:])
+
+        return jax.device_put(jax.tree.map(some, tree), placed)
 
     def in_parts(each: int, function: Callable[..., Any], *trees: Any) -> Any:
-        """A function of all samples, ``each`` at once on a device, of arrays [N, ...]."""
+        """A function of all samples, ``each`` at once on a device, of such arrays."""
+        padded = _batches(number, each * devices).size
         parts = []
         for rows in _batches(number, each * devices):
             if preempted():
                 raise PreemptionError
             parts.append(function(*on_devices(rows, trees)))
         _wait(parts, preempted)
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:number], *parts)
+        whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        return jax.tree.map(lambda leaf: leaf[: len(leaf) // padded * number], whole)
 
     def advance(problem: Problem, state: State, passes: int) -> tuple[State, dict[str, jax.Array]]:
         if experiment.passes:
@@ -164,7 +177,9 @@ def _run(
         """What most of the time is spent in, to compile only."""
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
-                (each * devices, *leaf.shape[1:]), leaf.dtype, sharding=placed
+                (leaf.shape[0] // number * each * devices, *leaf.shape[1:]),
+                leaf.dtype,
+                sharding=placed,
             ),
             (problem, jax.eval_shape(method.init, problem)),
         )
@@ -199,6 +214,7 @@ def _run(
             scores=_of_finite(scores, finite),
             finite=finite,
             nfe=nfe.astype(np.int64),
+            doubt=None if doubt is None else np.asarray(doubt(state)),
             compile_seconds=compiled - start,
             seconds=now - compiled,
             iteration_seconds=now - before,
@@ -284,6 +300,7 @@ def evaluate_stream(
         scores=_of_finite(scores, finite),
         finite=finite,
         nfe=np.asarray(found.nfe, np.int64),
+        doubt=None,
         compile_seconds=compiled - start,
         seconds=seconds,
         iteration_seconds=seconds,

@@ -17,9 +17,10 @@ from ipr_jax.core import Denoiser, check
 from ipr_jax.methods import Annealed, Refinement, selection
 from ipr_jax.runtime import files, memory
 from ipr_jax.sampling import FIRST_PASS, ORDERS, REFINEMENT, Sampling, graph_order, random_order
+from ipr_jax.studies import search
 from ipr_jax.studies.evaluate import evaluate, summarise
 from ipr_jax.studies.metrics import Line, difference
-from ipr_jax.tasks import Task
+from ipr_jax.tasks import Task, verifiers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,13 @@ class Arm:
         swapped: pairs of patches swapped in solved samples, which are then refined without a first
             pass; 0 = the task's own samples.
         precision: of the network; None = as asked for.
+        family: of arms that differ in what they may cost alone.
     """
 
     refinement: Any
     swapped: int = 0
     precision: str | None = None
+    family: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class Experiment:
         source: the figure or table.
         arms: what is compared with what, by label.
         reference: label of the arm that the others are compared with; None = with nothing.
+        at_equal_cost: whether with what it has come to at their number of evaluations, else at the
+            end; the figure then shows scores against evaluations, a line for each family.
         scores: names of the task's scores that the figure shows.
         published: the paper's numbers on its own task, by score, label and iteration.
     """
@@ -57,6 +62,7 @@ class Experiment:
     reference: str | None
     scores: tuple[str, ...]
     published: Mapping[str, Mapping[str, Mapping[int, float]]]
+    at_equal_cost: bool = False
 
 
 _POLYGONS = Sampling(overlap=0.9)
@@ -91,7 +97,7 @@ def plain(task: Task, refinement: Refinement) -> Experiment:
     """One refinement, and all that the task reports of it."""
     scores = (*task.rates, *task.means)
     return Experiment(
-        title="Iterative Partial Refinement",
+        title="Refinement",
         source="IPR, figures 3a, 4 and 5",
         arms={"refined": Arm(refinement=refinement)},
         reference=None,
@@ -163,23 +169,64 @@ def corrupted(task: Task, iterations: int) -> Experiment:
     )
 
 
-def methods(task: Task, iterations: int) -> Experiment:
-    """The paper's refinement, and annealed refinement of 40 and 80 evaluations."""
-    arms = {
-        f"{each.iterations} iterations of {name}": Arm(refinement=each)
-        for name, each in (
-            ("IPR", as_published(task, iterations)),
-            ("annealing", Annealed(iterations=40)),
-            ("annealing", Annealed(iterations=80)),
-        )
-    }
+BUDGETS = (20, 40, 80, 160, 320, 640)
+"""Network evaluations per sample that methods are compared at."""
+
+
+def frontier(task: Task, iterations: int) -> Experiment:
+    """What methods without a verifier come to at 20 to 640 evaluations per sample."""
+    del iterations  # the budgets tell
+    paper = as_published(task, 0)
+    later = as_published(task, 1).budget(task.grid) - paper.budget(task.grid)
+    length = -(-(BUDGETS[-1] - paper.budget(task.grid)) // later)
+    arms = {"IPR": Arm(refinement=as_published(task, max(1, length)), family="IPR")}
+    for budget in BUDGETS[:4]:
+        method = Annealed(iterations=budget - Annealed.finish_steps, cycles=1)
+        arms[f"one cycle of {method.iterations}"] = Arm(refinement=method, family="one cycle")
+    for cycles in (2, 4, 8):
+        method = Annealed(cycles=cycles, calm=0)
+        arms[f"best of {cycles}"] = Arm(refinement=method, family="best of cycles of 40")
+    for cycles in (4, 16):
+        method = Annealed(cycles=cycles)
+        arms[f"at most {cycles}"] = Arm(refinement=method, family="cycles until calm")
     return Experiment(
-        title="Methods",
+        title="Solved samples at equal cost",
         source="not in the papers",
         arms=arms,
-        reference=next(iter(arms)),
+        reference="IPR",
         scores=(task.headline,),
         published={},
+        at_equal_cost=True,
+    )
+
+
+def searches(task: Task, iterations: int) -> Experiment:
+    """Every search, with the verifiers that a task has, at the evaluations of 4 first passes."""
+    del iterations  # the budget tells
+    first, later = SETTINGS[task.name]
+    passes = as_published(task, 0).budget(task.grid)
+    budget = search.PASSES * passes
+    step = as_published(task, 1).budget(task.grid) - passes
+    paper = as_published(task, max(1, (budget - passes) // step))
+    arms = {
+        "IPR": Arm(refinement=paper),
+        "annealed": Arm(refinement=Annealed(cycles=budget // Annealed.iterations)),
+    }
+    for kind in verifiers.names(task):
+        for name in search.METHODS:
+            soft = kind.endswith("soft")
+            if soft != (name in search.GRADIENTS):
+                continue
+            method = search.made(task, name, kind, first=first, later=later, budget=budget)
+            arms[f"{name}, {kind}"] = Arm(refinement=method, family=kind)
+    return Experiment(
+        title="Search at equal cost",
+        source="methods of several papers",
+        arms=arms,
+        reference="IPR",
+        scores=(task.headline,),
+        published={},
+        at_equal_cost=True,
     )
 
 
@@ -239,7 +286,8 @@ EXPERIMENTS: dict[str, Definition] = {
     "even-pixels": Definition(refinement, "even-pixels"),
     "ratio": Definition(ratio, "mini-sudoku"),
     "noise-and-regions": Definition(noise_and_regions, "mini-sudoku"),
-    "methods": Definition(methods, "mini-sudoku"),
+    "frontier": Definition(frontier, "mini-sudoku"),
+    "search": Definition(searches, "mini-sudoku"),
     "samplers": Definition(samplers, "mini-sudoku"),
     "precision": Definition(precision, "mini-sudoku"),
 }
@@ -258,8 +306,12 @@ def get_experiment(name: str) -> Definition:
 
 
 def describe(experiment: Experiment | Refinement) -> dict[str, Any]:
-    """What is done, as JSON data; functions by name."""
-    return json.loads(json.dumps(dataclasses.asdict(experiment), default=lambda f: f.__name__))
+    """What is done, as JSON data; functions and networks by name."""
+
+    def name(value: Any) -> str:
+        return getattr(value, "__name__", type(value).__name__)
+
+    return json.loads(json.dumps(dataclasses.asdict(experiment), default=name))
 
 
 def run(
@@ -276,7 +328,8 @@ def run(
     """Refine and score every arm in ``folder``, from where it stopped if it holds this experiment.
 
     Writes ``config.json`` (the experiment and ``settings``); when an arm is finished
-    ``arms/LABEL.json``, its metrics and which samples it solved (null for one that is not finite);
+    ``arms/LABEL.json``, its metrics and which samples were solved after every iteration, a text of
+    1, 0 and x (not finite);
     when all are ``results.json``, all settings, all metrics and the differences between arms. Each
     is there whole or not at all.
 
@@ -325,9 +378,9 @@ def run(
                 task, model, batch, arm.refinement, key, batch_size=batch_size
             ):
                 lines.append(summarise(progress, task))
-                holds = progress.scores[task.headline].tolist()
-                pairs = zip(holds, progress.finite, strict=True)
-                solved = [each if finite else None for each, finite in pairs]
+                holds = progress.scores[task.headline]
+                marks = np.where(progress.finite, np.where(holds, "1", "0"), "x")
+                solved.append("".join(marks.tolist()))
                 yield label, lines[-1]
             path.parent.mkdir(exist_ok=True)
             files.write_record(path, {"metrics": lines, "solved": solved})
@@ -373,14 +426,15 @@ def _differences(experiment: Experiment, arms: Mapping[str, Mapping[str, list]])
     """
     if experiment.reference is None:
         return {}
-    reference = arms[experiment.reference]["solved"]
+    reference = arms[experiment.reference]
 
-    def compared(solved: list[bool | None]) -> Line:
-        pairs = [pair for pair in zip(solved, reference, strict=True) if None not in pair]
-        return difference(*np.array(pairs, bool).reshape(-1, 2).T)
+    def compared(arm: Mapping[str, list]) -> Line:
+        row = len(reference["metrics"]) - 1
+        if experiment.at_equal_cost:
+            spent = arm["metrics"][-1]["nfe"]
+            row = max(0, sum(line["nfe"] <= spent for line in reference["metrics"]) - 1)
+        pairs = zip(arm["solved"][-1], reference["solved"][row], strict=True)
+        known = [(one == "1", other == "1") for one, other in pairs if "x" not in (one, other)]
+        return difference(*np.array(known, bool).reshape(-1, 2).T)
 
-    return {
-        label: compared(arm["solved"])
-        for label, arm in arms.items()
-        if label != experiment.reference
-    }
+    return {label: compared(arm) for label, arm in arms.items() if label != experiment.reference}

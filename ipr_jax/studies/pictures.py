@@ -101,7 +101,7 @@ def refinement(
     sheet = _Sheet(
         boards=np.stack([_boards(shown) for shown in moments.values()], axis=1),
         captions=_captions(moments.values()),
-        title="Iterative partial refinement",
+        title="Refinement",
         says=says,
         heads=[(name, f"{each} {headline}") for name, each in zip(names, found, strict=True)],
         legend=_legend(moments.values(), headline),

@@ -9,6 +9,7 @@ none; the one that finds all records writes ``metrics.jsonl`` and ``manifest.jso
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import time
@@ -32,8 +33,11 @@ from ipr_jax.studies.evaluate import Progress, evaluate, last_iteration
 from ipr_jax.studies.metrics import Line, Moments, Tally
 from ipr_jax.tasks import Batch, Task
 
-FOLLOWED = 8
+FOLLOWED = 64
 """Of how many samples of a run the images of every iteration are kept."""
+
+FOLLOWED_BYTES = 2**25
+"""What these images may take; of as many as fit, but of at least 8 samples."""
 
 Tallies = list[Tally]
 """Of the same samples, after the first pass (or of the input) and after every iteration."""
@@ -102,6 +106,8 @@ class State(NamedTuple):
         followed: as stored, [R + 1, k, H, W, C], the first samples of the run; None for others.
         nfe: int32 [R + 1, n], network evaluations so far.
         broke_at: int32 [n], the first iteration after which a sample is not finite, or -1.
+        doubt: float32 [n, h, w], by how much the network doubts the patches of the refined images;
+            None of methods that do not tell.
         scores: by name, each [R + 1, n].
     """
 
@@ -113,6 +119,7 @@ class State(NamedTuple):
     followed: Any
     nfe: Any
     broke_at: Any
+    doubt: Any
     scores: dict[str, Any]
 
 
@@ -175,7 +182,8 @@ class Run:
         images = jax.ShapeDtypeStruct((n, *shape), np.dtype(self.storage.dtype))
         passes, stored = self.passes, images.dtype
         scores = jax.eval_shape(self.task.score, image)
-        followed = (passes, min(n, FOLLOWED), *shape)
+        each = passes * math.prod(shape) * stored.itemsize
+        followed = (passes, min(n, FOLLOWED, max(8, FOLLOWED_BYTES // each)), *shape)
         return State(
             samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),
@@ -185,6 +193,9 @@ class Run:
             followed=None if shard.number else jax.ShapeDtypeStruct(followed, stored),
             nfe=jax.ShapeDtypeStruct((passes, n), np.int32),
             broke_at=jax.ShapeDtypeStruct((n,), np.int32),
+            doubt=jax.ShapeDtypeStruct((n, *grid), np.float32)
+            if hasattr(method, "doubt")
+            else None,
             scores={
                 name: jax.ShapeDtypeStruct((passes, n), scores[name].dtype)
                 for name in (*self.task.rates, *self.task.means)
@@ -375,6 +386,8 @@ def _after(run: Run, state: State, progress: Progress) -> State:
             state.first_pass[rows] = images
         if last:
             state.refined[rows] = images
+            if progress.doubt is not None:
+                state.doubt[rows] = progress.doubt[:number]
         if state.followed is not None:
             followed = state.followed[which, rows]
             followed[:] = images[: len(followed)]
@@ -440,8 +453,9 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
         "nfe": state.nfe[-1],
         "broke_at": state.broke_at,
     }
-    if state.followed is not None:
-        arrays["followed"] = state.followed
+    for name in ("followed", "doubt"):
+        if (array := getattr(state, name)) is not None:
+            arrays[name] = array
     path = shard.path(folder, ".npz")
     for killed in path.parent.glob(f".*.{path.name}"):
         killed.unlink()
@@ -555,7 +569,8 @@ def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
         The arrays of a file, of its n samples: first_pass (without one, the input) and refined,
         [n, H, W, C], as stored (``to_float``); editable, bool [n, h, w]; every score, [R + 1, n];
         nfe, int32 [n]; broke_at, int32 [n], the iteration after which a sample was first not
-        finite, or -1; in the first file followed, [R + 1, k, H, W, C], the first samples after
+        finite, or -1; doubt, float32 [n, h, w], by how much the network doubts each patch, of
+        methods that tell; in the first file followed, [R + 1, k, H, W, C], the first samples after
         every iteration.
 
     Raises:

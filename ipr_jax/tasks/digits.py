@@ -2,12 +2,14 @@
 
 Shapes: N images, H = W = 8, C = 1, values in [-1, 1], -1 = background, 1 = full ink.
 
-The weights come with the package; ``ipr_jax.training.digit_reader`` made them.
+The weights come with the package; ``ipr_jax.training.digit_reader`` made them. There is a second
+reader, for verifiers: another seed, and none of the images of the first, which grades.
 """
 
 import functools
 import importlib.resources
 import math
+from importlib.resources.abc import Traversable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,9 @@ FIRST_TEST_IMAGE = 1415
 """Position of the first test image: the start of the twelfth of fourteen copies of the form."""
 
 WEIGHTS = importlib.resources.files("ipr_jax.tasks") / "data" / "digit_reader.npz"
+
+SECOND_WEIGHTS = importlib.resources.files("ipr_jax.tasks") / "data" / "second_digit_reader.npz"
+"""Of the second reader; see ``ipr_jax.training.digit_reader`` for what it has seen."""
 
 
 @functools.cache
@@ -106,15 +111,24 @@ def read_digits(tiles: jax.Array, num_digits: int = 9) -> jax.Array:
         raise ValueError(f"tiles must have shape [..., 8, 8], got {tiles.shape}")
     if not 1 <= num_digits <= 9:
         raise ValueError(f"num_digits must be in 1..9, got {num_digits}")
-    reader = nnx.eval_shape(lambda: DigitReader(rngs=nnx.Rngs(0)))
-    nnx.update(reader, nnx.traversals.unflatten_mapping(_load_weights(), sep="."))
     num_tiles = math.prod(tiles.shape[:-2])
     images = jnp.asarray(tiles).astype(jnp.float32).reshape(num_tiles, 8, 8, 1)
-    best = jnp.argmax(reader(images)[:, :num_digits], axis=-1)
+    best = jnp.argmax(load_reader()(images)[:, :num_digits], axis=-1)
     return best.astype(jnp.int32).reshape(tiles.shape[:-2]) + 1
 
 
+def load_reader(path: Traversable = WEIGHTS) -> DigitReader:
+    """A reader with its weights.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    reader = nnx.eval_shape(lambda: DigitReader(rngs=nnx.Rngs(0)))
+    nnx.update(reader, nnx.traversals.unflatten_mapping(_load_weights(path), sep="."))
+    return reader
+
+
 @functools.cache
-def _load_weights() -> dict[str, np.ndarray]:
-    with WEIGHTS.open("rb") as file, np.load(file) as weights:
+def _load_weights(path: Traversable) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file) as weights:
         return dict(weights)

@@ -58,7 +58,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mini-sudoku-transformer": Recipe(
         TRANSFORMERS["mini-sudoku-transformer"],
-        dataclasses.replace(_BOARDS, num_steps=10_000, batch_size=64),
+        dataclasses.replace(
+            _BOARDS, num_steps=60_000, batch_size=64, minutes=40.0, log_every=100, save_every=1000
+        ),
         task="mini-sudoku",
     ),
     "digits-sudoku": Recipe(

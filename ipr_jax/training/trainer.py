@@ -70,6 +70,8 @@ class TrainConfig:
         distortion: of the digits that the device draws, in [0, 1].
         curriculum: steps over which the most cells that the device hides grow to all of them.
         precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
+        weights: a shipped model or a model folder to begin from, of the same architecture; None =
+            weights are drawn from the seed.
         seed: of weights, data, noise and dropout.
         log_every: steps between log lines.
         save_every: steps between checkpoints.
@@ -97,6 +99,7 @@ class TrainConfig:
     distortion: float = 0.0
     curriculum: int = 0
     precision: str = "tf32"
+    weights: str | None = None
     seed: int = 0
     log_every: int = 50
     save_every: int = 500
@@ -217,15 +220,28 @@ def run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(jax.random.key(seed), 4))
 
 
-def init(model: Config, config: TrainConfig) -> TrainState:
-    """The state before the first step; weights are drawn from ``config.seed``."""
-    params = nnx.state(new_model(model, rngs=rngs(run_keys(config.seed).init)))
+def init(model: Config, config: TrainConfig, params: Any = None) -> TrainState:
+    """The state before the first step; weights are drawn from ``config.seed`` or given."""
+    if params is None:
+        params = nnx.state(new_model(model, rngs=rngs(run_keys(config.seed).init)))
     return TrainState(
         step=jnp.int32(0),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer(config).init(params),
     )
+
+
+def weights(name: str, model: Config) -> Any:
+    """The parameters of a shipped model or of a model folder.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or it is of another architecture.
+    """
+    found, _ = checkpoint.open_model(name)
+    if found.config != model:
+        raise ValueError(f"weights must be of {model}, {name} is of {found.config}")
+    return nnx.state(found)
 
 
 TrainStep = Callable[..., tuple[TrainState, objective.Losses]]
@@ -396,10 +412,10 @@ def train(
 
     Raises:
         ValueError: the folder holds a run of another configuration, or something else;
-            ``num_workers`` is not for this task; task, model, configuration and the number of
-            processes do not go together; or the batch cannot be shared equally: nothing has been
-            written. Or no checkpoint is whole; a damaged one gives way, with a warning, to the one
-            before.
+            ``num_workers`` is not for this task; there are no such weights; task, model,
+            configuration and the number of processes do not go together; or the batch cannot be
+            shared equally: nothing has been written. Or no checkpoint is whole; a damaged one gives
+            way, with a warning, to the one before.
         PreemptionError: ``preempted`` said so; the state is saved.
         FloatingPointError: a loss or a parameter is not finite; names the step, counted from 1 as
             in the log. It is found in time for the next log line, before anything is saved.
@@ -418,6 +434,7 @@ def train(
         "model": dataclasses.asdict(model),
         "training": dataclasses.asdict(config),
     }
+    given = None if config.weights is None else weights(config.weights, model)
     leads = jax.process_index() == 0
     files.claim(folder, configuration)
 
@@ -441,7 +458,7 @@ def train(
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(resume.checkpoints(folder / "checkpoints"))
         saved = resume.restore(manager, lambda _: wanted)
-        start, state = saved or (0, sharding.place(init(model, config), placed))
+        start, state = saved or (0, sharding.place(init(model, config, given), placed))
         log = folder / "log.jsonl"
         before = _trim_log(log, start) if leads else 0.0
 

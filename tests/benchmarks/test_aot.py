@@ -2,18 +2,25 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import TINY
 from jax import export
 
+import ipr_jax
 from benchmarks import aot
+from ipr_jax import FIRST_PASS, REFINEMENT, PatchTransformer
+from ipr_jax.core import rngs
 from ipr_jax.models.config import PRESETS, TRANSFORMERS
+from ipr_jax.studies import search
+from ipr_jax.tasks import get_task
 
 HLO = """
 HloModule jit_refine, is_scheduled=true
@@ -242,3 +249,26 @@ def test_refinement_compiles_for_a_tpu(tmp_path):
         assert row["collectives"] == {place: {} for place in aot.PLACES}
         memory = row["memory_bytes"]
         assert 0 < memory["argument"] < memory["total"] < 2**28
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["annealed", "das", "dfs", "abcd", "rbf", "ipr-chains"])
+def test_every_method_compiles_for_a_tpu(name):
+    """With nothing exchanged and nothing that waits for the host."""
+    task = get_task("mini-sudoku")
+    method = ipr_jax.Annealed()
+    if name != "annealed":
+        verifier = "independent-soft" if name == "das" else "independent"
+        method = search.made(task, name, verifier, first=FIRST_PASS, later=REFINEMENT)
+    batch, keys = task.test_batch(0, np.arange(8)), ipr_jax.sample_keys(jax.random.key(0), 8)
+    model = PatchTransformer(NARROW, rngs=rngs(0))
+    given = (model, keys, batch.image, batch.editable)
+    program = ipr_jax.solve.program(*given, method=method, slots=4)
+    placed = jax.sharding.SingleDeviceSharding(aot.topology("v5e:2x2")[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
+        program.arguments,
+    )
+    hlo = program.function.lower(*shapes, **program.static).compile().as_text()
+    assert "while" in hlo
+    assert not re.findall(r"all-gather|all-reduce|collective-permute|infeed|outfeed|host", hlo)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import importlib.metadata
-import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, call
+from conftest import IPR, TINY, call
 from flax import nnx
 from PIL import Image
 
@@ -32,7 +32,7 @@ from ipr_jax.interrupts import PreemptionError
 from ipr_jax.methods import Solved
 from ipr_jax.models import checkpoint
 from ipr_jax.models.config import PRESETS
-from ipr_jax.models.networks import build
+from ipr_jax.models.networks import build, open_network
 from ipr_jax.studies import evaluate, experiments, pictures, shards
 from ipr_jax.tasks import TASKS, get_task
 from ipr_jax.tasks.mini_sudoku import BOARDS
@@ -43,7 +43,7 @@ from ipr_jax.training.trainer import TrainConfig
 
 TASK = get_task("mini-sudoku")
 FILES = ["config.json", "manifest.json", "metrics.jsonl"]
-PICTURES = ["refinement.gif", "refinement.png", "samples.png"]
+PICTURES = ["refinement.gif", "refinement.png", "report.html", "samples.png"]
 HOSTS = {"distributed", "coordinator", "num_processes", "process_id"}
 SHORT = ("--samples", 3, "--iterations", 2)
 FEW = ("--first-steps-per-patch", 1, "--steps-per-patch", 1)
@@ -85,7 +85,7 @@ def finished(tiny_folder, tmp_path_factory):
     """A finished run: its folder and what the command said."""
     folder = tmp_path_factory.mktemp("runs") / "new" / "run :smile:"
     words = ("--seed", 4, "--dtype", "float32", "--out", folder)
-    return folder, call("refine", "--model", tiny_folder, *SHORT, *words)
+    return folder, call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
 
 
 # --- refine ---------------------------------------------------------------------------------------
@@ -102,6 +102,7 @@ def test_it_writes_its_files_and_says_where(finished):
     assert out.endswith(f"\n\nwritten: {folder}\n")
     for name in ("refinement.png", "samples.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
     with Image.open(folder / "refinement.gif") as image:
         assert (image.format, image.n_frames) == ("GIF", 3)
 
@@ -157,11 +158,28 @@ def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
     assert told["device"].startswith(f"{jax.local_device_count()} x ")
 
 
+def test_the_report_is_made_again(finished, work):
+    """With the same bits, from what the folder tells."""
+    page = (finished[0] / "report.html").read_bytes()
+    shutil.copytree(finished[0], work / "copy")
+    (work / "copy" / "report.html").unlink()
+    assert call("report", "copy") == (0, "written: copy/report.html\n", "")
+    assert (work / "copy" / "report.html").read_bytes() == page
+    (work / "copy" / "manifest.json").unlink()
+    refused = "error: copy holds no finished run: no manifest.json\n"
+    assert call("report", "copy") == (2, "", refused)
+    (work / "copy" / "config.json").write_text("{}")
+    code, _, err = call("report", "copy")
+    assert (code, err) == (2, "error: copy/config.json is damaged (KeyError: 'arguments')\n")
+    code, _, err = call("report", "nowhere")
+    assert (code, err) == (2, "error: no config.json in nowhere: there is no folder nowhere\n")
+
+
 def test_the_seed_decides_everything(finished, tiny_folder, work):
     folder, _ = finished
     for seed in (4, 5):
         words = ("--seed", seed, "--dtype", "float32", "--out", work / str(seed))
-        call("refine", "--model", tiny_folder, *SHORT, *words)
+        call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
     for name, want in samples_of(folder).items():
         np.testing.assert_array_equal(samples_of(work / "4")[name], want)
     for name in ("first_pass", "refined", "editable"):
@@ -172,7 +190,16 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
     """Also: what became of it is said at the end; the default folder is a new one."""
     puzzle = "1..4 .... .3.. ...3"
     code, out, err = call(
-        "refine", "--model", tiny_folder, "--puzzle", puzzle, "--samples", 3, "--iterations", 1
+        "refine",
+        *IPR,
+        "--model",
+        tiny_folder,
+        "--puzzle",
+        puzzle,
+        "--samples",
+        3,
+        "--iterations",
+        1,
     )
     assert (code, err) == (0, "")
     assert "\n0 of 3 tries are valid\n" in out
@@ -208,7 +235,7 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
 
     monkeypatch.setattr(shards, "evaluate", still)
     words = ("--puzzle", "." * 16, "--iterations", 0, "--out", "run")
-    code, out, _ = call("refine", "--model", tiny_folder, *words)
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *words)
     assert code == 0
     assert "tries" not in out
     (line,) = lines_of(work / "run")
@@ -231,7 +258,7 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
 
     monkeypatch.setattr(shards, "evaluate", told)
     words = ("--puzzle", "." * 16, "--samples", 5, "--shard-size", 2, "--iterations", 1)
-    code, out, _ = call("refine", "--model", tiny_folder, *words)
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *words)
     assert code == 0
     said = "1 of 5 tries are valid; one of them is shown, chosen by the rules, a verifier"
     printed = out.splitlines()
@@ -249,18 +276,18 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
 def test_an_existing_folder_is_left_alone(tiny_folder, work):
     (work / "old").mkdir()
     (work / "old" / "kept").write_text("as it was")
-    code, out, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old")
+    code, out, err = call("refine", *IPR, "--model", tiny_folder, *SHORT, "--out", "old")
     assert (code, out) == (2, "")
     assert err == "error: old exists and holds no run; choose another folder\n"
     assert names_in(work / "old") == ["kept"]
     assert (work / "old" / "kept").read_text() == "as it was"
-    code, _, err = call("refine", "--model", tiny_folder, *SHORT, "--out", "old/kept/below")
+    code, _, err = call("refine", *IPR, "--model", tiny_folder, *SHORT, "--out", "old/kept/below")
     assert (code, err.count("\n")) == (2, 1)
     assert "Not a directory: 'old/kept/below'" in err
 
 
 EXAMPLE = "1..4 .... .3.. ...."
-SHIPPED = ["mini-sudoku", "digits-sudoku"]
+SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku"]
 
 
 @pytest.mark.parametrize(
@@ -274,9 +301,9 @@ SHIPPED = ["mini-sudoku", "digits-sudoku"]
             ("--task", "mnist-sudoku"),
             "the --task mnist-sudoku needs --data (a folder with MNIST), --classifier (the folder",
         ),
-        (("--difficulty", "easy"), "the task mini-sudoku takes no --difficulty"),
-        (("--classifier", "mini-sudoku"), "the task mini-sudoku takes no --classifier"),
-        (("--data", "x"), "the task mini-sudoku takes no --data"),
+        (("--difficulty", "easy"), "the --task mini-sudoku takes no --difficulty"),
+        (("--classifier", "mini-sudoku"), "the --task mini-sudoku takes no --classifier"),
+        (("--data", "x"), "the --task mini-sudoku takes no --data"),
         (
             ("--task", "counting-stars", "--classifier", "nope"),
             f"no --classifier at 'nope': give a model folder or one of {SHIPPED}",
@@ -344,6 +371,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, mess
     """It names the option as it was typed."""
     if "--model" not in words:
         words = ("--model", tiny_folder, *words)
+    if not {"--task", "--method"} & set(words):
+        words = (*IPR, *words)
     code, out, err = call("refine", *words)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -383,6 +412,14 @@ def test_all_that_a_task_needs_is_said_at_once(work):
             "without --stop no sample leaves early, leave out --patience",
         ),
         (
+            ("stream", "digits-sudoku", "--method", "annealed", "--stop", "unchanged"),
+            "samples of --method annealed leave by --calm, leave out --stop",
+        ),
+        (
+            ("refine", "--swapped", 2, "--method", "annealed"),
+            "boards with swapped cells are refined by --method ipr, got 'annealed'",
+        ),
+        (
             ("train", "mini-sudoku", "--noise-levels", "shared", "--sharpness", 2),
             "--noise-levels mean-beta alone has a sharpness, leave out --sharpness",
         ),
@@ -410,7 +447,7 @@ def test_options_without_effect_are_refused(work, monkeypatch, words, message):
 )
 def test_a_model_of_other_images_is_refused(tmp_path, work, change, message):
     other = save_random(tmp_path / "other", dataclasses.replace(TINY, **change))
-    code, out, err = call("refine", "--model", other)
+    code, out, err = call("refine", *IPR, "--model", other)
     assert (code, out) == (2, "")
     needs = "the task mini-sudoku needs (32, 32, 1) in 4 x 4 patches of 8"
     assert err == f"error: {other} {message}, {needs}\n"
@@ -426,7 +463,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tiny_folder, work, monke
                 interrupts.receive(signal.SIGINT)
             yield progress
 
-    words = ("refine", "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
+    words = ("refine", *IPR, "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
     with monkeypatch.context() as patch:
         patch.setattr(shards, "evaluate", interrupted)
         code, _, err = call(*words, "--out", "run :x:")
@@ -466,12 +503,12 @@ def test_samples_that_break_are_said_and_not_drawn(tiny_folder, work, monkeypatc
             yield progress._replace(finite=finite, scores=scores)
 
     monkeypatch.setattr(shards, "evaluate", broken)
-    code, out, _ = call("refine", "--model", tiny_folder, *SHORT, "--out", "run")
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *SHORT, "--out", "run")
     assert code == 0
     named = ", ".join(f"{sample} at iteration 1" for sample in range(3))
     assert f"\nnot finite and not counted: 3 samples ({named})\n" in out
     np.testing.assert_array_equal(samples_of(work / "run")["broke_at"], [1] * 3)
-    assert names_in(work / "run") == [*FILES, "samples"]
+    assert names_in(work / "run") == [*FILES, "report.html", "samples"]
 
 
 def test_what_is_drawn(tiny_folder, work, monkeypatch):
@@ -497,11 +534,12 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     for name in ("samples", "refinement", "animation"):
         keep(name)
     words = ("--samples", 10, "--iterations", 4, *FEW)
-    assert call("refine", "--model", tiny_folder, *words, "--out", "run")[0] == 0
+    assert call("refine", *IPR, "--model", tiny_folder, *words, "--out", "run")[0] == 0
     saved = samples_of(work / "run")
     name, grid, iteration, headline, start = drawn["samples"]
     assert (name, iteration, headline, start) == ("samples.png", 4, "valid", "first pass")
     finite = [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    few = finite[:8]
     np.testing.assert_array_equal(grid.image, shards.to_float(saved["refined"])[finite])
     np.testing.assert_array_equal(grid.editable, saved["editable"][finite])
     np.testing.assert_array_equal(grid.solved, saved["valid"][-1][finite])
@@ -509,9 +547,9 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     name, moments, headline, _ = drawn["refinement"]
     assert (name, list(moments), headline) == ("refinement.png", [0, 2, 4], "valid")
     for number, source in ((0, "first_pass"), (4, "refined")):
-        want = shards.to_float(saved[source])[finite[:7]]
+        want = shards.to_float(saved[source])[few]
         np.testing.assert_array_equal(moments[number].image, want)
-        np.testing.assert_array_equal(moments[number].solved, saved["valid"][number][finite[:7]])
+        np.testing.assert_array_equal(moments[number].solved, saved["valid"][number][few])
     name, moments, sample, headline, _ = drawn["animation"]
     assert (name, list(moments), headline) == ("refinement.gif", [0, 1, 2, 3, 4], "valid")
     assert finite[sample] == 4
@@ -520,7 +558,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
 def test_a_task_without_puzzles_and_without_clues(tmp_path, work):
     colour = dataclasses.replace(TINY, channels=3, patch_size=4)
     model = save_random(tmp_path / "colour", colour)
-    words = ("refine", "--task", "even-pixels", "--model", model)
+    words = ("refine", "--task", "even-pixels", "--method", "ipr", "--model", model)
     code, out, err = call(*words, *SHORT, *FEW, "--out", "run")
     assert (code, err) == (0, "")
     for part in ("balanced %", "95% interval", "imbalance", "saturation_std", "value_std"):
@@ -538,7 +576,7 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
     for name in ("samples", "refinement", "animation"):
         monkeypatch.setattr(pictures, name, lambda *given: starts.append(given[-1]))
     words = ("--swapped", 2, "--seed", 4, "--dtype", "float32", "--out", "run")
-    code, out, _ = call("refine", "--model", tiny_folder, *SHORT, *words)
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
     assert code == 0
     assert starts == ["input"] * 3
     assert re.search(r"^ *input +0\.0 ", out, re.MULTILINE)
@@ -568,19 +606,24 @@ def test_every_option_is_read():
         "regions": "fixed",
         "noise": "initial",
     }
+    annealed = {"iterations": 7, "cycles": 3, "calm": 0.1, "stochasticity": 0.25}
+    annealed |= {"regions": "fresh"}
     elsewhere = {"task", "model", "puzzle", "swapped", "samples", "batch_size", "seed", "out"}
-    elsewhere |= {"difficulty", "data", "classifier", "precision"}
+    elsewhere |= {"difficulty", "data", "classifier", "precision", "method"}
     elsewhere |= {"shard_size", "dtype", "save_minutes", *HOSTS}
-    assert {field.name for field in dataclasses.fields(RefineOptions)} == elsewhere | set(changes)
-    made = [RefineOptions().refinement("mini-sudoku")]
-    for name, value in changes.items():
-        made.append(RefineOptions(**{name: value}).refinement("mini-sudoku"))
-    for one, other in itertools.combinations(made, 2):
-        assert one != other
-    assert made[0] == ipr_jax.Refinement()
-
-
-# --- stream ---------------------------------------------------------------------------------------
+    fields = {field.name for field in dataclasses.fields(RefineOptions)}
+    assert fields == elsewhere | set(changes) | set(annealed)
+    for method, table in (("ipr", changes), ("annealed", annealed)):
+        made = [RefineOptions(method=method).chosen("mini-sudoku")]
+        for name, value in table.items():
+            made.append(RefineOptions(**{"method": method, name: value}).chosen("mini-sudoku"))
+            others = RefineOptions(
+                **{"method": "ipr" if method == "annealed" else "annealed"} | {name: value}
+            )
+            if name not in changes.keys() & annealed.keys():
+                with pytest.raises(ValueError, match=f"leave out --{name.replace('_', '-')}"):
+                    others.chosen("mini-sudoku")
+        assert len({json.dumps(experiments.describe(each)) for each in made}) == len(made)
 
 
 def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
@@ -602,7 +645,7 @@ def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
     told = json.loads((run / "results.json").read_text())
     assert told["arguments"].keys() == {field.name for field in dataclasses.fields(StreamOptions)}
     assert told["refinement"] == experiments.describe(ipr_jax.Refinement(iterations=2))
-    assert (told["provenance"], told["uses_verifier"]) == ({"made": "at random"}, False)
+    assert (told["provenance"], told["verifier"]) == ({"made": "at random"}, None)
     assert {"versions", "device", "commit"} <= told.keys()
     line = told["metrics"]
     assert line["nfe"] == pytest.approx(saved["nfe"].mean())
@@ -671,7 +714,7 @@ def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
     assert notes == ["up to 20 iterations; a verifier chose when to stop"]
     assert "not finite and not counted: 1 samples" in out
     told = json.loads((work / "run[v2]" / "results.json").read_text())
-    assert told["uses_verifier"]
+    assert told["verifier"] == "oracle"
     assert told["metrics"]["wasted"] == pytest.approx(0.3)
     assert told["metrics"]["left_early"] == 3
 
@@ -847,6 +890,40 @@ def test_info_of_nothing_is_one_line():
     assert call("info", "nothing") == (2, "", message)
 
 
+def test_info_of_the_environment_is_plain_text():
+    """What the form for faults asks for."""
+    code, out, err = call("info", "--environment")
+    assert (code, err) == (0, "")
+    facts = dict(line.split(": ", 1) for line in out.splitlines())
+    for package in ("ipr_jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint"):
+        assert facts[package] == importlib.metadata.version(package)
+    assert facts["device"] == f"{jax.local_device_count()} x cpu"
+    assert facts["backend"] == "cpu"
+    assert facts["python"] == sys.version.split()[0]
+    assert facts["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    for words in ((), ("mini-sudoku", "--environment")):
+        message = "error: name a MODEL or give --environment\n"
+        assert call("info", *words) == (2, "", message)
+
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+def test_models_are_converted_by_the_command_as_well(work):
+    """In the package that is installed: what there is to convert is tested in tests/convert."""
+    save_random(work / "model", MNISTConfig())
+    code, out, err = call("convert", "export", "model", "there.safetensors")
+    assert (code, err) == (0, "")
+    assert out.startswith("written: there.safetensors, ")
+    code, out, err = call("convert", "import", "there.safetensors", "back")
+    assert (code, err) == (0, "")
+    assert out.endswith("written: back\n")
+    before, after = (nnx.state(open_network(name)[0]) for name in ("model", "back"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    message = "error: unknown way 'swap'; known: import, export, verify\n"
+    assert call("convert", "swap") == (2, "", message)
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -875,13 +952,14 @@ def test_help_explains_every_option(words, fields):
 def test_help_names_the_commands():
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("refine", "evaluate", "stream", "experiment", "train", "info"):
+    for command in ("refine", "evaluate", "stream", "experiment", "train", "info", "convert"):
         assert command in out
     for words, names in {
         "train NAME": RECIPES,
         "evaluate TASK": TASKS,
         "stream TASK": TASKS,
         "experiment NAME": experiments.EXPERIMENTS,
+        "convert WAY": ("import", "export", "verify"),
     }.items():
         code, out, _ = call(words.split()[0], "--help")
         said = " ".join(out.replace("│", " ").split())

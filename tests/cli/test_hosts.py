@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import call
+from conftest import IPR, call
 from small_run import bits, train, trained
 
 from ipr_jax.cli.hosts import HostOptions
@@ -51,7 +51,7 @@ def address():
 
 @pytest.mark.heavy
 def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
-    words = ("-m", "ipr_jax", "refine", "--model", tiny_folder, "--samples", 10)
+    words = ("-m", "ipr_jax", "refine", *IPR, "--model", tiny_folder, "--samples", 10)
     words += ("--iterations", 2, "--shard-size", 4, "--save-minutes", 0, "--out")
     processes([(*words, tmp_path / "one")], 4)
     coordinator = ("--coordinator", address(), "--num-processes", 2, "--process-id")
@@ -63,7 +63,7 @@ def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
 @pytest.mark.heavy
 def test_an_error_of_one_process_is_not_waited_with(tiny_folder, tmp_path):
     """One of two seeds is refused, whichever comes second; neither waits for the other for days."""
-    words = ("-m", "ipr_jax", "refine", "--model", tiny_folder, "--out", tmp_path / "run")
+    words = ("-m", "ipr_jax", "refine", *IPR, "--model", tiny_folder, "--out", tmp_path / "run")
     where = ("--coordinator", address(), "--num-processes", 2, "--process-id")
     both = begun([(*words, *where, 0), (*words, "--seed", 1, *where, 1)], 4)
     errors = [each.communicate(timeout=200)[1] for each in both]

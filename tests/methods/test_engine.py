@@ -70,10 +70,9 @@ class Remask:
         changed = jnp.maximum(state.memory.changed, change)
         iteration = state.iteration + 1
         scores = selection.fresh_regions(problem.keys, iteration, GRID) / (1 + changed)
-        sizes = selection.region_sizes(9, 0.5)
-        z, t = self._hide(
-            problem, image, selection.choose(scores, problem.editable, sizes), iteration
-        )
+        sizes = jnp.asarray(selection.region_sizes(9, 0.5))[problem.editable.sum(axis=(1, 2))]
+        hidden = selection.choose(scores, problem.editable, sizes)
+        z, t = self._hide(problem, image, hidden, iteration)
         if self.fault == "shape":
             changed = changed[:, 0]
         if self.fault == "dtype":
@@ -96,7 +95,7 @@ IPR = Refinement(
 METHODS = {
     "ipr": IPR.on(GRID),
     "remask": Remask(),
-    "annealed": Annealed(iterations=5, finish_steps=3).on(GRID),
+    "annealed": Annealed(iterations=5, cycles=2, finish_steps=3).on(GRID),
 }
 
 

@@ -268,9 +268,7 @@ def test_clues_and_untouched_patches_stay_bit_identical(seed, ratio):
     before = np.asarray(first.image)
     for number, after in enumerate(np.asarray(refined.recorded), start=1):
         scores = selection.fresh_regions(keys, jnp.int32(number), GRID)
-        region = np.asarray(
-            selection.choose(scores, jnp.asarray(editable), selection.region_sizes(9, ratio))
-        )
+        region = np.asarray(selection.choose(scores, jnp.asarray(editable), jnp.asarray(sizes)))
         assert not (region & ~editable).any()
         np.testing.assert_array_equal(region.sum((1, 2)), sizes)
         untouched = ~pixels(region)
@@ -306,7 +304,7 @@ def test_selection_is_uniform():
         jnp.array([[[True, True, False], [True, False, True]]]), (20_000, 2, 3)
     )
     scores = selection.fresh_regions(keys, jnp.int32(1), (2, 3))
-    chosen = np.asarray(selection.choose(scores, editable, selection.region_sizes(6, 0.5)))
+    chosen = np.asarray(selection.choose(scores, editable, jnp.full(20_000, 2, jnp.int32)))
     assert (chosen.sum((1, 2)) == 2).all()
     rate = chosen.mean(0)[np.asarray(editable[0])]
     np.testing.assert_allclose(rate, 0.5, atol=4 * 0.5 / np.sqrt(20_000))

@@ -121,7 +121,7 @@ def test_an_unknown_name_lists_the_shipped_models():
         ipr_jax.load("no-such-model")
 
 
-WRITERS = "ipr-jax train and python -m convert import write models"
+WRITERS = "ipr-jax train and ipr-jax convert import write models"
 
 
 def test_a_file_is_no_model(tmp_path):

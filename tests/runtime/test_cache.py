@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from conftest import call
+from conftest import IPR, call
 
 from ipr_jax.runtime import cache
 
@@ -88,7 +88,7 @@ def test_the_second_run_compiles_nothing(tmp_path):
     """Of the shipped model on one sample."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "caches")}
-    words = (sys.executable, "-m", "ipr_jax", "refine", "--samples", "1", "--iterations", "1")
+    words = (sys.executable, "-m", "ipr_jax", "refine", *IPR, "--samples", "1", "--iterations", "1")
 
     def run(name):
         command = [*words, "--out", str(tmp_path / name)]

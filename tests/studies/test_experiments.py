@@ -17,11 +17,12 @@ import ipr_jax
 from ipr_jax import Prediction
 from ipr_jax.cli import experiment as command
 from ipr_jax.cli import options
-from ipr_jax.methods import selection
+from ipr_jax.methods import Annealed, selection
 from ipr_jax.models import checkpoint
 from ipr_jax.models.networks import build
 from ipr_jax.runtime import files
 from ipr_jax.studies import curves, evaluate, experiments, metrics
+from ipr_jax.studies.experiments import Arm
 from ipr_jax.tasks import TASKS, counting_polygons, get_task
 from ipr_jax.tasks.mnist_classifier import MNISTConfig
 from ipr_jax.tasks.polygon_classifier import Counts
@@ -60,10 +61,7 @@ def test_arms_differ_in_what_the_paper_varies(name):
     assert len(
         {json.dumps(experiments.describe(experiment)["arms"][k]) for k in experiment.arms}
     ) == len(refinements)
-    if name == "methods":
-        assert refinements[0] == dataclasses.replace(ipr_jax.Refinement(), iterations=7)
-        assert [each.iterations for each in refinements[1:]] == [40, 80]
-    elif name != "samplers":
+    if name not in ("frontier", "samplers"):
         assert all(each.iterations == 7 for each in refinements)
         plain = dataclasses.replace(ipr_jax.Refinement(), iterations=7)
         varied = {"ratio": "ratio", "sudoku-corrupted": "first"}.get(name)
@@ -114,9 +112,9 @@ def test_an_arm_is_an_evaluation(tmp_path, tiny_model):
         alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
         assert timeless(lines) == timeless(evaluate.summarise(progress, TASK) for progress in alone)
         alone = evaluate.evaluate(TASK, tiny_model, batch, arm, jax.random.key(3), batch_size=4)
-        *_, last = alone
+        solved = ["".join(map(str, each.scores["valid"].astype(int))) for each in alone]
         written = files.read_record(tmp_path / "run" / "arms" / f"{label}.json")
-        assert written == {"metrics": lines, "solved": last.scores["valid"].tolist()}
+        assert written == {"metrics": lines, "solved": solved}
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert results == config | {"metrics": found, "differences": results["differences"]}
@@ -129,16 +127,56 @@ def test_differences_are_taken_sample_by_sample(tmp_path):
     experiment = experiments.ratio(TASK, 0)
     list(run(experiment, fake, tmp_path))
     (tmp_path / "results.json").unlink()
-    none = None
-    solved = {"0.10": [1, 1, 1, 0, none, 1], "0.25": [1, 1, 0, 0, 0, none], "0.50": [none] * 6}
-    for label, row in solved.items():
+    for label, row in {"0.10": "1110x1", "0.25": "11000x", "0.50": "xxxxxx"}.items():
         path = tmp_path / "arms" / f"{label}.json"
-        files.write_record(path, files.read_record(path) | {"solved": row})
+        files.write_record(path, files.read_record(path) | {"solved": [row]})
     list(run(experiment, fake, tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["differences"]
     one, other = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
     assert found == {"0.10": metrics.difference(one, other), "0.50": {}}
     assert found["0.10"]["difference"] == 0.25
+
+
+def test_methods_are_compared_at_equal_evaluations(tmp_path):
+    """With what the reference had come to by then, or has at its first iteration."""
+    experiment = dataclasses.replace(
+        experiments.frontier(TASK, 0),
+        arms={
+            "IPR": Arm(refinement=experiments.as_published(TASK, 2), family="IPR"),
+            "short": Arm(refinement=Annealed(iterations=1, cycles=1), family="annealed"),
+            "long": Arm(refinement=Annealed(iterations=80, cycles=1), family="annealed"),
+        },
+    )
+    found = collected(run(experiment, fake, tmp_path))
+    spent = [line["nfe"] for line in found["IPR"]]
+    assert found["short"][-1]["nfe"] < spent[0] < spent[1] < found["long"][-1]["nfe"] < spent[2]
+    (tmp_path / "results.json").unlink()
+    for label, rows in {
+        "IPR": ["00001", "00011", "11111"],
+        "short": ["11111", "00110"],
+        "long": [*["11111"] * 80, "00110"],
+    }.items():
+        path = tmp_path / "arms" / f"{label}.json"
+        files.write_record(path, files.read_record(path) | {"solved": rows})
+    list(run(experiment, fake, tmp_path))
+    differences = json.loads((tmp_path / "results.json").read_text())["differences"]
+    mine, first, second = (
+        np.array(list(map(int, row)), bool) for row in ("00110", "00001", "00011")
+    )
+    assert differences == {
+        "short": metrics.difference(mine, first),
+        "long": metrics.difference(mine, second),
+    }
+
+
+def test_the_frontier_has_all_budgets():
+    arms = experiments.frontier(TASK, 0).arms.items()
+    budgets = {label: arm.refinement.budget(TASK.grid) for label, arm in arms}
+    once = [budgets[f"one cycle of {each - 4}"] for each in (20, 40, 80, 160)]
+    assert once == [20, 40, 80, 160]
+    assert budgets["IPR"] >= 640
+    assert [budgets[f"best of {each}"] for each in (2, 4, 8)] == [84, 164, 324]
+    assert [budgets[f"at most {each}"] for each in (4, 16)] == [164, 644]
 
 
 def test_a_sample_that_is_not_finite_is_neither_solved_nor_not(tmp_path):
@@ -148,7 +186,7 @@ def test_a_sample_that_is_not_finite_is_neither_solved_nor_not(tmp_path):
     experiment = experiments.ratio(TASK, 0)
     lines = collected(run(experiment, broken, tmp_path))["0.10"]
     assert lines[0]["not_finite"] == 5
-    assert json.loads((tmp_path / "arms" / "0.10.json").read_text())["solved"] == [None] * 5
+    assert json.loads((tmp_path / "arms" / "0.10.json").read_text())["solved"] == ["xxxxx"]
     differences = json.loads((tmp_path / "results.json").read_text())["differences"]
     assert differences == {"0.10": {}, "0.50": {}}
     command._say_differences(experiment, tmp_path)  # has nothing to say

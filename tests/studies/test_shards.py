@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import call
+from conftest import IPR, call
 from small_run import (
     EXPERIMENT,
     SETTINGS,
@@ -32,7 +32,9 @@ from small_run import (
     whole,
 )
 
+import ipr_jax
 from ipr_jax.interrupts import PreemptionError
+from ipr_jax.methods import Annealed
 from ipr_jax.runtime import files
 from ipr_jax.studies import evaluate, metrics, shards
 from ipr_jax.studies.shards import Storage
@@ -155,6 +157,25 @@ def test_closed_it_goes_on_from_there(finished, tmp_path, number, batch_size):
     assert after[-1][:3] == finished[1][-1][:3]
     assert bits(tmp_path / "run") == bits(finished[0])
     assert after[0].done == before[-1].done  # nothing is done twice
+
+
+def test_a_method_with_a_memory_goes_on_too(tmp_path):
+    """After every message, and what it doubts is kept."""
+    method = Annealed(iterations=2, cycles=3, finish_steps=2, calm=0.27)
+    done(tmp_path / "whole", experiment=method)
+    number = 0
+    while not (tmp_path / "parts" / "manifest.json").exists():
+        stopped_after(2, tmp_path / "parts", experiment=method)
+        number += 1
+    assert number > 10
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+    found, batch = whole(tmp_path / "whole"), source(np.arange(10))
+    keys = ipr_jax.sample_keys(jax.random.key(7), 10)
+    solved = ipr_jax.solve(fake, keys, batch.image, batch.editable, method=method)
+    np.testing.assert_array_equal(found["nfe"], solved.nfe)
+    assert len(set(found["nfe"].tolist())) > 1  # some are calm early
+    summed = np.where(batch.editable, found["doubt"], 0).sum(axis=(1, 2))
+    assert (summed < 0.27)[found["nfe"] < 8].all()
 
 
 def test_told_to_end_it_loses_no_more_than_a_pass_over_a_batch(finished, tmp_path):
@@ -327,12 +348,12 @@ def test_a_manifest_that_disagrees_is_refused(finished, tmp_path):
         next(found)
 
 
-def test_the_readmes_example_reads_a_run(finished, monkeypatch):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (example,) = re.findall(r"^```python\n([^`]*?shards\.read.*?)^```$", readme, re.DOTALL | re.M)
+def test_the_example_of_the_page_reads_a_run(finished, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "large-runs.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.M)
     monkeypatch.chdir(finished[0].parent)
     names = {}
-    exec(compile(example.replace('"DIR"', repr(finished[0].name)), "README.md", "exec"), names)
+    exec(compile(example.replace('"DIR"', repr(finished[0].name)), "large-runs.md", "exec"), names)
     assert (names["images"].shape, names["solved"].shape) == ((2, 32, 32, 1), (2,))
     assert names["images"].dtype == np.float32
 
@@ -360,7 +381,19 @@ def test_bad_storage_is_refused(change, message):
 
 # --- the command ----------------------------------------------------------------------------------
 
-WORDS = ("--samples", 8, "--iterations", 3, "--shard-size", 4, "--save-minutes", 0, "--seed", 3)
+WORDS = (
+    *IPR,
+    "--samples",
+    8,
+    "--iterations",
+    3,
+    "--shard-size",
+    4,
+    "--save-minutes",
+    0,
+    "--seed",
+    3,
+)
 
 
 def program(*words, **environment):

@@ -1,0 +1,143 @@
+"""What the network doubts about finished samples: every patch predicted from others.
+
+The patches of a sample, clues too, are dealt at random into a few parts. Each part in turn is
+hidden behind noise and predicted from the rest, which takes one evaluation; the doubt about a patch
+is by how much, mean square, the prediction differs from what stands there. A patch that the others
+contradict is doubted, and so is a clue that the model misread.
+"""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ipr_jax.core import Denoiser, Prediction, check, patches
+from ipr_jax.core import keys as random_keys
+from ipr_jax.methods import engine
+from ipr_jax.methods.engine import FOREVER, Problem, State
+from ipr_jax.methods.solving import advance_on, begin_on, spread
+from ipr_jax.runtime import Program, driver, sharding
+from ipr_jax.sampling import flow, rank, renoise
+
+PARTS = 4
+"""Into how many parts a sample is dealt: fewer hide more of what a patch follows from."""
+
+
+def deal(keys: jax.Array, grid: tuple[int, ...], parts: int) -> jax.Array:
+    """The part of every patch, int32 [B, h, w] in [0, parts); parts differ by at most a patch."""
+    uniform = random_keys.uniform(random_keys.iteration_keys(keys, 0).region, grid)
+    return rank(uniform, jnp.ones(uniform.shape, bool)) % parts
+
+
+def hide(keys: jax.Array, image: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images with some patches, bool [B, h, w], behind noise, and the noise levels."""
+    noise = random_keys.normal(random_keys.iteration_keys(keys, 0).noise, image.shape[1:])
+    return renoise(image, hidden, noise), hidden.astype(jnp.float32)
+
+
+def disagreement(image: jax.Array, z: jax.Array, t: jax.Array, prediction: Prediction) -> jax.Array:
+    """By how much, mean square, a prediction differs from an image: float32 [B, h, w]."""
+    patch = z.shape[1] // t.shape[1]
+    guess = flow.clean_image(z, patches.expand(t, patch), prediction.velocity)
+    return patches.patch_mean(((guess - image) ** 2).mean(axis=3), patch)
+
+
+def worst(doubt: jax.Array) -> jax.Array:
+    """The doubt about a sample is that about its worst patch: [B, h, w] -> [B]."""
+    return doubt.max(axis=(1, 2))
+
+
+class Memory(NamedTuple):
+    """Float32 [B, h, w], the doubts; int32 [B], parts that are over."""
+
+    doubt: jax.Array
+    part: jax.Array
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["parts"])
+@dataclasses.dataclass(frozen=True)
+class Doubting:
+    """The method that finds the doubts and leaves the samples as they are.
+
+    Attributes:
+        parts: evaluations.
+    """
+
+    parts: int
+
+    def init(self, problem: Problem) -> State:
+        """The first part is hidden."""
+        memory = Memory(
+            jnp.zeros(problem.editable.shape, jnp.float32),
+            jnp.zeros(problem.keys.shape, jnp.int32),
+        )
+        z, t = self._hide(problem, memory.part)
+        return engine.begin(problem, z, t, memory)
+
+    def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
+        """Compare what was hidden and hide the next part."""
+        found = disagreement(problem.image, state.z, state.t, prediction)
+        memory = Memory(jnp.where(state.t > 0, found, state.memory.doubt), state.memory.part + 1)
+        z, t = self._hide(problem, memory.part)
+        done = memory.part >= self.parts
+        return state._replace(z=z, t=t, done=state.done | done, memory=memory)
+
+    def _hide(self, problem: Problem, part: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = deal(problem.keys, problem.editable.shape[1:], self.parts) == _patch(part)
+        return hide(problem.keys, problem.image, hidden)
+
+
+def _patch(part: jax.Array) -> jax.Array:
+    """Numbers [B] in a shape that broadcasts to [B, h, w]."""
+    return part[:, None, None]
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _doubts(denoise: Denoiser, method: Doubting, queue: Problem, *, mesh: Mesh | None) -> jax.Array:
+    state = begin_on(method, queue, mesh=mesh)
+    return advance_on(denoise, method, queue, state, FOREVER, mesh=mesh).memory.doubt
+
+
+@driver
+def doubts(
+    denoise: Denoiser,
+    keys: jax.Array,
+    image: jax.Array | np.ndarray,
+    *,
+    grid: tuple[int, int],
+    parts: int = PARTS,
+    mesh: Mesh | None = None,
+) -> Program[jax.Array]:
+    """What the network doubts about samples; no verifier, and ``parts`` evaluations.
+
+    Args:
+        denoise: the model.
+        keys: [B], from ``sample_keys``; they deal the parts and hide them.
+        image: float32 [B, H, W, C], finite.
+        grid: (h, w), of the patches.
+        parts: at least 2 and at most as many as there are patches; each is predicted from the
+            others.
+        mesh: as for ``generate``.
+
+    Returns:
+        Float32 [B, h, w], mean square by which a patch, clues too, differs from its prediction.
+        ``worst`` of it tells samples that hold together from those that do not.
+
+    Raises:
+        ValueError: keys, images and grid do not belong together, a pixel is not finite, or a number
+            is out of its range.
+    """
+    editable = np.ones((image.shape[0], *grid), bool)
+    check.batch(keys, image, editable)
+    check.samples(image, editable)
+    check.count("parts", parts, least=2, below=grid[0] * grid[1] + 1)
+    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
+    queue = spread(mesh, keys, image, editable)
+    arguments = check.as_pytree(denoise), Doubting(parts), queue
+    return Program(
+        _doubts, arguments, {"mesh": mesh}, lambda found: sharding.cut(found, len(keys), mesh, 0)
+    )

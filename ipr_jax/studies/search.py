@@ -1,0 +1,196 @@
+"""Every method that searches with a verifier, made for a task and a budget of evaluations.
+
+All sample as the task's first pass does, so that what differs is how the budget is spent.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ipr_jax.core import Prediction
+from ipr_jax.methods import (
+    PUBLISHED,
+    Backtracking,
+    Cycles,
+    Guided,
+    Langevin,
+    Particles,
+    Paths,
+    Refinement,
+    Rollover,
+    scores,
+)
+from ipr_jax.methods.scores import Verifier
+from ipr_jax.sampling import Sampling
+from ipr_jax.tasks import Task, verifiers
+
+PASSES = 4
+"""What a search may cost by default, in first passes over a board without clues."""
+
+CALM = -0.5
+"""The least score that depth-first search goes on with: nothing that is there is wrong."""
+
+JUMP = 0.1
+"""The share of a pass that it goes back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a method is made for.
+
+    Attributes:
+        task: the benchmark.
+        first: how its first pass samples.
+        later: how its refinement samples.
+        verifier: to choose by.
+        budget: network evaluations that no sample exceeds.
+    """
+
+    task: Task
+    first: Sampling
+    later: Sampling
+    verifier: Verifier
+    budget: int
+
+    @property
+    def steps(self) -> int:
+        """Evaluations of a first pass over a board without clues."""
+        return _steps(self.first, self.task.grid)
+
+    @property
+    def refinement(self) -> Refinement:
+        """As many iterations as the budget allows."""
+        later = Refinement(iterations=1, first=None, later=self.later).budget(self.task.grid)
+        number = (self.budget - self.steps) // later
+        return Refinement(iterations=max(0, number), first=self.first, later=self.later)
+
+
+def _steps(sampling: Sampling, grid: tuple[int, int]) -> int:
+    return int(sampling.settings(grid[0] * grid[1]).plan.num_steps.max())
+
+
+def _particles(name: str) -> Callable[[Setting], Any]:
+    def make(given: Setting) -> Particles:
+        number = given.budget // given.steps
+        return Particles.of(name, given.verifier, number, sampling=given.first)
+
+    return make
+
+
+def _depth_first(given: Setting) -> Backtracking:
+    jump = max(1, round(JUMP * given.steps))
+    backtracks = (given.budget - given.steps) // (jump + 1)
+    return Backtracking(
+        verifier=given.verifier,
+        threshold=CALM,
+        sampling=given.first,
+        jump=jump,
+        backtracks=backtracks,
+    )
+
+
+def _rounds(kind: type[Paths] | type[Cycles]) -> Callable[[Setting], Any]:
+    def make(given: Setting) -> Any:
+        """The most rounds that fit, of two samples, or of one if two do not."""
+        for keep in (2, 1):
+            for rounds in range(16, 0, -1):
+                method = kind(
+                    verifier=given.verifier, sampling=given.first, keep=keep, rounds=rounds
+                )
+                if method.budget(given.task.grid) <= given.budget:
+                    return method
+        raise ValueError(f"budget must hold a round of {kind.__name__}, got {given.budget}")
+
+    return make
+
+
+def _rollover(given: Setting) -> Rollover:
+    evaluations = given.budget - given.budget % 2
+    return Rollover(verifier=given.verifier, evaluations=evaluations, sampling=given.first)
+
+
+def _langevin(given: Setting) -> Langevin:
+    number = given.budget // given.steps
+    return Langevin(verifier=given.verifier, sampling=given.first, chains=number)
+
+
+def _accepting(given: Setting) -> Guided:
+    return Guided(refinement=given.refinement, verifier=given.verifier)
+
+
+def _chains(given: Setting) -> Guided:
+    """Half of the budget for each of two."""
+    half = dataclasses.replace(given, budget=given.budget // 2)
+    return Guided(
+        refinement=half.refinement, verifier=given.verifier, temperature=1.0, chains=2, strength=1.0
+    )
+
+
+METHODS: dict[str, Callable[[Setting], Any]] = {
+    **{name: _particles(name) for name in PUBLISHED},
+    "dfs": _depth_first,
+    "sop": _rounds(Paths),
+    "abcd": _rounds(Cycles),
+    "rbf": _rollover,
+    "langevin": _langevin,
+    "ipr-accept": _accepting,
+    "ipr-chains": _chains,
+}
+"""How to make each method, by name."""
+
+GRADIENTS = ("das", "langevin")
+"""Those that follow the gradient of a score."""
+
+
+def made(
+    task: Task,
+    name: str,
+    verifier: str,
+    *,
+    first: Sampling,
+    later: Sampling,
+    budget: int | None = None,
+) -> Any:
+    """A method by name.
+
+    Args:
+        task: the benchmark.
+        name: of ``METHODS``.
+        verifier: by name: of ``verifiers.named``, or "internal", the network's own certainty.
+        first: how the first pass samples.
+        later: how the iterations of refinement do.
+        budget: network evaluations that no sample exceeds, at least those of a first pass over a
+            board without clues; None = ``PASSES`` of them.
+
+    Raises:
+        ValueError: no such method or verifier, they do not go together, or the budget is too small.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    steps = _steps(first, task.grid)
+    budget = PASSES * steps if budget is None else budget
+    if budget < steps:
+        raise ValueError(f"budget must be at least a first pass, {steps} here, got {budget}")
+    if verifier == "internal":
+        judge = scores.verifier(certainty, "internal")
+    else:
+        judge = scores.verifier(**verifiers.named(task, verifier)._asdict())
+    return METHODS[name](Setting(task, first, later, judge, budget))
+
+
+def certainty(image: jax.Array, level: jax.Array, prediction: Prediction) -> jax.Array:
+    """Minus the error of the velocity that the network expects, by patch: float32 [R]."""
+    del image, level
+    return -prediction.sigma.mean(axis=(1, 2), dtype=jnp.float32)
+
+
+def kind_of(method: Any) -> str | None:
+    """Of which kind what a method chooses by is, of ``scores.KINDS``; None = it chooses by nothing
+    but what the network predicts.
+    """
+    fields = (getattr(method, name, None) for name in ("verifier", "score", "judge", "doubt"))
+    kinds = {each.kind for each in fields if isinstance(each, Verifier)}
+    return max(kinds, key=scores.KINDS.index, default=None)

@@ -1,0 +1,139 @@
+"""Searches by name: what they are made of, what they may cost, and how they are run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import call
+from small_run import fake
+
+import ipr_jax
+from ipr_jax import Particles
+from ipr_jax.methods.scores import KINDS
+from ipr_jax.sampling import FIRST_PASS, REFINEMENT
+from ipr_jax.studies import experiments, search
+from ipr_jax.tasks import get_task
+
+TASK = get_task("mini-sudoku")
+BOTH = {"first": FIRST_PASS, "later": REFINEMENT}
+
+
+def made(name, budget=None, **changes):
+    soft = name in search.GRADIENTS
+    verifier = changes.pop("verifier", "independent-soft" if soft else "independent")
+    return search.made(TASK, name, verifier, **BOTH | changes, budget=budget)
+
+
+@pytest.mark.parametrize("name", search.METHODS)
+@pytest.mark.parametrize("budget", [150, 200])
+def test_none_may_cost_more_than_its_budget(name, budget):
+    method = made(name, budget)
+    assert 48 <= method.budget(TASK.grid) <= budget
+    assert search.kind_of(method) == "independent"
+
+
+def test_what_a_method_chooses_by_is_named():
+    assert search.kind_of(ipr_jax.Refinement()) is None
+    assert search.kind_of(ipr_jax.Annealed()) is None
+    for name, kind in (("internal", "internal"), ("oracle", "oracle")):
+        assert search.kind_of(made("dfs", verifier=name)) == kind
+    assert set(KINDS) == {"internal", "independent", "oracle"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("luck", {}, "method must be one of best-of-n, .*, got 'luck'"),
+        ("dfs", {"budget": 47}, "budget must be at least a first pass, 48 here, got 47"),
+        ("sop", {"budget": 60}, "budget must hold a round of Paths, got 60"),
+        ("dfs", {"verifier": "me"}, "a verifier of mini-sudoku must be one of .*, got 'me'"),
+        ("das", {"verifier": "oracle"}, "gradient must be False for a score that is not diff"),
+        ("langevin", {"verifier": "oracle"}, "verifier must be differentiable"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        made(name, **change)
+
+
+def test_the_experiment_has_every_method_with_every_verifier():
+    arms = experiments.searches(TASK, 0).arms
+    kinds = {label: search.kind_of(arm.refinement) for label, arm in arms.items()}
+    hard = set(search.METHODS) - set(search.GRADIENTS)
+    assert {label for label, kind in kinds.items() if kind is None} == {"IPR", "annealed"}
+    assert {label for label, kind in kinds.items() if kind == "oracle"} == {
+        f"{name}, oracle" for name in hard
+    }
+    assert len(arms) == 2 + 2 * len(hard) + len(search.GRADIENTS)
+    budgets = [arm.refinement.budget(TASK.grid) for arm in arms.values()]
+    assert max(budgets) == 4 * 48
+
+
+def test_a_search_is_a_command(tiny_folder, tmp_path):
+    words = ("refine", "--task", "mini-sudoku", "--model", tiny_folder, "--samples", 3)
+    searching = ("--method", "bfs", "--verifier", "oracle", "--budget", 100, "--seed", 4)
+    code, out, err = call(*words, *searching, "--dtype", "float32", "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert "chosen by a verifier (oracle): not rates of refinement without one" in out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["verifier"] == "oracle"
+    assert config["refinement"]["particles"] == 2
+    (found,) = ipr_jax.shards.read(tmp_path / "run")
+    batch = TASK.test_batch(4, np.arange(3))
+    solved = ipr_jax.solve(
+        ipr_jax.load(tiny_folder),
+        ipr_jax.sample_keys(jax.random.key(4), 3),
+        batch.image,
+        batch.editable,
+        method=made("bfs", 100, verifier="oracle"),
+    )
+    np.testing.assert_array_equal(found["nfe"], solved.nfe)
+    np.testing.assert_allclose(found["refined"], solved.image, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "luck"), "unknown --method 'luck'; known: ipr, annealed, best-of-n, "),
+        (("--method", "bfs"), "--method bfs needs --verifier, see --help"),
+        (("--verifier", "oracle"), "--method annealed asks no verifier, leave out --verifier"),
+        (
+            ("--method", "bfs", "--verifier", "oracle", "--iterations", 3),
+            "--method bfs spends its --budget, leave out --iterations",
+        ),
+        (
+            ("--method", "bfs", "--verifier", "oracle", "--ratio", 0.5),
+            "--method bfs has a first pass only, leave out --ratio",
+        ),
+        (
+            ("--method", "bfs", "--verifier", "oracle", "--budget", 3),
+            "--budget must be at least a first pass, 48 here, got 3",
+        ),
+    ],
+)
+def test_a_bad_search_is_one_line(tiny_folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("refine", "--task", "mini-sudoku", "--model", tiny_folder, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", search.METHODS)
+def test_every_search_streams(name):
+    """In its own time, whatever else is in the queue; clues stay; costs are within the budget."""
+    method = made(name, 150)
+    batch, keys = TASK.test_batch(0, np.arange(7)), ipr_jax.sample_keys(jax.random.key(0), 7)
+    given = (fake, keys, batch.image, batch.editable)
+    whole = ipr_jax.solve(*given, method=method)
+    queued = ipr_jax.solve(*given, method=method, slots=3)
+    for field in ("iterations", "nfe", "nbe", "nve", "finite"):
+        np.testing.assert_array_equal(getattr(queued, field), getattr(whole, field))
+    np.testing.assert_allclose(queued.image, whole.image, atol=1e-5)
+    assert (np.asarray(whole.nfe) <= 150).all()
+    assert np.asarray(whole.nve).min() > 0
+    clue = ~np.kron(batch.editable, np.ones((8, 8), bool))
+    np.testing.assert_array_equal(np.asarray(whole.image)[clue], batch.image[clue])
+    assert isinstance(method, Particles) == (name in ipr_jax.methods.PUBLISHED)
