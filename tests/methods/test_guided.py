@@ -23,7 +23,6 @@ from ipr_jax import (
 from ipr_jax.core import patches
 from ipr_jax.methods import engine
 from ipr_jax.methods.engine import FOREVER, Problem
-from ipr_jax.methods.guided import systematic
 from ipr_jax.methods.scores import verifier
 
 GRID, SHAPE, PATCH = (2, 2), (4, 4, 1), 2
@@ -221,17 +220,6 @@ def test_what_is_doubted_is_redone():
     np.testing.assert_array_equal(np.asarray(state.t) > 0, region)
 
 
-def test_chains_are_drawn_by_their_weights():
-    weights = np.array([0.5, 0.05, 0.3, 0.15], np.float32)
-    keys = jax.random.split(jax.random.key(0), 4000)
-    found = jax.jit(jax.vmap(systematic, (0, None)))(keys, np.log(weights) + np.float32(3))
-    assert (np.diff(found, axis=1) >= 0).all()
-    children = (np.asarray(found)[:, :, None] == np.arange(4)).sum(axis=1)
-    # Each is rounded up or down, so that its standard error is at most 0.5 / sqrt(4000).
-    assert (np.abs(children - 4 * weights) < 1 + 1e-5).all()
-    np.testing.assert_allclose(children.mean(axis=0), 4 * weights, atol=4 * 0.5 / 4000**0.5)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -241,6 +229,7 @@ def test_chains_are_drawn_by_their_weights():
         ({"verifier": BRIGHT, "temperature": -1.0}, "temperature must be at least 0, got -1.0"),
         ({"verifier": BRIGHT, "chains": 0}, "chains must be a whole number of at least 1, got 0"),
         ({"verifier": BRIGHT, "strength": 1.0}, "strength must be 0 with a single chain, got 1.0"),
+        ({"verifier": BRIGHT, "resampling": "luck"}, "resampling must be one of .*, got 'luck'"),
         ({"verifier": BRIGHT, "least": 0.0}, "least must be finite and above 0, got 0.0"),
         (
             {"verifier": BRIGHT, "refinement": Refinement(stop=lambda *_: 0)},
