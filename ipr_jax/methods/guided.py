@@ -11,7 +11,6 @@ evaluated besides.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -24,20 +23,9 @@ from ipr_jax.core import keys as random_keys
 from ipr_jax.methods import engine, ipr, selection, stopping, walk
 from ipr_jax.methods.engine import Problem, State, by_sample
 from ipr_jax.methods.ipr import IPR, Refinement
+from ipr_jax.methods.resampling import RESAMPLERS, Resampler
 from ipr_jax.methods.scores import Verifier, evaluate
 from ipr_jax.sampling import renoise
-
-Resampler = Callable[[jax.Array, jax.Array], jax.Array]
-"""``resample(key, log_weights [N]) -> ancestors``, int32 [N]: of which particle each goes on."""
-
-
-def systematic(key: jax.Array, log_weights: jax.Array) -> jax.Array:
-    """At N even points of the cumulated weights, all moved by one draw; int32 [N], not falling."""
-    number = len(log_weights)
-    cumulated = jnp.cumsum(jax.nn.softmax(log_weights))
-    points = (jnp.arange(number, dtype=jnp.float32) + jax.random.uniform(key, (1,))) / number
-    found = jnp.searchsorted(cumulated, points * cumulated[-1], side="right")
-    return jnp.minimum(found, number - 1).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +42,7 @@ class Guided:
         chains: refinements of every sample, at least 1.
         strength: after every iteration, chains go on from chains drawn by exp(strength score), at
             least 0; 0 = each from itself.
-        resample: how they are drawn.
+        resampling: how they are drawn, a name of ``resampling.RESAMPLERS``.
         doubt: a verifier whose score is one of every patch, float32 [R, h, w], at least 0: the
             higher, the rather it is redone; None = any.
         least: added to the doubt, so that no patch starves, above 0.
@@ -68,7 +56,7 @@ class Guided:
     temperature: float = 0.0
     chains: int = 1
     strength: float = 0.0
-    resample: Resampler = systematic
+    resampling: str = "ssp"
     doubt: Verifier | None = None
     least: float = 0.1
 
@@ -83,7 +71,9 @@ class Guided:
         check.number("temperature", self.temperature, lambda v: v >= 0, "at least 0")
         check.number("strength", self.strength, lambda v: 0 <= v < np.inf, "finite and at least 0")
         check.number("least", self.least, lambda v: 0 < v < np.inf, "finite and above 0")
-        check.function("resample", self.resample, "(key, log_weights) -> ancestors")
+        if self.resampling not in RESAMPLERS:
+            names = ", ".join(RESAMPLERS)
+            raise ValueError(f"resampling must be one of {names}, got {self.resampling!r}")
         if self.verifier is not None:
             walk.check_verifier("verifier", self.verifier)
         elif self.doubt is None or self.chains > 1:
@@ -124,7 +114,7 @@ class Guided:
             temperature=jnp.float32(self.temperature),
             strength=jnp.float32(self.strength),
             least=jnp.float32(self.least),
-            resample=self.resample,
+            resample=RESAMPLERS[self.resampling],
             chains=self.chains,
         )
 
@@ -266,9 +256,9 @@ class Listening:
             best = after.max(axis=1, keepdims=True)
             log_weights = jnp.where(after == best, 0, self.strength * (after - best))
             log_weights = jnp.where(self.strength > 0, log_weights, 0)
-            drawn = jax.vmap(self.resample)(
-                walk.fresh_keys(rows.keys[:: self.chains], number, 1), log_weights
-            )
+            own = walk.fresh_keys(rows.keys[:: self.chains], number, 1)
+            uniform = random_keys.uniform(own, (self.chains,))
+            drawn = jax.vmap(self.resample)(uniform, log_weights)
             some = ends & (log_weights < 0).any(axis=1)  # equals stay where they are
             parents = by_sample(some, drawn, parents)
         after, doubt = walk.pick((after, walk.grouped(doubt, self.chains)), parents)

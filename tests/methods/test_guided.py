@@ -1,7 +1,6 @@
 """Refinement guided by scores; and, of all methods that search, what holds of every one of them."""
 
 import itertools
-from functools import partial
 
 import chex
 import jax
@@ -24,7 +23,6 @@ from ipr_jax import (
 from ipr_jax.core import patches
 from ipr_jax.methods import engine
 from ipr_jax.methods.engine import FOREVER, Problem
-from ipr_jax.methods.guided import systematic
 from ipr_jax.methods.scores import verifier
 
 GRID, SHAPE, PATCH = (2, 2), (4, 4, 1), 2
@@ -164,6 +162,17 @@ def test_with_nothing_to_tell_it_is_plain_refinement():
         np.testing.assert_array_equal(found.nve, np.where(plain.nfe > 0, asked, 0))
 
 
+@jax.jit
+def initial(made, queue):
+    return made.init(queue)
+
+
+@jax.jit
+def until(made, queue, state, iterations):
+    work = engine.at_once(state)
+    return engine.advance(fake, made, queue, work, iterations=iterations).state
+
+
 @pytest.mark.parametrize(("temperature", "chains"), [(0.0, 1), (0.0, 2), (np.inf, 1)])
 def test_what_is_kept(temperature, chains):
     """Iteration by iteration: the answer never gets worse, nor, at 0, what is gone on from."""
@@ -177,19 +186,14 @@ def test_what_is_kept(temperature, chains):
     )
     made = method.on(GRID)
 
-    @jax.jit
-    def through(made, state, iterations):
-        work = engine.at_once(state)
-        return engine.advance(fake, made, queue, work, iterations=iterations).state
-
     def score(image):
         flat = image.reshape(-1, *SHAPE)
         found = brightness(flat, jnp.zeros((len(flat), *GRID)), None)
         return np.asarray(found).reshape(image.shape[: image.ndim - 3])
 
-    states = [jax.jit(made.init)(queue)]
+    states = [initial(made, queue)]
     for iteration in range(1, method.passes + 1):
-        states.append(through(made, states[-1], iteration))
+        states.append(until(made, queue, states[-1], iteration))
     some = np.asarray(queue.editable).any(axis=(1, 2))
     falls = False
     for before, after in itertools.pairwise(states[1:]):
@@ -206,28 +210,14 @@ def test_what_is_kept(temperature, chains):
 def test_what_is_doubted_is_redone():
     """Half of the patches are, and half of them are beyond doubt."""
     right = jnp.asarray([[[False, True], [False, True]]])
-    doubt = verifier(lambda image, level, prediction: right * (0 * level + 1e6), "internal")
+    doubt = verifier(lambda image, level, _: jnp.where(right, 1e6, 0 * level), "internal")
     keys, image, _ = problems(8)
     queue = Problem(keys, jnp.asarray(image), jnp.ones((8, *GRID), bool))
     made = Guided(refinement=REFINEMENT, doubt=doubt).on(GRID)
-    state = made.init(queue)
-    state = jax.jit(partial(engine.advance, fake))(
-        made, queue, engine.at_once(state), iterations=1
-    ).state
+    state = until(made, queue, initial(made, queue), 1)
     region = np.asarray(state.memory.inner.plan.region)[:, 0]
     np.testing.assert_array_equal(region, np.broadcast_to(right, region.shape))
     np.testing.assert_array_equal(np.asarray(state.t) > 0, region)
-
-
-def test_chains_are_drawn_by_their_weights():
-    weights = np.array([0.5, 0.05, 0.3, 0.15], np.float32)
-    keys = jax.random.split(jax.random.key(0), 4000)
-    found = jax.jit(jax.vmap(systematic, (0, None)))(keys, np.log(weights) + np.float32(3))
-    assert (np.diff(found, axis=1) >= 0).all()
-    children = (np.asarray(found)[:, :, None] == np.arange(4)).sum(axis=1)
-    # Each is rounded up or down, so that its standard error is at most 0.5 / sqrt(4000).
-    assert (np.abs(children - 4 * weights) < 1 + 1e-5).all()
-    np.testing.assert_allclose(children.mean(axis=0), 4 * weights, atol=4 * 0.5 / 4000**0.5)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +229,7 @@ def test_chains_are_drawn_by_their_weights():
         ({"verifier": BRIGHT, "temperature": -1.0}, "temperature must be at least 0, got -1.0"),
         ({"verifier": BRIGHT, "chains": 0}, "chains must be a whole number of at least 1, got 0"),
         ({"verifier": BRIGHT, "strength": 1.0}, "strength must be 0 with a single chain, got 1.0"),
+        ({"verifier": BRIGHT, "resampling": "luck"}, "resampling must be one of .*, got 'luck'"),
         ({"verifier": BRIGHT, "least": 0.0}, "least must be finite and above 0, got 0.0"),
         (
             {"verifier": BRIGHT, "refinement": Refinement(stop=lambda *_: 0)},

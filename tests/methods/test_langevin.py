@@ -183,11 +183,11 @@ def test_a_whole_pass_has_the_law_of_its_recursion(recurrences):
     assert_normal(found.image, mean, var**0.5)
 
 
-@pytest.mark.parametrize("through", [None, normal])
+@pytest.mark.parametrize("through", [None, pytest.param(normal, marks=pytest.mark.heavy)])
 def test_a_step_made_again_and_again_is_langevin(through):
     """At one level, in the limit of small steps, its law is q_t(z) exp(strength score(x0(z))).
 
-    The bias is first order in the size of the step: half of it with half the step.
+    The bias is first order in the size of the step, here 1/200.
     """
     length, strength = 200, 0.6
     sampling = Sampling(steps_per_patch=length, overlap=1.0, stochasticity=1.0)

@@ -98,7 +98,7 @@ def test_it_accounts_as_the_published_one():
         new = made.update(problem, state, found)
         return new._replace(costs=new.costs._replace(nfe=new.costs.nfe + chains))
 
-    state, proposed = made.init(problem), []
+    state, proposed = jax.jit(made.init)(problem), []
     for score in seeds:
         state = evaluate(state, score)
     np.testing.assert_allclose(state.memory.ledger.best[0], seeds.max(axis=0), atol=1e-6)
