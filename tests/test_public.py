@@ -51,7 +51,7 @@ def is_bright(image):
 
 
 STOP = stopping.verified(is_bright)
-ANNEALED = ipr_jax.Annealed(iterations=3, finish_steps=2)
+ANNEALED = ipr_jax.Annealed(iterations=2, cycles=2, finish_steps=2)
 
 
 def bright(image, level, prediction):
@@ -147,6 +147,7 @@ USES = {
     "Annealed": lambda: ipr_jax.solve(bound(WEIGHT), *arguments()[1:], method=ANNEALED),
     "Particles": lambda: ipr_jax.solve(bound(WEIGHT), *arguments()[1:], method=PARTICLES),
     "Refinement, Solved, solve": lambda: solve(*arguments()),
+    "doubts": lambda: ipr_jax.doubts(bound(WEIGHT), *arguments()[1:3], grid=(2, 2)),
     "sample_keys": lambda: jax.random.key_data(
         ipr_jax.sample_keys(jax.random.key(0), 4, first=2**32 - 4)
     ),

@@ -80,7 +80,9 @@ class Annealed:
             if first < self.ratio[1]:
                 raise ValueError(f"{name} must not rise, got {first} to {self.ratio[1]}")
         check.number("calm", self.calm, lambda value: 0 <= value < math.inf, "at least 0")
-        selection.check_functions(self.select)
+        check.function(
+            "select", self.select, "(keys, iteration, grid) -> scores, see selection.Selection"
+        )
         check.number("finish_level", self.finish_level, lambda value: 0 < value <= 1, "in (0, 1]")
         check.number("stochasticity", self.stochasticity, lambda v: 0 <= v <= 1, "in [0, 1]")
 
@@ -180,7 +182,7 @@ class Annealing:
             drawn = random_keys.iteration_keys(problem.keys, 0).denoise
             image = renoise(image, problem.editable, random_keys.normal(drawn, image.shape[1:]))
         seen = selection.nothing_seen(image, problem.editable)
-        best = Best(seen, jnp.full(step.shape, jnp.inf)) if self.cycles > 1 else None
+        best = Best(seen, jnp.full(step.shape, jnp.inf, jnp.float32)) if self.cycles > 1 else None
         memory = Memory(seen, best, step, jnp.full_like(step, len(self.sizes)))
         z, t = self._hide(problem, memory)
         return engine.begin(problem, z, t, memory)._replace(image=image)

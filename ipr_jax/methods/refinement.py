@@ -186,6 +186,7 @@ def refine(
     check.clues(image, editable)
     check.samples(image, editable)
     check.instance("sampling", sampling, Sampling)
+    selection.region_sizes(1, ratio)
     if record is not None:
         check.function("record", record, "image -> arrays")
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)

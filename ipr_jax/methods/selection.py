@@ -147,7 +147,7 @@ NOISES: dict[str, Noise] = {"fresh": fresh_noise, "initial": initial_noise}
 """Noise choices by name."""
 
 
-def check_functions(select: Selection, noise: Noise | None = None) -> None:
+def check_functions(select: Selection, noise: Noise) -> None:
     """Refuse what cannot be called.
 
     Raises:
@@ -156,10 +156,9 @@ def check_functions(select: Selection, noise: Noise | None = None) -> None:
     check.function(
         "select", select, "(keys, iteration, grid) -> scores, see ipr_jax.methods.selection"
     )
-    if noise is not None:
-        check.function(
-            "noise", noise, "(keys, iteration, shape) -> noise, see ipr_jax.methods.selection"
-        )
+    check.function(
+        "noise", noise, "(keys, iteration, shape) -> noise, see ipr_jax.methods.selection"
+    )
 
 
 def region_sizes(num_patches: int, ratio: float) -> np.ndarray:

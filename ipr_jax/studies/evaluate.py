@@ -29,12 +29,12 @@ class Progress(NamedTuple):
         scores: the task's, by name, each [N]; those that are bool are False where not finite.
         finite: bool [N]; False = not a number somewhere, to be left out of every rate.
         nfe: int64 [N], network evaluations so far, that each sample's schedules took.
-        doubt: float32 [N, h, w], by how much the network doubts each patch, of methods that tell it
-            by ``doubt(state)``; else None.
         compile_seconds: before the first pass.
         seconds: since then.
         iteration_seconds: of this iteration.
         batch_size: samples per compiled call, in this iteration.
+        doubt: float32 [N, h, w], by how much the network doubts each patch, of methods that tell it
+            by ``doubt(state)``; else None.
     """
 
     iteration: int
@@ -43,11 +43,11 @@ class Progress(NamedTuple):
     scores: dict[str, np.ndarray]
     finite: np.ndarray
     nfe: np.ndarray
-    doubt: np.ndarray | None
     compile_seconds: float
     seconds: float
     iteration_seconds: float
     batch_size: int
+    doubt: np.ndarray | None = None
 
 
 def last_iteration(experiment: Any) -> int:
@@ -214,11 +214,11 @@ def _run(
             scores=_of_finite(scores, finite),
             finite=finite,
             nfe=nfe.astype(np.int64),
-            doubt=None if doubt is None else np.asarray(doubt(state)),
             compile_seconds=compiled - start,
             seconds=now - compiled,
             iteration_seconds=now - before,
             batch_size=size * devices,
+            doubt=None if doubt is None else np.asarray(doubt(state)),
         )
         before = time.perf_counter()
 
@@ -300,7 +300,6 @@ def evaluate_stream(
         scores=_of_finite(scores, finite),
         finite=finite,
         nfe=np.asarray(found.nfe, np.int64),
-        doubt=None,
         compile_seconds=compiled - start,
         seconds=seconds,
         iteration_seconds=seconds,

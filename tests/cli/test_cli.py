@@ -413,7 +413,7 @@ def test_all_that_a_task_needs_is_said_at_once(work):
         ),
         (
             ("stream", "digits-sudoku", "--method", "annealed", "--stop", "unchanged"),
-            "samples of --method annealed leave by --calm, leave out --stop",
+            "--method annealed takes no stopping rule, leave out --stop",
         ),
         (
             ("refine", "--swapped", 2, "--method", "annealed"),
@@ -610,6 +610,7 @@ def test_every_option_is_read():
     annealed |= {"regions": "fresh"}
     elsewhere = {"task", "model", "puzzle", "swapped", "samples", "batch_size", "seed", "out"}
     elsewhere |= {"difficulty", "data", "classifier", "precision", "method"}
+    elsewhere |= {"verifier", "budget"}  # in test_search
     elsewhere |= {"shard_size", "dtype", "save_minutes", *HOSTS}
     fields = {field.name for field in dataclasses.fields(RefineOptions)}
     assert fields == elsewhere | set(changes) | set(annealed)

@@ -13,6 +13,7 @@ import pytest
 from conftest import TINY, call
 
 import ipr_jax
+from ipr_jax.models.checkpoint import SHIPPED
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "tpu.md").read_text()
 (SNIPPET,) = (
@@ -87,7 +88,7 @@ def test_the_documented_lines_run_without_the_library_and_equal_it(
     [
         (
             ("nope", "out"),
-            "no model at 'nope': give a model folder or one of ['mini-sudoku', 'digits-sudoku']",
+            f"no model at 'nope': give a model folder or one of {list(SHIPPED)}",
         ),
         (("mini-sudoku", "old"), "old exists and is not overwritten"),
         (("mini-sudoku", "none/out"), "none is not a folder, create it first"),

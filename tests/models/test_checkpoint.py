@@ -130,7 +130,7 @@ def test_a_file_is_no_model(tmp_path):
     told = f"no model at '{path}', which is an HTML page: give a model folder or one of "
     with pytest.raises(FileNotFoundError) as refused:
         ipr_jax.load(path)
-    assert str(refused.value) == f"{told}['mini-sudoku', 'digits-sudoku']; {WRITERS}"
+    assert str(refused.value) == f"{told}{list(checkpoint.SHIPPED)}; {WRITERS}"
 
 
 @pytest.mark.parametrize(

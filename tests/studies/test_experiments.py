@@ -260,9 +260,7 @@ def test_auto_goes_on_with_another_number_and_the_metrics_tell(tmp_path, monkeyp
         zeros = np.zeros(5, np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
         size = fitting.pop(0)
-        yield evaluate.Progress(
-            0, batch.image, None, scores, zeros == 0, zeros, None, 1, 1, 1, size
-        )
+        yield evaluate.Progress(0, batch.image, None, scores, zeros == 0, zeros, 1, 1, 1, size)
 
     monkeypatch.setattr(experiments, "evaluate", still)
     experiment = experiments.ratio(TASK, 0)

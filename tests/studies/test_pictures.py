@@ -248,7 +248,7 @@ def test_the_texts_tell_what_happened(tmp_path: Path, drawn: list[Figure]) -> No
     arrays["solved"][0, :1] = arrays["solved"][1, :2] = arrays["solved"][2] = True
     pictures.refinement(tmp_path / "new.png", moments(arrays), "balanced")
     assert texts_of(drawn[0]) == [
-        "Iterative partial refinement",
+        "Refinement",
         "1 of 4 balanced in the first pass, 4 of 4 after 20 iterations",
         *("first pass", "1 of 4 balanced"),
         *("1 iteration", "2 of 4 balanced"),

@@ -48,7 +48,7 @@ def test_what_a_method_chooses_by_is_named():
         ("dfs", {"budget": 47}, "budget must be at least a first pass, 48 here, got 47"),
         ("sop", {"budget": 60}, "budget must hold a round of Paths, got 60"),
         ("dfs", {"verifier": "me"}, "a verifier of mini-sudoku must be one of .*, got 'me'"),
-        ("das", {"verifier": "oracle"}, "gradient must be False for a score that is not diff"),
+        ("das", {"verifier": "oracle"}, "gradient must be False where the score is not diff"),
         ("langevin", {"verifier": "oracle"}, "verifier must be differentiable"),
     ],
 )
@@ -137,3 +137,14 @@ def test_every_search_streams(name):
     clue = ~np.kron(batch.editable, np.ones((8, 8), bool))
     np.testing.assert_array_equal(np.asarray(whole.image)[clue], batch.image[clue])
     assert isinstance(method, Particles) == (name in ipr_jax.methods.PUBLISHED)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", search.METHODS)
+def test_every_search_works_with_64_bits(name):
+    method = made(name, 150)
+    batch, keys = TASK.test_batch(0, np.arange(2)), ipr_jax.sample_keys(jax.random.key(0), 2)
+    with jax.enable_x64(True):
+        found = ipr_jax.solve(fake, keys, batch.image, batch.editable, method=method)
+    assert found.image.dtype == np.float32
+    assert np.asarray(found.finite).all()
