@@ -119,7 +119,10 @@ def test_a_stream_too(number):
         (ipr_jax.refine, {"iterations": 2}),
         (ipr_jax.stream, {"iterations": 2}),
         (ipr_jax.solve, {"method": ipr_jax.Refinement(iterations=2), "slots": 8}),
-        (ipr_jax.solve, {"method": ipr_jax.Annealed(iterations=3), "slots": 8}),
+        pytest.param(
+            *(ipr_jax.solve, {"method": ipr_jax.Annealed(iterations=3), "slots": 8}),
+            marks=pytest.mark.heavy,
+        ),
     ],
 )
 def test_devices_exchange_nothing(driver, options):

@@ -200,7 +200,13 @@ def test_every_public_name_is_used():
     assert sorted(names) == sorted(ipr_jax.__all__)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+SLOW = "nothing compiled, no promotion"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [*sorted(SETTINGS.keys() - {SLOW}), pytest.param(SLOW, marks=pytest.mark.heavy)],
+)
 def test_results_and_their_dtypes_do_not_depend_on_the_settings(setting, plain):
     with SETTINGS[setting]():
         found = {name: use() for name, use in USES.items()}

@@ -134,7 +134,10 @@ def stream(task: str, options: StreamOptions) -> Path:
     took, compiled = streamed.seconds, streamed.compile_seconds
     say(f"{took:.0f} s, after {compiled:.0f} s of compilation")
     say_broken(line["not_finite"])
-    say_chosen(kind)
+    if options.stop == "verified":
+        say("a verifier chose when to stop: not rates of refinement without one", "yellow")
+    else:
+        say_chosen(kind)
     say(f"\nwritten: {folder}")
     return folder
 

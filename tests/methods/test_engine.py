@@ -95,7 +95,9 @@ IPR = Refinement(
 METHODS = {
     "ipr": IPR.on(GRID),
     "remask": Remask(),
-    "annealed": Annealed(iterations=5, cycles=2, finish_steps=3).on(GRID),
+    # At this level products are exact: which of two a sum is fused with differs between programs
+    # where XLA does not optimise, as in the tests.
+    "annealed": Annealed(iterations=5, cycles=2, finish_steps=3, finish_level=0.5).on(GRID),
 }
 
 

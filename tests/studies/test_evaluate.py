@@ -85,6 +85,7 @@ def test_the_batch_size_changes_nothing_and_is_compiled_once(whole, batch):
     assert calls == 1  # of all passes
 
 
+@pytest.mark.heavy
 def test_nor_does_it_with_a_real_model(tiny_model, batch):
     experiment = Refinement(iterations=2)
     whole, parts = (

@@ -393,7 +393,10 @@ def test_evaluate_reports_all_that_the_task_scores(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("task", "config"),
-    [("mnist-sudoku", MNISTConfig()), ("counting-stars", counting_polygons.STARS.counts)],
+    [
+        ("mnist-sudoku", MNISTConfig()),
+        pytest.param("counting-stars", counting_polygons.STARS.counts, marks=pytest.mark.heavy),
+    ],
 )
 def test_a_classifier_counts_for_its_task_alone(tmp_path, task, config):
     network = build(config)

@@ -70,6 +70,7 @@ def test_the_experiment_has_every_method_with_every_verifier():
     assert max(budgets) == 4 * 48
 
 
+@pytest.mark.heavy
 def test_a_search_is_a_command(tiny_folder, tmp_path):
     words = ("refine", "--task", "mini-sudoku", "--model", tiny_folder, "--samples", 3)
     searching = ("--method", "bfs", "--verifier", "oracle", "--budget", 100, "--seed", 4)
