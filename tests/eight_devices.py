@@ -95,6 +95,7 @@ def test_every_sample_is_what_one_device_makes_of_it(number):
             np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.heavy
 def test_a_transformer_makes_the_same_samples_on_each():
     model = PatchTransformer(TRANSFORMER, rngs=rngs(0))
     puzzles = get_task("mini-sudoku").test_batch(0, np.arange(9))
@@ -118,10 +119,9 @@ def test_a_stream_too(number):
     [
         (ipr_jax.refine, {"iterations": 2}),
         (ipr_jax.stream, {"iterations": 2}),
-        (ipr_jax.solve, {"method": ipr_jax.Refinement(iterations=2), "slots": 8}),
-        pytest.param(
-            *(ipr_jax.solve, {"method": ipr_jax.Annealed(iterations=3), "slots": 8}),
-            marks=pytest.mark.heavy,
+        *(
+            pytest.param(*(ipr_jax.solve, {"method": method, "slots": 8}), marks=pytest.mark.heavy)
+            for method in (ipr_jax.Refinement(iterations=2), ipr_jax.Annealed(iterations=3))
         ),
     ],
 )

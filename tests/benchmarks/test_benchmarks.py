@@ -385,6 +385,7 @@ def test_a_large_run_is_measured(tmp_path):
         large.main(args)
 
 
+@pytest.mark.heavy
 def test_minutes_of_training_end_with_a_card(tmp_path, monkeypatch):
     recipe = RECIPES["mini-sudoku-transformer"]
     model = dataclasses.replace(recipe.model, hidden_width=16)

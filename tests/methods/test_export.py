@@ -35,6 +35,7 @@ assert not {"ipr_jax", "flax"} & set(sys.modules)
 """A second batch of another size, and that no library was there."""
 
 
+@pytest.mark.heavy
 def test_the_documented_lines_run_without_the_library_and_equal_it(
     tiny_folder, tiny_model, rng, tmp_path, monkeypatch
 ):

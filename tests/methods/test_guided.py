@@ -9,19 +9,9 @@ import numpy as np
 import pytest
 
 import ipr_jax
-from ipr_jax import (
-    Backtracking,
-    Cycles,
-    Guided,
-    Langevin,
-    Paths,
-    Prediction,
-    Refinement,
-    Rollover,
-    Sampling,
-)
+from ipr_jax import Prediction, Refinement, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import engine
+from ipr_jax.methods import Backtracking, Cycles, Guided, Langevin, Paths, Rollover, engine
 from ipr_jax.methods.engine import FOREVER, Problem
 from ipr_jax.methods.scores import verifier
 

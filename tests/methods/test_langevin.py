@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import ipr_jax
-from ipr_jax import Langevin, Prediction, Sampling
+from ipr_jax import Prediction, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import walk
+from ipr_jax.methods import Langevin, walk
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.langevin import guide, recur
 from ipr_jax.methods.scores import verifier

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import ipr_jax
-from ipr_jax import Cycles, Paths, Prediction, Sampling
+from ipr_jax import Prediction, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import engine, walk
+from ipr_jax.methods import Cycles, Paths, engine, walk
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.scores import verifier
 from ipr_jax.sampling.step import PassState

@@ -537,10 +537,13 @@ def laws(steps_per_patch, stochasticity, iterations, start=None):
     return [np.stack([one, *more]) for one, more in zip(law(start), refined, strict=True)]
 
 
-HEAVY = [pytest.param(s, 5, 5 * np.sqrt(5), marks=pytest.mark.heavy) for s in (0.5, 1.0)]
+HEAVY = [
+    pytest.param(*each, marks=pytest.mark.heavy)
+    for each in ((0.0, 3, 5), *((s, 5, 5 * np.sqrt(5)) for s in (0.5, 1.0)))
+]
 
 
-@pytest.mark.parametrize(("stochasticity", "iterations", "deviations"), [(0.0, 3, 5), *HEAVY])
+@pytest.mark.parametrize(("stochasticity", "iterations", "deviations"), HEAVY)
 def test_the_gaussian_law_is_generated_and_kept_by_refinement(
     stochasticity, iterations, deviations
 ):

@@ -7,8 +7,9 @@ import pytest
 from conftest import golden
 
 import ipr_jax
-from ipr_jax import Prediction, Rollover, Sampling
+from ipr_jax import Prediction, Sampling
 from ipr_jax.core import patches
+from ipr_jax.methods import Rollover
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.scores import verifier
 

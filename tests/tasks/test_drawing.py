@@ -116,6 +116,7 @@ def test_digits_that_are_not_distorted_stay_as_they_are():
     np.testing.assert_allclose(same, images, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_a_run_with_drawn_boards_continues_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(boards, "TABLE_SIZE", 32)
     model = TransformerConfig(
