@@ -199,19 +199,22 @@ def _run(
     else:
         state = jax.tree.map(jnp.asarray, done[1])
     compiled = before = time.perf_counter()
+    found: Any = None
     for iteration in iterations:
-        run = partial(advance, passes=iteration + experiment.passes - last)
-        (state, scores), size = memory.halving(
-            lambda each: in_parts(each, run, problem, state),  # noqa: B023
-            size,
-        )
-        finite, nfe, scores = jax.device_get((state.finite, state.costs.nfe, scores))
+        if found is None or not found[-1]:  # once all are done, nothing changes any more
+            run = partial(advance, passes=iteration + experiment.passes - last)
+            (state, scores), size = memory.halving(
+                lambda each: in_parts(each, run, problem, state),  # noqa: B023
+                size,
+            )
+            found = jax.device_get((state.finite, state.costs.nfe, scores, state.done.all()))
+        finite, nfe, told, _ = found
         now = time.perf_counter()
         yield Progress(
             iteration=iteration,
             image=state.image,
             state=state,
-            scores=_of_finite(scores, finite),
+            scores=_of_finite(told, finite),
             finite=finite,
             nfe=nfe.astype(np.int64),
             compile_seconds=compiled - start,
