@@ -108,7 +108,7 @@ def _draw_curves(axes: Axes, panel: Panel, start: str) -> None:
             linestyle=(0, (DASHES * (1 - number / arms), DASHES * number / arms)),
             marker="o",
             markersize=3,
-            markevery=(number, arms),
+            markevery=(number, arms) if len(value) > 3 * arms else 1,
             label=f"{name}: {panel.text(value[0])} to {panel.text(value[-1])}",
         )
         axes.fill_between(places, low, high, color=colours[number], alpha=0.18, lw=0)
