@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -18,11 +18,12 @@ class EvaluateOptions(BatchOptions, RefinementOptions):
 
     Attributes:
         samples: how many test samples.
-        iterations: iterations after the first pass.
+        iterations: of ipr, after the first pass (50); of annealed, in a cycle (40).
     """
 
+    USUAL: ClassVar[int] = 50
     samples: int = 500
-    iterations: int = 50
+    iterations: int | None = None
 
 
 def command_of(task: str) -> Callable[..., Path]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 
@@ -146,6 +146,8 @@ class PassOptions:
         noise: fresh noise in every iteration, or the initial one again.
     """
 
+    # Iterations of ipr.
+    USUAL: ClassVar[int] = 20
     method: str | None = None
     verifier: str | None = None
     budget: int | None = None
@@ -230,7 +232,7 @@ class PassOptions:
         with naming({name: f"first_{name}" for name in ("steps_per_patch", "overlap")}):
             first = sampling(first, self.first_steps_per_patch, self.first_overlap)
         return Refinement(
-            iterations=20 if self.iterations is None else self.iterations,
+            iterations=self.USUAL if self.iterations is None else self.iterations,
             ratio=self.ratio,
             select=_known("regions", self.regions or "fresh", REGIONS),
             noise=_known("noise", self.noise, NOISES),
