@@ -93,16 +93,17 @@ def as_published(task: Task, iterations: int, **changes: Any) -> Refinement:
     return Refinement(**{"iterations": iterations, "first": first, "later": later} | changes)
 
 
-def plain(task: Task, refinement: Refinement) -> Experiment:
-    """One refinement, and all that the task reports of it."""
+def plain(task: Task, refinement: Any) -> Experiment:
+    """One method, and all that the task reports of it; the paper's numbers are beside its own."""
     scores = (*task.rates, *task.means)
+    published = PUBLISHED if isinstance(refinement, Refinement) else {}
     return Experiment(
         title="Refinement",
         source="IPR, figures 3a, 4 and 5",
         arms={"refined": Arm(refinement=refinement)},
         reference=None,
         scores=scores,
-        published={name: {"refined": PUBLISHED[name]} for name in scores if name in PUBLISHED},
+        published={name: {"refined": published[name]} for name in scores if name in published},
     )
 
 
