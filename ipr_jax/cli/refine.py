@@ -36,6 +36,9 @@ from ipr_jax.studies.shards import Storage
 from ipr_jax.tasks import Batch, Task
 from ipr_jax.tasks.sudoku import names
 
+MOST_DOUBTED = 3
+"""Cells of a puzzle that are named as doubted."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
@@ -160,7 +163,7 @@ def refine(options: RefineOptions) -> Path:
 
         report.write(folder, report.of_run(folder, task, start))
     if options.puzzle is not None:
-        _say_puzzle(task, folder, sample.label[0], lines[-1])
+        _say_puzzle(task, folder, sample.label[0], lines[-1], start)
     say(f"\nwritten: {folder}")
     return folder
 
@@ -201,7 +204,9 @@ def _source(task: Task, options: RefineOptions) -> Callable[[np.ndarray], Batch]
     return lambda indices: Batch(*(part.repeat(len(indices), axis=0) for part in puzzle))
 
 
-def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line) -> None:
+def _say_puzzle(
+    task: Task, folder: Path, given: np.ndarray, line: metrics.Line, start: str
+) -> None:
     """The board of a puzzle before and after, and what has become of it: a solved one of several
     tries, if there is any.
     """
@@ -216,10 +221,10 @@ def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line)
         say(f"\n{solved} of {tries} tries are {task.headline}{chosen}")
     assert task.format_sample is not None
     assert task.explain is not None
-    for title, which in (("first_pass", 0), ("refined", -1)):
+    for name, title, which in (("first_pass", start, 0), ("refined", "refined", -1)):
         verdict = task.headline if shown[task.headline][which, try_] else f"not {task.headline}"
-        say(f"\n{title.replace('_', ' ')} ({verdict}), given cells in brackets", "bold")
-        say(task.format_sample(shards.to_float(shown[title][try_]), given))
+        say(f"\n{title} ({verdict}), given cells in brackets", "bold")
+        say(task.format_sample(shards.to_float(shown[name][try_]), given))
     history = shown[task.headline][:, try_]
     if history[-1]:
         since = int(np.flatnonzero(~history).max(initial=-1)) + 1
@@ -229,8 +234,12 @@ def _say_puzzle(task: Task, folder: Path, given: np.ndarray, line: metrics.Line)
     explained = task.explain(shards.to_float(shown["refined"][try_]), given)
     doubted = ""
     if "doubt" in shown:
-        cells = names(shown["doubt"][try_] >= Annealed.calm)
-        doubted = f"; the network doubts {' '.join(cells) or 'none of its cells'}"
+        doubt = np.where(given == 0, shown["doubt"][try_], 0)
+        worst = doubt >= np.sort(doubt, axis=None)[-MOST_DOUBTED:].min()
+        cells = (
+            names(worst & (doubt > 0)) if doubt.sum() >= Annealed.calm else ["none of its cells"]
+        )
+        doubted = f"; the network doubts {' '.join(cells)}"
     say(f"\nThe board is {verdict} {when}; {explained}{doubted}.")
 
 

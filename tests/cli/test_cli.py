@@ -242,6 +242,21 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
     assert line["samples"] == 1
 
 
+def test_annealed_refinement_of_a_puzzle_names_the_cells_that_are_doubted(tiny_folder, work):
+    """Of 16 cells, so that the task need not be said."""
+    words = ("--puzzle", "1..4 .... .3.. ....", "--iterations", 2, "--cycles", 2, "--out", "run")
+    code, out, err = call("refine", "--model", tiny_folder, *words)
+    assert (code, err) == (0, "")
+    assert "first guess (" in out
+    assert "first pass" not in out
+    (found,) = ipr_jax.shards.read(work / "run")
+    given = np.array([[1, 0, 0, 4], [0] * 4, [0, 3, 0, 0], [0] * 4])
+    doubt = np.where(given == 0, found["doubt"][0], 0)
+    worst = np.argsort(-doubt, axis=None)[:3]
+    cells = " ".join(f"r{i // 4 + 1}c{i % 4 + 1}" for i in sorted(worst.tolist()))
+    assert out.split("the network doubts ")[1].startswith(f"{cells}.")
+
+
 def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, monkeypatch):
     """The fourth of five, in the second file; none of the others is."""
     solved = TASK.corrupted(1).test_batch(0, np.arange(1)).label[0]
