@@ -251,7 +251,7 @@ class Rounds:
     def cost(self, rounds: int) -> int:
         """Network evaluations that no problem exceeds."""
         length = jnp.asarray(self.walk.settings.plan.num_steps)
-        size = jnp.arange(len(length))
+        size = jnp.arange(len(length), dtype=jnp.int32)
         total = self.target(length, size, jnp.zeros_like(size))
         for number in range(rounds):
             here, there = (

@@ -245,7 +245,8 @@ class Proposals:
         rows = walk.particles(problem, self.chains)
         begun = self.walk.begin(rows)
         t = schedule.levels(self.walk.plan(rows.editable), begun.start, 0)
-        zeros, none = jnp.zeros(rows.keys.shape, jnp.int32), jnp.full(rows.keys.shape, -jnp.inf)
+        zeros = jnp.zeros(rows.keys.shape, jnp.int32)
+        none = jnp.full(rows.keys.shape, -jnp.inf, jnp.float32)
         quota = self._table(rows).share
         image = jnp.zeros_like(begun.z)
         spot = Spot(begun, Prediction(image, image, jnp.ones_like(t)))
