@@ -10,12 +10,12 @@ import numpy as np
 import tyro
 
 from ipr_jax.cli.options import BatchOptions, Opened, TaskOptions, refuse_idle, same_folder
-from ipr_jax.cli.shown import SHOWN_ITERATIONS, say_broken, table_of
+from ipr_jax.cli.shown import SHOWN_ITERATIONS, say_broken, say_chosen, table_of
 from ipr_jax.cli.terminal import progress, say, show
 from ipr_jax.interrupts import interruptible
 from ipr_jax.models import compute_in
 from ipr_jax.runtime import Size, environment
-from ipr_jax.studies import evaluate, experiments
+from ipr_jax.studies import evaluate, experiments, search
 from ipr_jax.tasks import Task
 
 
@@ -91,6 +91,7 @@ def compare(
         ValueError: bad options, or the folder holds something else.
     """
     task, model, described = opened
+    chosen = {label: search.kind_of(arm.refinement) for label, arm in experiment.arms.items()}
     lines = experiments.run(
         experiment,
         task,
@@ -99,7 +100,9 @@ def compare(
         samples=samples,
         seed=options.seed,
         batch_size=batch_size,
-        settings=described | {"precision": options.precision} | environment.describe(),
+        settings=described
+        | {"precision": options.precision, "verifiers": {k: v for k, v in chosen.items() if v}}
+        | environment.describe(),
     )
     found: dict[str, list[experiments.Line]] = {label: [] for label in experiment.arms}
     total = sum(evaluate.last_iteration(arm.refinement) + 1 for arm in experiment.arms.values())
@@ -122,6 +125,7 @@ def compare(
         more = np.diff(broken, prepend=0)
         named = [f"{more[which]} at iteration {which}" for which in np.flatnonzero(more)]
         say_broken(broken[-1], named)
+        say_chosen(chosen[label])
     _say_differences(experiment, folder)
     _draw(folder / f"{name}.png", experiment, task, found, samples)
     if not (folder / "report.html").exists():
@@ -165,15 +169,18 @@ def _draw(
         }
         if not bands:
             continue
-        spent = None
-        if experiment.at_equal_cost:
+        spent, families = None, any(arm.family for arm in experiment.arms.values())
+        if experiment.at_equal_cost and families:
             bands, spent = _by_family(experiment, bands, found)
+        elif experiment.at_equal_cost:
+            bands = {label: band[-1:] for label, band in bands.items()}
         published = experiment.published.get(score, {})
         panels.append(curves.Panel(score.replace("_", " "), share, bands, published, spent))
     if panels and not path.exists():
         title = f"{experiment.title}: {task.name}, {samples} samples"
         starts = dict.fromkeys(arm.refinement.start for arm in experiment.arms.values())
-        curves.curves(path, panels, title, " or ".join(starts))
+        when = "at the end" if experiment.at_equal_cost else " or ".join(starts)
+        curves.curves(path, panels, title, when)
 
 
 def _by_family(

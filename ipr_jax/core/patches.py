@@ -25,6 +25,11 @@ def patch_mean(pixels: jax.Array, patch_size: int) -> jax.Array:
     return pixels.reshape(batch, h, patch_size, w, patch_size).mean(axis=(2, 4))
 
 
+def mean_square(one: jax.Array, other: jax.Array, patch_size: int) -> jax.Array:
+    """Mean square difference of images [B, H, W, C] by patch: [B, h, w]."""
+    return patch_mean(((one - other) ** 2).mean(axis=3), patch_size)
+
+
 def tokens(image: jax.Array, patch_size: int) -> jax.Array:
     """The pixels of every patch, patches row by row: [B, H, W, C] -> [B, P, S S C]."""
     batch, height, width, channels = image.shape

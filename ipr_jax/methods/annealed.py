@@ -30,6 +30,7 @@ from ipr_jax.methods import engine, selection
 from ipr_jax.methods.engine import INPUT, Problem, State, by_sample
 from ipr_jax.methods.selection import INFORMED, Seen, Selection
 from ipr_jax.sampling import flow, renoise
+from ipr_jax.sampling import step as steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,6 @@ class Annealed:
         ratio: the share of the editable patches that the first and the last of them hide, in (0, 1]
             and not rising; in between it falls evenly.
         cycles: how many at most, at least 1; the sample that is doubted least is kept.
-        again: the share that those after the first begin with, in (0, 1] and at least the last; 1 =
-            all begin anew.
         calm: the doubt, summed over the patches, below which a sample needs no other cycle, at
             least 0; 0 = it has them all.
         select: which patches an iteration hides; by default rather those that the network disagreed
@@ -59,7 +58,6 @@ class Annealed:
     iterations: int = 40
     ratio: tuple[float, float] = (1.0, 0.1)
     cycles: int = 4
-    again: float = 1.0
     calm: float = 0.01
     select: Selection = INFORMED
     from_noise: bool = True
@@ -75,10 +73,8 @@ class Annealed:
         check.count("finish_steps", self.finish_steps, least=0)
         for ratio in self.ratio:
             selection.region_sizes(1, ratio)
-        for name, first in (("ratio", self.ratio[0]), ("again", self.again)):
-            check.number(name, first, lambda value: 0 < value <= 1, "in (0, 1]")
-            if first < self.ratio[1]:
-                raise ValueError(f"{name} must not rise, got {first} to {self.ratio[1]}")
+        if self.ratio[0] < self.ratio[1]:
+            raise ValueError(f"ratio must not rise, got {self.ratio[0]} to {self.ratio[1]}")
         check.number("calm", self.calm, lambda value: 0 <= value < math.inf, "at least 0")
         check.function(
             "select", self.select, "(keys, iteration, grid) -> scores, see selection.Selection"
@@ -103,10 +99,7 @@ class Annealed:
 
     def on(self, grid: tuple[int, ...]) -> "Annealing":
         """The method for a grid of patches (h, w)."""
-        firsts = [self.ratio[0], *[self.again] * (self.cycles - 1)]
-        ratios = np.concatenate(
-            [np.linspace(first, self.ratio[1], self.iterations) for first in firsts]
-        )
+        ratios = np.linspace(*self.ratio, self.iterations)
         sizes = [selection.region_sizes(grid[0] * grid[1], ratio) for ratio in ratios]
         levels = np.linspace(self.finish_level, 0, self.finish_steps + 1, dtype=np.float32)
         return Annealing(
@@ -158,7 +151,7 @@ class Annealing:
     """The method for a grid; ``Annealed.on`` makes it.
 
     Attributes:
-        sizes: int32 [T, P + 1], how many of n editable patches an iteration hides, of all cycles.
+        sizes: int32 [T, P + 1], how many of n editable patches an iteration of a cycle hides.
         levels: float32 [F + 1], of the finish, before its steps and after the last.
         stochasticity: float32 scalar.
         calm: float32 scalar.
@@ -183,18 +176,16 @@ class Annealing:
             image = renoise(image, problem.editable, random_keys.normal(drawn, image.shape[1:]))
         seen = selection.nothing_seen(image, problem.editable)
         best = Best(seen, jnp.full(step.shape, jnp.inf, jnp.float32)) if self.cycles > 1 else None
-        memory = Memory(seen, best, step, jnp.full_like(step, len(self.sizes)))
+        memory = Memory(seen, best, step, jnp.full_like(step, self.cycles * len(self.sizes)))
         z, t = self._hide(problem, memory)
         return engine.begin(problem, z, t, memory)._replace(image=image)
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
         """Keep what was predicted and hide something else; in the finish, move all together."""
         hiding, step = state.memory.step < state.memory.finish, state.memory.step + 1
-        patch = state.z.shape[1] // state.t.shape[1]
-        hidden, level = state.t > 0, patches.expand(state.t, patch)
-        seen, clean = state.memory.seen, flow.clean_image(state.z, level, prediction.velocity)
-        guess = renoise(seen.image, hidden, clean)
-        change = patches.patch_mean(((guess - seen.image) ** 2).mean(axis=3), patch)
+        patch, hidden, seen = state.z.shape[1] // state.t.shape[1], state.t > 0, state.memory.seen
+        guess = steps.clean(state.z, state.t, prediction)
+        change = patches.mean_square(guess, seen.image, patch)
         seen = Seen(
             image=guess,
             doubt=jnp.where(hidden, change, seen.doubt),
@@ -223,7 +214,7 @@ class Annealing:
             memory=memory,
         )
 
-    def doubt(self, state: State) -> jax.Array:
+    def doubts(self, state: State) -> jax.Array:
         """By how much the network doubts each patch of the answer, before the finish, [B, h, w]."""
         best = state.memory.best
         return (state.memory.seen if best is None else best.seen).doubt
@@ -231,7 +222,7 @@ class Annealing:
     def _keep_best(self, problem: Problem, memory: Memory, hiding: jax.Array) -> Memory:
         """At the end of a cycle, go on from the best so far, or to the finish if it is calm."""
         assert memory.best is not None
-        ended = hiding & (memory.step % (len(self.sizes) // self.cycles) == 0)
+        ended = hiding & (memory.step % len(self.sizes) == 0)
         doubt = jnp.where(problem.editable, memory.seen.doubt, 0).sum(axis=(1, 2))
         better = ended & ~(doubt > memory.best.doubt)
         best = jax.tree.map(partial(by_sample, better), Best(memory.seen, doubt), memory.best)
@@ -271,7 +262,7 @@ class Annealing:
         scores = selection.ask(
             self.select, problem.keys, step, editable.shape[1:], seen=memory.seen
         )
-        row = jnp.minimum(step, len(self.sizes) - 1)
-        hidden = selection.choose(scores, editable, self.sizes[row, editable.sum(axis=(1, 2))])
+        sizes = self.sizes[step % len(self.sizes), editable.sum(axis=(1, 2))]
+        hidden = selection.choose(scores, editable, sizes)
         noise = selection.fresh_noise(problem.keys, step, image.shape[1:])
         return renoise(image, hidden, noise), hidden.astype(jnp.float32)

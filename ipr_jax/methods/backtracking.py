@@ -24,6 +24,7 @@ from ipr_jax.methods.engine import Problem, State, by_sample
 from ipr_jax.methods.scores import Verifier
 from ipr_jax.methods.walk import Walk
 from ipr_jax.sampling import FIRST_PASS, Sampling, schedule
+from ipr_jax.sampling import step as steps
 from ipr_jax.sampling.step import PassState
 
 
@@ -159,7 +160,7 @@ class DepthFirst:
             costs=state.costs._replace(nve=state.costs.nve + checked.astype(jnp.int32)),
             memory=memory._replace(start=after.start, step=memory.step + 1),
         )
-        image = walk.clean(before.z, state.t, prediction)
+        image = steps.clean(before.z, state.t, prediction)
         level = by_sample(memory.step + 1 >= plan.num_steps, jnp.zeros_like(state.t), state.t)
         state = jax.lax.cond(
             checked.any(),

@@ -16,12 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ipr_jax.core import Denoiser, Prediction, check, patches
-from ipr_jax.core import keys as random_keys
-from ipr_jax.methods import engine
+from ipr_jax.methods import engine, selection
 from ipr_jax.methods.engine import FOREVER, Problem, State
 from ipr_jax.methods.solving import advance_on, begin_on, spread
 from ipr_jax.runtime import Program, driver, sharding
-from ipr_jax.sampling import flow, rank, renoise
+from ipr_jax.sampling import rank, renoise, step
 
 PARTS = 4
 """Into how many parts a sample is dealt: fewer hide more of what a patch follows from."""
@@ -29,26 +28,8 @@ PARTS = 4
 
 def deal(keys: jax.Array, grid: tuple[int, ...], parts: int) -> jax.Array:
     """The part of every patch, int32 [B, h, w] in [0, parts); parts differ by at most a patch."""
-    uniform = random_keys.uniform(random_keys.iteration_keys(keys, 0).region, grid)
+    uniform = selection.fresh_regions(keys, 0, grid)
     return rank(uniform, jnp.ones(uniform.shape, bool)) % parts
-
-
-def hide(keys: jax.Array, image: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Images with some patches, bool [B, h, w], behind noise, and the noise levels."""
-    noise = random_keys.normal(random_keys.iteration_keys(keys, 0).noise, image.shape[1:])
-    return renoise(image, hidden, noise), hidden.astype(jnp.float32)
-
-
-def disagreement(image: jax.Array, z: jax.Array, t: jax.Array, prediction: Prediction) -> jax.Array:
-    """By how much, mean square, a prediction differs from an image: float32 [B, h, w]."""
-    patch = z.shape[1] // t.shape[1]
-    guess = flow.clean_image(z, patches.expand(t, patch), prediction.velocity)
-    return patches.patch_mean(((guess - image) ** 2).mean(axis=3), patch)
-
-
-def worst(doubt: jax.Array) -> jax.Array:
-    """The doubt about a sample is that about its worst patch: [B, h, w] -> [B]."""
-    return doubt.max(axis=(1, 2))
 
 
 class Memory(NamedTuple):
@@ -80,20 +61,18 @@ class Doubting:
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
         """Compare what was hidden and hide the next part."""
-        found = disagreement(problem.image, state.z, state.t, prediction)
+        clean = step.clean(state.z, state.t, prediction)
+        found = patches.mean_square(clean, problem.image, clean.shape[1] // state.t.shape[1])
         memory = Memory(jnp.where(state.t > 0, found, state.memory.doubt), state.memory.part + 1)
         z, t = self._hide(problem, memory.part)
         done = memory.part >= self.parts
         return state._replace(z=z, t=t, done=state.done | done, memory=memory)
 
     def _hide(self, problem: Problem, part: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hidden = deal(problem.keys, problem.editable.shape[1:], self.parts) == _patch(part)
-        return hide(problem.keys, problem.image, hidden)
-
-
-def _patch(part: jax.Array) -> jax.Array:
-    """Numbers [B] in a shape that broadcasts to [B, h, w]."""
-    return part[:, None, None]
+        dealt = deal(problem.keys, problem.editable.shape[1:], self.parts)
+        hidden = dealt == part[:, None, None]
+        noise = selection.fresh_noise(problem.keys, 0, problem.image.shape[1:])
+        return renoise(problem.image, hidden, noise), hidden.astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -125,7 +104,8 @@ def doubts(
 
     Returns:
         Float32 [B, h, w], mean square by which a patch, clues too, differs from its prediction.
-        ``worst`` of it tells samples that hold together from those that do not.
+        That is also how unusual a texture is: what annealed refinement doubts, before its finish,
+        tells more.
 
     Raises:
         ValueError: keys, images and grid do not belong together, a pixel is not finite, or a number

@@ -26,6 +26,7 @@ from ipr_jax.methods.ipr import IPR, Refinement
 from ipr_jax.methods.resampling import RESAMPLERS, Resampler
 from ipr_jax.methods.scores import Verifier, evaluate
 from ipr_jax.sampling import renoise
+from ipr_jax.sampling import step as steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,9 +192,10 @@ class Listening:
         )
 
         def aimed(keys: jax.Array, number: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:
-            """The first of exponential clocks: by weight, without replacement."""
-            uniform = selection.fresh_regions(keys, number, grid)
-            return -jnp.log1p(-uniform) / (walk.flat(heard.doubt) + self.least)
+            """Rather those that are doubted."""
+            del grid
+            weights = walk.flat(heard.doubt) + self.least
+            return selection.weighted_regions(keys, number, jnp.log(weights))
 
         method = self.ipr if self.doubt is None else dataclasses.replace(self.ipr, select=aimed)
         counts = (state.iteration, state.done, state.finite, state.costs)
@@ -233,7 +235,7 @@ class Listening:
     ) -> "Heard":
         """Ask the verifiers about what iterations end in."""
         memory, number = state.memory, self.ipr.first + state.iteration
-        image, level = walk.clean(state.z, state.t, prediction), jnp.zeros_like(state.t)
+        image, level = steps.clean(state.z, state.t, prediction), jnp.zeros_like(state.t)
         score, doubt = jnp.zeros_like(memory.score), memory.doubt
         if self.verifier is not None:
             score = evaluate(self.verifier, image, level, prediction)

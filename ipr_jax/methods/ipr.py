@@ -294,7 +294,7 @@ class IPR:
         """What was seen, after a pass. What stood in a patch before the first one is not known."""
         memory = state.memory
         region, patch = memory.plan.region, state.z.shape[1] // state.t.shape[1]
-        change = patches.patch_mean(((state.z - state.image) ** 2).mean(axis=3), patch)
+        change = patches.mean_square(state.z, state.image, patch)
         known = region & (number > 0)[:, None, None]
         return Seen(
             image=state.z,

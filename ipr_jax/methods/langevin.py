@@ -31,7 +31,8 @@ from ipr_jax.methods import engine, walk
 from ipr_jax.methods.engine import Problem, State
 from ipr_jax.methods.scores import Verifier, evaluate
 from ipr_jax.methods.walk import Walk
-from ipr_jax.sampling import FIRST_PASS, Sampling, schedule, step
+from ipr_jax.sampling import FIRST_PASS, Sampling, schedule
+from ipr_jax.sampling import step as steps
 from ipr_jax.sampling.step import PassState
 
 TINY = np.finfo(np.float32).tiny
@@ -140,14 +141,14 @@ def guide(
         t = 1.
     """
     patch = z.shape[1] // t.shape[1]
-    level, image = patches.expand(t, patch), walk.clean(z, t, prediction)
+    level, image = patches.expand(t, patch), steps.clean(z, t, prediction)
 
     def of_image(image: jax.Array) -> jax.Array:
         return evaluate(verifier, image, t, prediction).sum()
 
     def of_z(z: jax.Array) -> jax.Array:
-        found = step.predict(through, z, t)  # pyright: ignore[reportArgumentType]
-        return evaluate(verifier, walk.clean(z, t, found), t, found).sum()
+        found = steps.predict(through, z, t)  # pyright: ignore[reportArgumentType]
+        return evaluate(verifier, steps.clean(z, t, found), t, found).sum()
 
     def uphill(score: Callable[[jax.Array], jax.Array], at: jax.Array) -> jax.Array:
         gradient = jax.grad(score)(at)

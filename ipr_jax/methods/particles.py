@@ -15,9 +15,7 @@ figure         the argument of G: reward, its difference, maximum  what is compa
 product        the product of the potentials along a lineage       here its logarithm
 =============  ==================================================  ===============================
 
-Particle 0 draws what a plain first pass draws. Of a problem's keys of that pass, the one of the
-region, which it does not use, is folded with i >= 1 into the key of particle i, and with 0 and the
-step into that of resampling.
+Particle 0 draws what a plain first pass draws, and all move as ``walk`` has it.
 
 Sources: SVDD (arXiv 2408.08252), DAS (2501.05803), FK steering (2501.06848), classical search
 (2505.23614), TreeG (2502.11420), DSearch (2503.02039).
@@ -31,14 +29,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ipr_jax.core import Prediction, check, patches
 from ipr_jax.core import keys as random_keys
-from ipr_jax.methods import engine, resampling, scores
+from ipr_jax.methods import engine, resampling, scores, walk
 from ipr_jax.methods.engine import Costs, Problem, State, by_sample
 from ipr_jax.methods.scores import Verifier
-from ipr_jax.sampling import FIRST_PASS, Order, Sampling, Settings, flow, renoise, schedule
+from ipr_jax.methods.walk import Walk
+from ipr_jax.sampling import FIRST_PASS, Sampling, flow, schedule
 from ipr_jax.sampling import step as steps
 
 TEMPERATURES = ("constant", "increase", "infinite")
@@ -163,14 +161,8 @@ class Particles:
                 "gradient must be False at an infinite temperature, got True; "
                 "valid with: constant, increase"
             )
-        noise = (self.sampling.stochasticity, self.sampling.temperature)
-        equal = any(not isinstance(value, Tracer) and value == 0 for value in noise)
-        if several and equal and (self.resampling or self.init == "shared"):
-            which = "resampling" if self.resampling else "a shared beginning"
-            raise ValueError(
-                f"stochasticity and temperature must be above 0 with {which}, got {noise[0]} and "
-                f"{noise[1]}: without noise, copies of a particle stay equal"
-            )
+        if several and (self.resampling or self.init == "shared"):
+            walk.check_noisy(self.sampling, "copies of a particle would stay equal")
 
     @classmethod
     def of(
@@ -212,8 +204,8 @@ class Particles:
 
     def on(self, grid: tuple[int, ...]) -> "Population":
         """The method for a grid of patches (h, w)."""
-        settings = self.sampling.settings(grid[0] * grid[1])
-        lengths = np.maximum(settings.plan.num_steps, 1)[:, None]
+        plan = self.sampling.settings(grid[0] * grid[1]).plan
+        lengths = np.maximum(plan.num_steps, 1)[:, None]
         step = np.arange(lengths.max() + 1)
         share = np.minimum(step / lengths, 1)  # of the pass that is over, [P + 1, steps]
         strength = np.full(share.shape, self.strength)
@@ -230,7 +222,7 @@ class Particles:
         kept = np.round(self.particles * (self.beam[0] + share * (self.beam[1] - self.beam[0])))
         name = "ssp" if self.resampling is None else self.resampling
         return Population(
-            settings=jax.tree.map(jnp.asarray, settings),
+            walk=Walk.of(self.sampling, grid),
             score=self.score,
             guide=self.guide,
             strength=jnp.asarray(strength, jnp.float32),
@@ -244,7 +236,6 @@ class Particles:
             particles=self.particles,
             selects=self.resampling is not None and self.particles > 1,
             gradient=self.gradient,
-            order=self.sampling.order,
         )
 
 
@@ -354,17 +345,17 @@ class Rows(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        *("settings", "score", "guide", "strength", "scored", "kept", "ess"),
+        *("walk", "score", "guide", "strength", "scored", "kept", "ess"),
         *("scoring", "resampling", "shared", "drawn"),
     ],
-    meta_fields=["particles", "selects", "gradient", "order"],
+    meta_fields=["particles", "selects", "gradient"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Population:
     """The method for a grid; ``Particles.on`` makes it. One program serves all that resample.
 
     Attributes:
-        settings: of the pass.
+        walk: the pass.
         score: to choose by, or None.
         guide: whose gradient, if it is not that of the score.
         strength: float32 [P + 1, K + 1], by size of the region and step; infinite = the limit.
@@ -378,10 +369,9 @@ class Population:
         particles: N.
         selects: whether particles are resampled.
         gradient: whether they move up the gradient.
-        order: of the pass.
     """
 
-    settings: Settings
+    walk: Walk
     score: Verifier | None
     guide: Verifier | None
     strength: jax.Array
@@ -395,33 +385,29 @@ class Population:
     particles: int
     selects: bool
     gradient: bool
-    order: Order
 
     def init(self, problem: Problem) -> State:
         """Before the first step of the pass."""
-        region, image, same = self._rows(problem.editable, problem.image, problem.keys)
-        keys = jnp.where(self.shared, same, self._keys(problem.keys, _search(problem)))
-        noise = random_keys.normal(random_keys.iteration_keys(keys, 0).noise, image.shape[1:])
-        plan = schedule.plan_pass(self.settings.plan, region)
-        begun = steps.init(renoise(image, region, noise), plan)
+        each, same = walk.particles(problem, self.particles), self._rows(problem.keys)
+        begun = self.walk.begin(each._replace(keys=jnp.where(self.shared, same, each.keys)))
         zeros = jnp.zeros((*problem.keys.shape, self.particles), jnp.float32)
         lowest = self.scoring == SCORINGS.index("max")
         memory = Memory(
-            start=self._by_problem(begun.start),
+            start=walk.grouped(begun.start, self.particles),
             step=jnp.zeros(problem.keys.shape, jnp.int32),
             history=jnp.where(lowest, -EXTREME, zeros),
             product=zeros,
             log_weights=zeros,
             scores=zeros,
         )
-        return engine.begin(problem, begun.z, schedule.levels(plan, begun.start, 0), memory)
+        t = schedule.levels(self.walk.plan(each.editable), begun.start, 0)
+        return engine.begin(problem, begun.z, t, memory)
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
         """Score and resample where it is time, then move every particle along its schedule."""
-        memory, search = state.memory, _search(problem)
-        size = problem.editable.sum(axis=(1, 2))
-        region, step = self._rows(problem.editable, memory.step)
-        plan = schedule.plan_pass(self.settings.plan, region)
+        memory, each = state.memory, walk.particles(problem, self.particles)
+        size, step = problem.editable.sum(axis=(1, 2)), self._rows(memory.step)
+        keys = walk.fresh_keys(problem.keys, 0, memory.step)
         rows = Rows(
             z=state.z,
             t=state.t,
@@ -436,53 +422,42 @@ class Population:
             now = self.scored[size, memory.step] & ~state.done
             rows, log_weights, costs = jax.lax.cond(
                 now.any(),
-                partial(self._select, random_keys.fold(search, 0), size, memory.step, now),
+                partial(self._select, keys, size, memory.step, now),
                 lambda *same: same,
                 rows,
                 log_weights,
                 costs,
             )
-        own = random_keys.iteration_keys(self._keys(problem.keys, search), 0)
-        order_keys, noise_keys = random_keys.split(own.denoise, 2)
-        noise = random_keys.normal(random_keys.fold(noise_keys, step), state.z.shape[1:])
-        moved, levels = steps.move(
-            rows.prediction,
-            plan,
-            steps.PassState(rows.z, rows.start),
-            step,
-            noise,
-            random_keys.uniform(order_keys, state.t.shape[1:]),
-            order=self.order,
-            stochasticity=self.settings.stochasticity,
-            temperature=self.settings.temperature,
-        )
+        before = steps.PassState(rows.z, rows.start)
+        moved, levels = self.walk.move(each, before, step, step, rows.prediction)
         z = moved.z
         if rows.push is not None:
             # Apart from the step, so that this is compiled, and rounded, as in a plain pass.
+            noise, settings = self.walk.noise(each, step), self.walk.settings
             apart = (moved.z, levels, rows.prediction.variance_fraction, noise)
             z, (t, s), fraction, noise = jax.lax.optimization_barrier(apart)
             t, s = (patches.expand(part, z.shape[1] // t.shape[1]) for part in (t, s))
-            std = flow.step_std(t, s, self.settings.stochasticity, fraction)
-            push = self.settings.temperature * std * rows.push
-            z = jnp.where(push == 0, z, z + self.settings.temperature * std * push)
+            std = settings.temperature * flow.step_std(t, s, settings.stochasticity, fraction)
+            push = std * rows.push
+            z = jnp.where(push == 0, z, z + std * push)
             # Where the push leads away from p, the weight takes it back.
             ratio = -(push * noise + push**2 / 2).sum(axis=(1, 2, 3))
-            log_weights = log_weights + self._by_problem(ratio)
+            log_weights = log_weights + self._grouped(ratio)
         state = state._replace(
             z=z,
             t=levels.s,
             costs=costs,
             memory=Memory(
-                start=self._by_problem(moved.start),
+                start=self._grouped(moved.start),
                 step=memory.step + 1,
-                history=self._by_problem(rows.history),
-                product=self._by_problem(rows.product),
+                history=self._grouped(rows.history),
+                product=self._grouped(rows.product),
                 log_weights=log_weights,
                 scores=memory.scores,
             ),
         )
-        over = (state.memory.step >= self.settings.plan.num_steps[size]) & ~state.done
-        finish = partial(self._finish, random_keys.fold(search, 0), size, rows.prediction)
+        over = (state.memory.step >= self.walk.settings.plan.num_steps[size]) & ~state.done
+        finish = partial(self._finish, keys, size, rows.prediction)
         return jax.lax.cond(over.any(), finish, lambda state, _: state, state, over)
 
     def _select(
@@ -496,16 +471,16 @@ class Population:
         costs: Costs,
     ) -> tuple[Rows, jax.Array, Costs]:
         """Score the particles of the problems whose time it is, and resample them."""
-        (again,) = self._rows(now)
-        level = patches.expand(rows.t, rows.z.shape[1] // rows.t.shape[1])
-        image = flow.clean_image(rows.z, level, rows.prediction.velocity)
+        again = self._rows(now)
+        image = steps.clean(rows.z, rows.t, rows.prediction)
         number = jnp.where(now, self.particles, 0).astype(jnp.int32)
         costs = costs._replace(nve=costs.nve + number)
         if self.gradient:
             total = partial(self._total, self.guide or self.score, rows)
             (_, value), slope = jax.value_and_grad(total, has_aux=True)(image)
             costs = costs._replace(nbe=costs.nbe + number)
-            ahead = self._rows(self.strength[size, step + 1])[0][:, None, None, None]
+            ahead = self._rows(self.strength[size, step + 1])[:, None, None, None]
+            level = patches.expand(rows.t, rows.z.shape[1] // rows.t.shape[1])
             slope = ahead * (1 - level) * jnp.where(jnp.isfinite(slope), slope, 0)
             rows = rows._replace(push=by_sample(again, slope, jnp.zeros_like(slope)))
         else:
@@ -521,8 +496,8 @@ class Population:
         rows = rows._replace(history=jnp.where(again, figure, rows.history))
         new, product = self._weigh(
             log_weights,
-            self._by_problem(figure),
-            self._by_problem(rows.product),
+            self._grouped(figure),
+            self._grouped(rows.product),
             self.strength[size, step],
             telescopes=self.scoring == SCORINGS.index("difference"),
         )
@@ -536,16 +511,14 @@ class Population:
             every = [*resampling.RESAMPLERS.values(), top]
             return jax.lax.switch(self.resampling, every, uniform, log_weights)
 
-        uniform = random_keys.uniform(random_keys.fold(keys, step), (self.particles,))
+        uniform = random_keys.uniform(keys, (self.particles,))
         ancestors = jax.vmap(draw)(uniform, log_weights, self.kept[size, step])
         few = resampling.effective_number(log_weights) < self.ess * self.particles
         differ = log_weights.max(axis=1) > log_weights.min(axis=1)
         chosen = now & differ & (few | (self.ess >= 1))
         places = jnp.arange(self.particles, dtype=jnp.int32)[None]
         ancestors = jnp.where(chosen[:, None], ancestors, places)
-        first = jnp.arange(now.shape[0], dtype=jnp.int32)[:, None] * self.particles
-        taken = (first + ancestors).reshape(-1)
-        rows = jax.tree.map(lambda part: part[taken], rows)
+        rows = walk.flat(walk.pick(walk.grouped(rows, self.particles), ancestors))
         return rows, by_sample(chosen, jnp.zeros_like(log_weights), log_weights), costs
 
     def _finish(
@@ -557,12 +530,10 @@ class Population:
         over: jax.Array,
     ) -> State:
         """Score the samples of the problems whose pass is over, and answer one."""
-        memory, batch = state.memory, over.shape[0]
-        samples = state.z.reshape(batch, self.particles, *state.z.shape[1:])
-        chosen = jnp.zeros(batch, jnp.int32)
+        memory, chosen = state.memory, jnp.zeros(over.shape, jnp.int32)
         if self.score is not None:
             value = self._value(self.score, state.z, jnp.zeros_like(state.t), prediction)
-            value = self._by_problem(value)
+            value = self._grouped(value)
             log_weights, _ = self._weigh(
                 memory.log_weights,
                 value,
@@ -571,7 +542,7 @@ class Population:
                 telescopes=True,
             )
             draw = jax.vmap(jax.random.categorical)
-            drawn = draw(random_keys.fold(keys, memory.step), log_weights)
+            drawn = draw(random_keys.fold(keys, self.particles), log_weights)
             chosen = jnp.where(self.drawn, drawn, value.argmax(axis=1)).astype(jnp.int32)
             memory = memory._replace(
                 log_weights=by_sample(over, log_weights, memory.log_weights),
@@ -579,7 +550,7 @@ class Population:
             )
             number = jnp.where(over, self.particles, 0).astype(jnp.int32)
             state = state._replace(costs=state.costs._replace(nve=state.costs.nve + number))
-        image = jnp.take_along_axis(samples, chosen[:, None, None, None, None], axis=1)[:, 0]
+        image = walk.pick(walk.grouped(state.z, self.particles), chosen)
         return state._replace(
             image=by_sample(over, image, state.image),
             iteration=state.iteration + over.astype(jnp.int32),
@@ -624,29 +595,13 @@ class Population:
         value = self._value(score, image, rows.t, rows.prediction)
         return value.sum(), value
 
-    def _keys(self, keys: jax.Array, search: jax.Array) -> jax.Array:
-        """Keys [R] of all particles, from those of the problems and of their search."""
-        numbers = jnp.arange(1, self.particles, dtype=jnp.int32)
-        others = jax.vmap(partial(random_keys.fold, search), out_axes=1)(numbers)
-        return jnp.concatenate([keys[:, None], others], axis=1).reshape(-1)
+    def _rows(self, of_problem: jax.Array) -> jax.Array:
+        """What is the same for all particles of a problem: [B, ...] -> [R, ...]."""
+        return jnp.repeat(of_problem, self.particles, axis=0)
 
-    def _rows(self, *arrays: jax.Array) -> list[jax.Array]:
-        """Arrays [B, ...] for every particle, [R, ...] each."""
-        return [
-            jnp.broadcast_to(
-                part[:, None], (part.shape[0], self.particles, *part.shape[1:])
-            ).reshape(-1, *part.shape[1:])
-            for part in arrays
-        ]
-
-    def _by_problem(self, rows: jax.Array) -> jax.Array:
-        """Rows [R, ...] as [B, N, ...]."""
-        return rows.reshape(-1, self.particles, *rows.shape[1:])
-
-
-def _search(problem: Problem) -> jax.Array:
-    """The key of each problem that a plain pass does not use, [B]."""
-    return random_keys.iteration_keys(problem.keys, 0).region
+    def _grouped(self, rows: jax.Array) -> jax.Array:
+        """Rows [R, ...] by problem, [B, N, ...]."""
+        return walk.grouped(rows, self.particles)
 
 
 def best_of(scores: np.ndarray, grades: np.ndarray) -> np.ndarray:

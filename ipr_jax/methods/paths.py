@@ -28,6 +28,7 @@ from ipr_jax.methods.engine import FOREVER, Problem, State, by_sample
 from ipr_jax.methods.scores import Verifier
 from ipr_jax.methods.walk import Walk
 from ipr_jax.sampling import FIRST_PASS, Sampling, schedule
+from ipr_jax.sampling import step as steps
 from ipr_jax.sampling.step import PassState
 
 LOWEST = np.finfo(np.float32).min
@@ -320,7 +321,7 @@ class Rounds:
         memory, number, branches = state.memory, self.number, self.backs.shape[1]
         length = self.walk.plan(rows.editable).num_steps
         finished = step >= length
-        image = by_sample(finished, after.z, walk.clean(state.z, state.t, prediction))
+        image = by_sample(finished, after.z, steps.clean(state.z, state.t, prediction))
         level = by_sample(finished, jnp.zeros_like(state.t), state.t)
         asked = jnp.repeat(there, number)
         score = walk.score_where(self.verifier, asked, image, level, prediction)

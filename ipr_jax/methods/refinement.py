@@ -169,7 +169,8 @@ def refine(
         noise: from which noise.
         record: what to keep of the images of every iteration, arrays; by default nothing.
         start: iterations already done, at least 0, may be traced; ``refine(20)`` equals
-            ``refine(10)``, then ``refine(10, start=10)`` with the same keys.
+            ``refine(10)``, then ``refine(10, start=10)`` with the same keys, unless the selection
+            goes by what was seen, of which a new call knows nothing.
         mesh: as for ``generate``; on several devices, what ``record`` gives must be by sample.
 
     Returns:

@@ -28,6 +28,7 @@ from ipr_jax.methods.engine import Problem, State, by_sample
 from ipr_jax.methods.scores import Verifier
 from ipr_jax.methods.walk import Walk
 from ipr_jax.sampling import FIRST_PASS, Sampling, renoise, schedule
+from ipr_jax.sampling import step as steps
 from ipr_jax.sampling.step import PassState
 
 
@@ -263,7 +264,7 @@ class Proposals:
         searching = ~seeding & (searched <= table.search)
         proposed = searching & (searched % self.block == 0)
         scored = (seeding | proposed) & ~jnp.repeat(state.done, self.chains)
-        image = walk.clean(state.z, state.t, prediction)
+        image = steps.clean(state.z, state.t, prediction)
         score = walk.score_where(self.verifier, scored, image, state.t, prediction)
 
         # A first noise is gone to if it is the best; a proposal, if the ledger says so.

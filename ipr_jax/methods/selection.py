@@ -105,15 +105,30 @@ class Informed:
     def __call__(
         self, keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...], *, seen: Seen
     ) -> jax.Array:
-        """When a patch's exponential clock rings, logarithm: float32 [B, h, w]."""
-        rings = jnp.log(-jnp.log1p(-fresh_regions(keys, iteration, grid)))
-        weights = [jnp.log(MEASURES[measure](seen) + self.least) for measure in self.by]
-        return rings - sum(weights) / self.temperature
+        """Scores, float32 [B, h, w]."""
+        logs = [jnp.log(MEASURES[measure](seen) + self.least) for measure in self.by]
+        return weighted_regions(keys, iteration, sum(logs[1:], logs[0]) / self.temperature)
 
 
 def fresh_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:
     """New random patches in every iteration (IPR, algorithm 1 line 3): float32 [B, h, w]."""
     return random_keys.uniform(random_keys.iteration_keys(keys, iteration).region, grid)
+
+
+def weighted_regions(
+    keys: jax.Array, iteration: jax.Array | int, log_weights: jax.Array
+) -> jax.Array:
+    """New patches in every iteration, drawn by their weights without replacement.
+
+    The score of a patch is when its clock rings, of exponential clocks, as a logarithm.
+
+    Args:
+        keys: [B], of the samples.
+        iteration: scalar or [B].
+        log_weights: float32 [B, h, w].
+    """
+    uniform = fresh_regions(keys, iteration, log_weights.shape[1:])
+    return jnp.log(-jnp.log1p(-uniform)) - log_weights
 
 
 def fixed_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:

@@ -75,19 +75,23 @@ class Walk:
             count: int32 [R], evaluations before this one.
             prediction: of ``state.z``.
         """
-        own = random_keys.iteration_keys(rows.keys, 0)
-        order_keys, noise_keys = random_keys.split(own.denoise, 2)
+        order_keys, _ = random_keys.split(random_keys.iteration_keys(rows.keys, 0).denoise, 2)
         return steps.move(
             prediction,
             self.plan(rows.editable),
             state,
             step,
-            random_keys.normal(random_keys.fold(noise_keys, count), state.z.shape[1:]),
+            self.noise(rows, count),
             random_keys.uniform(order_keys, state.start.shape[1:]),
             order=self.order,
             stochasticity=self.settings.stochasticity,
             temperature=self.settings.temperature,
         )
+
+    def noise(self, rows: Problem, count: jax.Array) -> jax.Array:
+        """That of a step after ``count`` evaluations, int32 [R]: float32 [R, H, W, C]."""
+        _, keys = random_keys.split(random_keys.iteration_keys(rows.keys, 0).denoise, 2)
+        return random_keys.normal(random_keys.fold(keys, count), rows.image.shape[1:])
 
     def rewind(
         self, rows: Problem, state: PassState, step: jax.Array, to: jax.Array, count: jax.Array
@@ -149,12 +153,6 @@ def pick(tree: Any, index: jax.Array) -> Any:
     """Particles by number, int32 [B] or [B, n]: [B, p, ...] -> [B, ...] or [B, n, ...]."""
     problem = jnp.arange(index.shape[0]).reshape(-1, *(1,) * (index.ndim - 1))
     return jax.tree.map(lambda leaf: leaf[problem, index], tree)
-
-
-def clean(z: jax.Array, t: jax.Array, prediction: Prediction) -> jax.Array:
-    """What the network predicts for level 0; z itself, bit for bit, where the level is 0."""
-    level = patches.expand(t, z.shape[1] // t.shape[1])
-    return jnp.where(level > 0, flow.clean_image(z, level, prediction.velocity), z)
 
 
 def score_where(

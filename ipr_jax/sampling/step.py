@@ -58,6 +58,15 @@ def predict(denoise: Denoiser, z: jax.Array, t: jax.Array) -> Prediction:
     )
 
 
+def clean(z: jax.Array, t: jax.Array, prediction: Prediction) -> jax.Array:
+    """What the network predicts for level 0, of float32 [B, H, W, C] at levels [B, h, w].
+
+    It is z itself, bit for bit, where the level is 0.
+    """
+    level = patches.expand(t, z.shape[1] // t.shape[1])
+    return jnp.where(level > 0, flow.clean_image(z, level, prediction.velocity), z)
+
+
 def move(
     prediction: Prediction,
     plan: PassPlan,

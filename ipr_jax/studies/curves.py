@@ -84,7 +84,8 @@ def curves(
         for name, band in panel.bands.items():
             _check_band(name, np.asarray(band), panel.share)
     listed = all(len(band) == 1 for panel in panels for band in panel.bands.values())
-    figure = new_figure(2.2 + 4.4 * len(panels), 4.2)
+    rows = max(arms) if listed else 0
+    figure = new_figure(2.2 + 4.4 * len(panels), max(4.2, 1 + 0.25 * rows))
     figure.set_layout_engine("constrained")
     figure.suptitle(title, fontsize=11, weight="bold")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -34,7 +34,7 @@ class Progress(NamedTuple):
         iteration_seconds: of this iteration.
         batch_size: samples per compiled call, in this iteration.
         doubt: float32 [N, h, w], by how much the network doubts each patch, of methods that tell it
-            by ``doubt(state)``; else None.
+            by ``doubts(state)``; else None.
     """
 
     iteration: int
@@ -135,7 +135,7 @@ def _run(
     method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
     score = jax.jit(task.score)
-    doubt = jax.jit(made) if (made := getattr(method, "doubt", None)) else None
+    doubts = (made := getattr(method, "doubts", None)) and jax.jit(made)
 
     def on_devices(rows: np.ndarray, tree: Any) -> Any:
         """Some samples of arrays [N, ...], or [N p, ...] where a sample has p particles."""
@@ -221,7 +221,7 @@ def _run(
             seconds=now - compiled,
             iteration_seconds=now - before,
             batch_size=size * devices,
-            doubt=None if doubt is None else np.asarray(doubt(state)),
+            doubt=None if doubts is None else np.asarray(doubts(state)),
         )
         before = time.perf_counter()
 

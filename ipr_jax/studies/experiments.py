@@ -51,7 +51,8 @@ class Experiment:
         arms: what is compared with what, by label.
         reference: label of the arm that the others are compared with; None = with nothing.
         at_equal_cost: whether with what it has come to at their number of evaluations, else at the
-            end; the figure then shows scores against evaluations, a line for each family.
+            end; the figure then shows scores against evaluations, a line for each family, or where
+            there are none what every arm has come to.
         scores: names of the task's scores that the figure shows.
         published: the paper's numbers on its own task, by score, label and iteration.
     """
@@ -190,15 +191,7 @@ def frontier(task: Task, iterations: int) -> Experiment:
     for cycles in (4, 16):
         method = Annealed(cycles=cycles)
         arms[f"at most {cycles}"] = Arm(refinement=method, family="cycles until calm")
-    return Experiment(
-        title="Solved samples at equal cost",
-        source="not in the papers",
-        arms=arms,
-        reference="IPR",
-        scores=(task.headline,),
-        published={},
-        at_equal_cost=True,
-    )
+    return _at_equal_cost("Solved samples at equal cost", "not in the papers", task, arms)
 
 
 def searches(task: Task, iterations: int) -> Experiment:
@@ -219,10 +212,15 @@ def searches(task: Task, iterations: int) -> Experiment:
             if soft != (name in search.GRADIENTS):
                 continue
             method = search.made(task, name, kind, first=first, later=later, budget=budget)
-            arms[f"{name}, {kind}"] = Arm(refinement=method, family=kind)
+            arms[f"{name}, {kind}"] = Arm(refinement=method)
+    return _at_equal_cost("Search at equal cost", "methods of several papers", task, arms)
+
+
+def _at_equal_cost(title: str, source: str, task: Task, arms: dict[str, Arm]) -> Experiment:
+    """Arms compared with IPR's at their numbers of evaluations."""
     return Experiment(
-        title="Search at equal cost",
-        source="methods of several papers",
+        title=title,
+        source=source,
         arms=arms,
         reference="IPR",
         scores=(task.headline,),

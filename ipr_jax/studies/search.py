@@ -30,6 +30,9 @@ from ipr_jax.tasks import Task, verifiers
 PASSES = 4
 """What a search may cost by default, in first passes over a board without clues."""
 
+INTERNAL = "internal"
+"""The name and the kind of the network's own certainty."""
+
 CALM = -0.5
 """The least score that depth-first search goes on with: nothing that is there is wrong."""
 
@@ -159,7 +162,7 @@ def made(
     Args:
         task: the benchmark.
         name: of ``METHODS``.
-        verifier: by name: of ``verifiers.named``, or "internal", the network's own certainty.
+        verifier: by name: of ``verifiers.named``, or ``INTERNAL``, the network's own certainty.
         first: how the first pass samples.
         later: how the iterations of refinement do.
         budget: network evaluations that no sample exceeds, at least those of a first pass over a
@@ -174,8 +177,13 @@ def made(
     budget = PASSES * steps if budget is None else budget
     if budget < steps:
         raise ValueError(f"budget must be at least a first pass, {steps} here, got {budget}")
-    if verifier == "internal":
-        judge = scores.verifier(certainty, "internal")
+    known = (*verifiers.names(task), INTERNAL)
+    if verifier not in known:
+        raise ValueError(
+            f"verifier of {task.name} must be one of {', '.join(known)}, got {verifier!r}"
+        )
+    if verifier == INTERNAL:
+        judge = scores.verifier(certainty, INTERNAL)
     else:
         judge = scores.verifier(**verifiers.named(task, verifier)._asdict())
     return METHODS[name](Setting(task, first, later, judge, budget))

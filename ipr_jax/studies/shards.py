@@ -194,7 +194,7 @@ class Run:
             nfe=jax.ShapeDtypeStruct((passes, n), np.int32),
             broke_at=jax.ShapeDtypeStruct((n,), np.int32),
             doubt=jax.ShapeDtypeStruct((n, *grid), np.float32)
-            if hasattr(method, "doubt")
+            if hasattr(method, "doubts")
             else None,
             scores={
                 name: jax.ShapeDtypeStruct((passes, n), scores[name].dtype)

@@ -184,12 +184,16 @@ class Judge(NamedTuple):
     differentiable: bool
 
 
+def _second_conflicts(*, soft: bool = False) -> Score:
+    return conflicts(digits.load_reader(digits.SECOND_WEIGHTS), soft=soft)
+
+
 def _makers(task: Task) -> dict[str, Callable[[], Judge]]:
     """How to make each verifier of a task, by name."""
     found: dict[str, Callable[[], Judge]] = {"oracle": lambda: Judge(oracle(task), "oracle", False)}
-    make = None
+    make: Callable[..., Score] | None = None
     if task.name in ("mini-sudoku", "digits-sudoku"):
-        make = partial(conflicts, digits.load_reader(digits.SECOND_WEIGHTS))
+        make = _second_conflicts
     elif task.name == "even-pixels":
         make = imbalance
     if make is not None:

@@ -5,24 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import golden
+from toys import BRIGHT, PATCH, SAMPLING, brightness, fake
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
-from ipr_jax.core import patches
 from ipr_jax.methods.backtracking import Backtracking
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.scores import verifier
 from ipr_jax.sampling.step import PassState
 
-GRID, SHAPE, PATCH = (3, 3), (6, 6, 1), 2
-SAMPLING = Sampling(steps_per_patch=4, overlap=0.5, stochasticity=0.9)
-
-
-def fake(z, t):
-    """An elementwise denoiser whose certainty differs from patch to patch."""
-    velocity = 0.9 * z * patches.expand(t, PATCH) + 0.1
-    means = patches.patch_mean(jnp.abs(z[..., 0]), PATCH)
-    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), 0.1 + means)
+GRID, SHAPE = (3, 3), (6, 6, 1)
 
 
 def problems(number=5, seed=0):
@@ -30,13 +22,6 @@ def problems(number=5, seed=0):
     image = rng.uniform(-1, 1, (number, *SHAPE)).astype(np.float32)
     editable = rng.random((number, *GRID)) < 0.8
     return ipr_jax.sample_keys(jax.random.key(seed), number), image, editable
-
-
-def brightness(image, level, prediction):
-    return image.mean(axis=(1, 2, 3))
-
-
-BRIGHT = verifier(brightness, "independent")
 
 
 def solve(threshold, given=None, **change):

@@ -13,6 +13,7 @@ import pytest
 from conftest import TINY, call
 
 import ipr_jax
+from ipr_jax.methods import export
 from ipr_jax.models.checkpoint import SHIPPED
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "tpu.md").read_text()
@@ -33,6 +34,19 @@ for name, found in {
 assert not {"ipr_jax", "flax"} & set(sys.modules)
 """
 """A second batch of another size, and that no library was there."""
+
+
+@pytest.mark.heavy
+def test_a_method_with_a_memory_is_exported(tiny_model, rng):
+    method = ipr_jax.Annealed(iterations=3, cycles=2, finish_steps=2)
+    program = jax.export.deserialize(export.serialize(tiny_model, method))
+    image = rng.uniform(-1, 1, (3, *TINY.image_shape)).astype(np.float32)
+    editable, keys = rng.random((3, *TINY.grid)) < 0.7, ipr_jax.sample_keys(jax.random.key(0), 3)
+    found = program.call(jax.random.key_data(keys), image, editable)
+    want = ipr_jax.solve(tiny_model, keys, image, editable, method=method)
+    assert set(found) == {"refined", "nfe", "finite"}
+    np.testing.assert_allclose(found["refined"], want.image, atol=2e-5)
+    np.testing.assert_array_equal(found["nfe"], want.nfe)
 
 
 @pytest.mark.heavy

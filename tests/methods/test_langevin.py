@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import GRID, PATCH, SHAPE, brightness, problems
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
@@ -14,9 +15,9 @@ from ipr_jax.methods import Langevin, walk
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.langevin import guide, recur
 from ipr_jax.methods.scores import verifier
+from ipr_jax.sampling import step as steps
 from ipr_jax.sampling.step import PassState
 
-GRID, SHAPE, PATCH = (2, 2), (4, 4, 1), 2
 SAMPLING = Sampling(steps_per_patch=3, overlap=0.5, stochasticity=0.9)
 
 
@@ -27,21 +28,10 @@ def fake(z, t):
     return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), 0.1 + means)
 
 
-def problems(number=5, seed=0):
-    rng = np.random.default_rng(seed)
-    image = rng.uniform(-1, 1, (number, *SHAPE)).astype(np.float32)
-    editable = np.arange(4).reshape(1, *GRID) <= (np.arange(number) % 4)[:, None, None]
-    return ipr_jax.sample_keys(jax.random.key(seed), number), image, editable
-
-
 def wavy(image, level, prediction):
     """Not the same in any two pixels, and of products of neighbours."""
     place = jnp.arange(image[0].size, dtype=jnp.float32).reshape(1, *SHAPE)
     return jnp.sin(image + place).sum(axis=(1, 2, 3)) * image.mean(axis=(1, 2, 3))
-
-
-def brightness(image, level=None, prediction=None):
-    return image.mean(axis=(1, 2, 3))
 
 
 WAVY = verifier(wavy, "independent", differentiable=True)
@@ -60,14 +50,14 @@ def test_the_shift_is_the_gradient_of_finite_differences(through, rng):
     found = fake(z, t)
     guided = jax.jit(partial(guide, WAVY, strength=0.7, through=through))(z, t, found)
     np.testing.assert_array_equal(guided.sigma, found.sigma)
-    shift = np.asarray(walk.clean(z, t, guided) - walk.clean(z, t, found))[0]
+    shift = np.asarray(steps.clean(z, t, guided) - steps.clean(z, t, found))[0]
 
     step, size = 0.02, 16
     every = np.eye(size, dtype=np.float32).reshape(size, *SHAPE) * step
     many = jnp.repeat(t, 2 * size, axis=0)
-    at = z if through else walk.clean(z, t, found)
+    at = z if through else steps.clean(z, t, found)
     moved = jnp.concatenate([at + every, at - every])
-    image = walk.clean(moved, many, fake(moved, many)) if through else moved
+    image = steps.clean(moved, many, fake(moved, many)) if through else moved
     up, down = np.split(np.asarray(wavy(image, None, None)), 2)
     slope = ((up - down) / (2 * step)).reshape(SHAPE)
     level = np.asarray(patches.expand(t, PATCH))[0]
@@ -86,7 +76,7 @@ def test_no_patch_is_shifted_by_more_than_may_be(rng):
     wild, clipped = (guide(WAVY, z, t, found, strength=50.0, clip=clip) for clip in (np.inf, 0.2))
 
     def size(guided):
-        shift = walk.clean(z, t, guided) - walk.clean(z, t, found)
+        shift = steps.clean(z, t, guided) - steps.clean(z, t, found)
         return np.sqrt(patches.patch_mean((shift**2)[..., 0], PATCH))
 
     assert (size(wild) > 0.3).all()

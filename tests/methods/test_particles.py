@@ -435,10 +435,10 @@ NO_NOISE = Sampling(stochasticity=0.0)
         ({"window": 0.5}, "window must be two, of the first and the last, got 0.5"),
         ({"window": (0.5, 0.2)}, "window must not fall, got 0.5 to 0.2"),
         ({"beam": (2.0, 0.5)}, r"beam must be in \[0, 1\], got 2.0"),
-        ({"sampling": NO_NOISE}, "above 0 with resampling, got 0.0 and 1.0: without noise, copies"),
+        ({"sampling": NO_NOISE}, "stochasticity of sampling must be above 0, else copies"),
         (
             {"sampling": NO_NOISE, "resampling": None, "init": "shared"},
-            "above 0 with a shared beginning, got 0.0 and 1.0",
+            "stochasticity of sampling must be above 0, else copies of a particle",
         ),
         ({"gradient": True, "temperature": "infinite"}, "False at an infinite temperature"),
         (

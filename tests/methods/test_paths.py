@@ -4,43 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import BRIGHT, FLAT, GRID, SAMPLING, SHAPE, brightness, fake, problems
 
 import ipr_jax
-from ipr_jax import Prediction, Sampling
-from ipr_jax.core import patches
+from ipr_jax import Sampling
 from ipr_jax.methods import Cycles, Paths, engine, walk
 from ipr_jax.methods.engine import Problem
-from ipr_jax.methods.scores import verifier
+from ipr_jax.sampling import step as steps
 from ipr_jax.sampling.step import PassState
-
-GRID, SHAPE, PATCH = (2, 2), (4, 4, 1), 2
-SAMPLING = Sampling(steps_per_patch=4, overlap=0.5, stochasticity=0.9)
-
-
-def fake(z, t):
-    """An elementwise denoiser whose certainty differs from patch to patch."""
-    velocity = 0.9 * z * patches.expand(t, PATCH) + 0.1
-    means = patches.patch_mean(jnp.abs(z[..., 0]), PATCH)
-    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), 0.1 + means)
-
-
-def problems(number=5, seed=0):
-    rng = np.random.default_rng(seed)
-    image = rng.uniform(-1, 1, (number, *SHAPE)).astype(np.float32)
-    editable = np.arange(4).reshape(1, *GRID) <= (np.arange(number) % 4)[:, None, None]
-    return ipr_jax.sample_keys(jax.random.key(seed), number), image, editable
-
 
 LENGTH = np.array([4, 6, 8, 10, 4])
 """Steps of the passes."""
 
 
-def brightness(image, level=None, prediction=None):
-    return image.mean(axis=(1, 2, 3))
-
-
-BRIGHT = verifier(brightness, "independent")
-FLAT = verifier(lambda image, level, prediction: jnp.zeros(len(image)), "internal")
 COMMON = {"verifier": BRIGHT, "sampling": SAMPLING}
 
 
@@ -98,7 +74,7 @@ def test_the_best_of_each_seed_or_of_all_go_on(by_seed):
         rows, count = walk.particles(queue, 6), jnp.full(30, 4, jnp.int32)
         place = PassState(before.z, walk.flat(before.memory.start))
         moved, _ = made.walk.move(rows, place, count, count, found)
-        score = brightness(walk.clean(before.z, before.t, found))
+        score = brightness(steps.clean(before.z, before.t, found))
         return walk.grouped((score, moved.z), 6), made.update(queue, before, found)
 
     (score, moved), after = choose(made, engine.at_once(jax.jit(made.init)(queue)))

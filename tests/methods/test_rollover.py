@@ -5,38 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import golden
+from toys import BRIGHT, FLAT, GRID, PATCH, SAMPLING, brightness, fake, problems
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
-from ipr_jax.core import patches
 from ipr_jax.methods import Rollover
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.scores import verifier
-
-GRID, SHAPE, PATCH = (2, 2), (4, 4, 1), 2
-SAMPLING = Sampling(steps_per_patch=4, overlap=0.5, stochasticity=0.9)
-
-
-def fake(z, t):
-    """An elementwise denoiser whose certainty differs from patch to patch."""
-    velocity = 0.9 * z * patches.expand(t, PATCH) + 0.1
-    means = patches.patch_mean(jnp.abs(z[..., 0]), PATCH)
-    return Prediction(velocity, 0.4 + 0.2 * jnp.tanh(z), 0.1 + means)
-
-
-def problems(number=6, seed=0):
-    rng = np.random.default_rng(seed)
-    image = rng.uniform(-1, 1, (number, *SHAPE)).astype(np.float32)
-    editable = np.arange(4).reshape(1, *GRID) <= (np.arange(number) % 5)[:, None, None]
-    return ipr_jax.sample_keys(jax.random.key(seed), number), image, editable
-
-
-def brightness(image, level, prediction):
-    return image.mean(axis=(1, 2, 3))
-
-
-BRIGHT = verifier(brightness, "independent")
-FLAT = verifier(lambda image, level, prediction: jnp.zeros(len(image)), "internal")
 
 
 @pytest.mark.parametrize("chains", [1, 3])
@@ -53,18 +28,18 @@ def test_it_spends_all_it_is_given(chains, block):
             seeds=4,
             block=block,
         )
-        found = ipr_jax.solve(fake, *problems(), method=method)
+        found = ipr_jax.solve(fake, *problems(6, 5), method=method)
         np.testing.assert_array_equal(found.nfe, own * chains)
         np.testing.assert_array_equal(found.iterations, 1)
-        clue = ~np.kron(problems()[2], np.ones((1, PATCH, PATCH), bool))
-        np.testing.assert_array_equal(np.asarray(found.image)[clue], problems()[1][clue])
+        clue = ~np.kron(problems(6, 5)[2], np.ones((1, PATCH, PATCH), bool))
+        np.testing.assert_array_equal(np.asarray(found.image)[clue], problems(6, 5)[1][clue])
         best.append(np.asarray(brightness(found.image, None, None)).mean())
     assert best[1] > best[0]
 
 
 @pytest.mark.parametrize("block", [1, 3])
 def test_where_nothing_is_better_and_nothing_is_left_it_is_a_plain_pass(block):
-    keys, image, editable = problems()
+    keys, image, editable = problems(6, 5)
     editable = np.ones_like(editable)
     plain = ipr_jax.generate(fake, keys, image, editable, SAMPLING)
     method = Rollover(

@@ -33,6 +33,10 @@ def test_none_may_cost_more_than_its_budget(name, budget):
     assert search.kind_of(method) == "independent"
 
 
+def test_particles_are_as_many_as_the_budget_holds():
+    assert [made("bfs", budget).particles for budget in (48, 95, 96)] == [1, 1, 2]
+
+
 def test_what_a_method_chooses_by_is_named():
     assert search.kind_of(ipr_jax.Refinement()) is None
     assert search.kind_of(ipr_jax.Annealed()) is None
@@ -47,7 +51,11 @@ def test_what_a_method_chooses_by_is_named():
         ("luck", {}, "method must be one of best-of-n, .*, got 'luck'"),
         ("dfs", {"budget": 47}, "budget must be at least a first pass, 48 here, got 47"),
         ("sop", {"budget": 60}, "budget must hold a round of Paths, got 60"),
-        ("dfs", {"verifier": "me"}, "a verifier of mini-sudoku must be one of .*, got 'me'"),
+        (
+            "dfs",
+            {"verifier": "me"},
+            "verifier of mini-sudoku must be one of oracle, .*, internal, got 'me'",
+        ),
         ("das", {"verifier": "oracle"}, "gradient must be False where the score is not diff"),
         ("langevin", {"verifier": "oracle"}, "verifier must be differentiable"),
     ],
@@ -71,23 +79,24 @@ def test_the_experiment_has_every_method_with_every_verifier():
 
 
 @pytest.mark.heavy
-def test_a_search_is_a_command(tiny_folder, tmp_path):
+@pytest.mark.parametrize("name", ["bfs", "ipr-accept"])
+def test_a_search_is_a_command(tiny_folder, tmp_path, name):
     words = ("refine", "--task", "mini-sudoku", "--model", tiny_folder, "--samples", 3)
-    searching = ("--method", "bfs", "--verifier", "oracle", "--budget", 100, "--seed", 4)
+    searching = ("--method", name, "--verifier", "oracle", "--budget", 100, "--seed", 4)
     code, out, err = call(*words, *searching, "--dtype", "float32", "--out", tmp_path / "run")
     assert (code, err) == (0, "")
     assert "chosen by a verifier (oracle): not rates of refinement without one" in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["verifier"] == "oracle"
-    assert config["refinement"]["particles"] == 2
     (found,) = ipr_jax.shards.read(tmp_path / "run")
+    assert "doubt" not in found  # these methods tell of none
     batch = TASK.test_batch(4, np.arange(3))
     solved = ipr_jax.solve(
         ipr_jax.load(tiny_folder),
         ipr_jax.sample_keys(jax.random.key(4), 3),
         batch.image,
         batch.editable,
-        method=made("bfs", 100, verifier="oracle"),
+        method=made(name, 100, verifier="oracle"),
     )
     np.testing.assert_array_equal(found["nfe"], solved.nfe)
     np.testing.assert_allclose(found["refined"], solved.image, atol=1e-4)

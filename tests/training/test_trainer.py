@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -467,6 +468,26 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, compiled_on
         with pytest.raises(ValueError, match=f"^{tmp_path} holds a run of another configuration"):
             next(trainer.train(task, model, config, tmp_path))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_begins_from_given_weights(tmp_path, compiled_once):
+    """Those of a model of the same architecture; of another, nothing is written."""
+    list(trainer.train(TASK, SMALL, RUN, tmp_path / "first"))
+    model = str(tmp_path / "first" / "model")
+    given = trainer.weights(model, SMALL)
+    state = trainer.init(SMALL, RUN, given)
+    chex.assert_trees_all_equal(state.params, given)
+    chex.assert_trees_all_equal(state.ema, given)
+    short = dataclasses.replace(RUN, weights=model, num_steps=1, learning_rate=1e-30)
+    list(trainer.train(TASK, SMALL, short, tmp_path / "second"))
+    found = trainer.weights(str(tmp_path / "second" / "model"), SMALL)
+    chex.assert_trees_all_close(found, given, rtol=1e-6)
+    other = dataclasses.replace(SMALL, dropout=0.1)
+    for name, message in ((model, "weights must be of "), ("nope", "no model at 'nope'")):
+        config = dataclasses.replace(RUN, weights=name)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            next(trainer.train(TASK, other, config, tmp_path / "third"))
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path):
