@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from ipr_jax.cli.options import BatchOptions, Opened, TaskOptions, refuse_idle, same_folder
-from ipr_jax.cli.shown import SHOWN_ITERATIONS, say_broken, say_chosen, table_of
+from ipr_jax.cli.shown import SHOWN_ITERATIONS, cost_table, say_broken, table_of
 from ipr_jax.cli.terminal import progress, say, show
 from ipr_jax.interrupts import interruptible
 from ipr_jax.models import compute_in
@@ -116,18 +116,24 @@ def compare(
             update(label, done, total, None)
     say(f"{experiment.title} ({experiment.source})", "bold")
     for label, arm in found.items():
-        say(f"\n{label}", "bold")
-        rows = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
-        if experiment.at_equal_cost and label != experiment.reference:
-            rows = rows[-1:]
-        show(table_of(task, rows, experiment.arms[label].refinement.start))
         broken = [line["not_finite"] for line in arm]
+        tabled = not experiment.at_equal_cost or label == experiment.reference
+        if tabled or broken[-1]:
+            say(f"\n{label}", "bold")
+        if tabled:
+            rows = [line for line in arm if line["iteration"] in (*SHOWN_ITERATIONS, len(arm) - 1)]
+            show(table_of(task, rows, experiment.arms[label].refinement.start))
         more = np.diff(broken, prepend=0)
         named = [f"{more[which]} at iteration {which}" for which in np.flatnonzero(more)]
         say_broken(broken[-1], named)
-        say_chosen(chosen[label])
-    _say_differences(experiment, folder)
-    _draw(folder / f"{name}.png", experiment, task, found, samples)
+    differences = json.loads((folder / "results.json").read_text())["differences"]
+    if experiment.at_equal_cost:
+        say(f"\nat equal evaluations, compared with {experiment.reference}", "bold")
+        ends = {label: arm[-1] for label, arm in found.items() if label != experiment.reference}
+        show(cost_table(task, ends, chosen, differences))
+    else:
+        _say_differences(experiment, differences)
+    _draw(folder / f"{name}.png", experiment, task, found, chosen, samples)
     if not (folder / "report.html").exists():
         from ipr_jax.studies import report
 
@@ -136,13 +142,13 @@ def compare(
     return folder
 
 
-def _say_differences(experiment: experiments.Experiment, folder: Path) -> None:
-    found = json.loads((folder / "results.json").read_text())["differences"]
-    differences = {label: line for label, line in found.items() if line}
-    if differences:
-        when = "at equal evaluations" if experiment.at_equal_cost else "at the end"
-        say(f"\n{when}, compared with {experiment.reference}", "bold")
-    for label, line in differences.items():
+def _say_differences(
+    experiment: experiments.Experiment, differences: Mapping[str, experiments.Line]
+) -> None:
+    found = {label: line for label, line in differences.items() if line}
+    if found:
+        say(f"\nat the end, compared with {experiment.reference}", "bold")
+    for label, line in found.items():
         low, high = (f"{100 * line[f'difference_{end}']:+.1f}" for end in ("low", "high"))
         say(f"{label}: {100 * line['difference']:+.1f} points, 95% interval {low} to {high}")
 
@@ -152,9 +158,13 @@ def _draw(
     experiment: experiments.Experiment,
     task: Task,
     found: dict[str, list[experiments.Line]],
+    chosen: Mapping[str, str | None],
     samples: int,
 ) -> None:
-    """Draw the scores of an experiment, as far as there are any, unless it was drawn."""
+    """Draw the scores of an experiment, as far as there are any, unless it was drawn.
+
+    Arms that choose by a verifier have a panel for its kind, with those that ask none.
+    """
     from ipr_jax.studies import curves
 
     panels = []
@@ -169,18 +179,21 @@ def _draw(
         }
         if not bands:
             continue
-        spent, families = None, any(arm.family for arm in experiment.arms.values())
-        if experiment.at_equal_cost and families:
-            bands, spent = _by_family(experiment, bands, found)
-        elif experiment.at_equal_cost:
-            bands = {label: band[-1:] for label, band in bands.items()}
         published = experiment.published.get(score, {})
-        panels.append(curves.Panel(score.replace("_", " "), share, bands, published, spent))
+        name = score.replace("_", " ")
+        if not experiment.at_equal_cost:
+            panels.append(curves.Panel(name, share, bands, published))
+            continue
+        kinds = sorted({kind for label in bands if (kind := chosen[label])})
+        for kind in kinds or [None]:
+            some = {label: bands[label] for label in bands if chosen[label] in (None, kind)}
+            title = f"{name}, verifier: {kind}" if kind else name
+            lines, spent = _by_family(experiment, some, found)
+            panels.append(curves.Panel(title, share, lines, published, spent))
     if panels and not path.exists():
         title = f"{experiment.title}: {task.name}, {samples} samples"
         starts = dict.fromkeys(arm.refinement.start for arm in experiment.arms.values())
-        when = "at the end" if experiment.at_equal_cost else " or ".join(starts)
-        curves.curves(path, panels, title, when)
+        curves.curves(path, panels, title, " or ".join(starts))
 
 
 def _by_family(

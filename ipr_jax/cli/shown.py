@@ -1,6 +1,6 @@
 """What commands show of samples: tables, and what is drawn of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,19 +39,48 @@ def table_of(task: Task, lines: list[dict[str, Any]], start: str) -> Table:
     ):
         found.add_column(title, justify="right")
 
-    def percent(line: dict[str, Any], *names: str) -> str:
-        return " to ".join(f"{100 * line[name]:.1f}" if name in line else "-" for name in names)
-
     for line in lines:
         ends = (f"{task.headline}_low", f"{task.headline}_high")
         found.add_row(
             str(line["iteration"] or start),
-            percent(line, f"{task.headline}_rate"),
-            percent(line, *ends) if ends[0] in line else "-",
-            *(percent(line, f"{name}_rate") for name in task.rates[1:]),
+            _percent(line, f"{task.headline}_rate"),
+            _percent(line, *ends) if ends[0] in line else "-",
+            *(_percent(line, f"{name}_rate") for name in task.rates[1:]),
             *(f"{line[name]:.3g}" if name in line else "-" for name in task.means),
             f"{line['nfe']:.0f}",
             *([f"{line['samples_per_second']:.1f}"] if timed else []),
+        )
+    return found
+
+
+def _percent(line: Mapping[str, Any], *names: str, sign: str = "") -> str:
+    return " to ".join(f"{100 * line[name]:{sign}.1f}" if name in line else "-" for name in names)
+
+
+def cost_table(
+    task: Task,
+    lines: Mapping[str, Mapping[str, Any]],
+    chosen: Mapping[str, str | None],
+    differences: Mapping[str, Mapping[str, Any]],
+) -> Table:
+    """What each of some methods came to and cost, what it chose by, and by how many points it
+    differs from a reference, by label.
+    """
+    found = Table(box=None, header_style="bold")
+    found.add_column("method")
+    found.add_column("verifier")
+    interval = "95% interval"
+    for title in ("evaluations per sample", f"{task.headline} %", interval, "points", interval):
+        found.add_column(title, justify="right")
+    for label, line in lines.items():
+        found.add_row(
+            label,
+            chosen[label] or "none",
+            f"{line['nfe']:.0f}",
+            _percent(line, f"{task.headline}_rate"),
+            _percent(line, f"{task.headline}_low", f"{task.headline}_high"),
+            _percent(differences[label], "difference", sign="+"),
+            _percent(differences[label], "difference_low", "difference_high", sign="+"),
         )
     return found
 

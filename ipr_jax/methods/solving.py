@@ -88,19 +88,22 @@ def advance_on(
     problem: Problem,
     state: State,
     iterations: jax.Array | int,
+    ticks: jax.Array | int = FOREVER,
     *,
     mesh: Mesh | None,
 ) -> State:
-    """Problems until each has so many iterations behind it, compiled, spread over a mesh."""
+    """Problems until each has so many iterations behind it, or for so many evaluations; compiled,
+    spread over a mesh.
+    """
 
     def every(
-        denoise: Denoiser, method: Method, problem: Problem, state: State, iterations: jax.Array
+        denoise: Denoiser, method: Method, problem: Problem, state: State, *most: jax.Array
     ) -> State:
-        work = engine.at_once(state)
-        return engine.advance(denoise, method, problem, work, iterations=iterations).state
+        work, limits = engine.at_once(state), dict(zip(("iterations", "ticks"), most, strict=True))
+        return engine.advance(denoise, method, problem, work, **limits).state
 
-    each = sharding.each_device(every, mesh, in_axes=(None, None, 0, 0, None), out_axes=0)
-    return each(denoise, method, problem, state, iterations)
+    each = sharding.each_device(every, mesh, in_axes=(None, None, 0, 0, None, None), out_axes=0)
+    return each(denoise, method, problem, state, iterations, ticks)
 
 
 def spread(

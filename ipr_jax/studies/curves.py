@@ -10,6 +10,7 @@ import numpy as np
 from ipr_jax.studies.figures import BLUE, FAINT, PLAIN, STRONG, new_figure, require, write
 
 # isort: split
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
@@ -17,6 +18,8 @@ from ipr_jax.runtime import files
 
 DASHES = 12
 """From the beginning of a dash to that of the next, in widths of the line."""
+MOST_INSIDE = 8
+"""Lines of a legend that is in its panel; a longer one is beside it."""
 PUBLISHED = "paper, its own task"
 """What the hollow diamonds are."""
 ARROWS: dict[tuple[float, float], str] = {
@@ -85,7 +88,8 @@ def curves(
             _check_band(name, np.asarray(band), panel.share)
     listed = all(len(band) == 1 for panel in panels for band in panel.bands.values())
     rows = max(arms) if listed else 0
-    figure = new_figure(2.2 + 4.4 * len(panels), max(4.2, 1 + 0.25 * rows))
+    beside = sum(2.4 for each in arms if each > MOST_INSIDE and not listed)
+    figure = new_figure(2.2 + 4.4 * len(panels) + beside, max(4.2, 1 + 0.25 * rows))
     figure.set_layout_engine("constrained")
     figure.suptitle(title, fontsize=11, weight="bold")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -98,7 +102,8 @@ def curves(
 
 def _draw_curves(axes: Axes, panel: Panel, start: str) -> None:
     """Each arm with longer gaps than those before it and its own markers: equal ones are seen."""
-    arms, colours = len(panel.bands), [f"C{number}" for number in range(len(panel.bands))]
+    arms = len(panel.bands)
+    colours = [colormaps["tab10" if arms <= 10 else "tab20"](number) for number in range(arms)]
     for number, (name, band) in enumerate(panel.bands.items()):
         low, value, high = np.asarray(band, float).T
         places = range(len(value)) if panel.spent is None else panel.spent[name]
@@ -177,8 +182,9 @@ def _draw_published(
         )
     if known:
         axes.plot([], [], color=STRONG, label=PUBLISHED, **looks)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9)
+    if number := len(axes.get_legend_handles_labels()[0]):
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if number > MOST_INSIDE else {}
+        axes.legend(frameon=False, fontsize=9, **beside)
 
 
 def _check_band(name: str, band: np.ndarray, share: bool) -> None:

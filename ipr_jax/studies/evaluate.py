@@ -18,6 +18,12 @@ from ipr_jax.runtime import Program, memory, sharding
 from ipr_jax.studies import metrics
 from ipr_jax.tasks import Batch, Task
 
+CHUNK_SECONDS = 20.0
+"""About how long the devices compute before the host has the state to go on from."""
+
+FIRST_TICKS = 8
+"""Evaluations of a batch before it is known how long one takes."""
+
 
 class Progress(NamedTuple):
     """The samples after an iteration; 0 is the first pass, or the input. N samples.
@@ -78,6 +84,7 @@ def evaluate(
     first: int = 0,
     done: tuple[int, State] | None = None,
     preempted: Callable[[], bool] = lambda: False,
+    keep: Callable[[State], Any] = lambda state: None,
 ) -> Iterator[Progress]:
     """Complete a batch of puzzles, refine them, and score them after every iteration.
 
@@ -94,8 +101,10 @@ def evaluate(
         mesh: the devices that share every batch, from ``sharding.data_mesh``; None = all of this
             process. The batch size is rounded up to a multiple of them.
         first: index of the first sample of the batch in the run, at least 0.
-        done: iterations and state to go on from, of the same batch; None = from the beginning.
+        done: the last iteration that is over (-1 = none) and the state to go on from, of the same
+            batch; None = from the beginning.
         preempted: asked again and again, whether to end; the device is not waited for.
+        keep: given the state to go on from about every ``CHUNK_SECONDS`` within an iteration.
 
     Returns:
         An iterator over the progress after the first pass and after every iteration, or after every
@@ -117,7 +126,7 @@ def evaluate(
         check.samples(batch.image, batch.editable)
     mesh = sharding.of_samples(mesh)
     denoise = check.as_pytree(denoise)
-    return _run(task, denoise, batch, experiment, keys, batch_size, mesh, done, preempted)
+    return _run(task, denoise, batch, experiment, keys, batch_size, mesh, done, preempted, keep)
 
 
 def _run(
@@ -130,11 +139,12 @@ def _run(
     mesh: Mesh | None,
     done: tuple[int, State] | None,
     preempted: Callable[[], bool],
+    keep: Callable[[State], Any],
 ) -> Iterator[Progress]:
     number, grid = len(keys), batch.editable.shape[1:]
     method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
-    score = jax.jit(task.score)
+    score, told = jax.jit(task.score), (*task.rates, *task.means)
     doubts = (made := getattr(method, "doubts", None)) and jax.jit(made)
 
     def on_devices(rows: np.ndarray, tree: Any) -> Any:
@@ -160,11 +170,14 @@ def _run(
         whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         return jax.tree.map(lambda leaf: leaf[: len(leaf) // padded * number], whole)
 
-    def advance(problem: Problem, state: State, passes: int) -> tuple[State, dict[str, jax.Array]]:
-        if experiment.passes:
-            state = advance_on(denoise, method, problem, state, passes, mesh=mesh)
-        scores = score(state.image)
-        return state, {name: scores[name] for name in (*task.rates, *task.means)}
+    def advance(problem: Problem, state: State, passes: int, ticks: int) -> State:
+        if not experiment.passes:
+            return state
+        return advance_on(denoise, method, problem, state, passes, ticks, mesh=mesh)
+
+    def scores_of(image: jax.Array) -> dict[str, jax.Array]:
+        scores = score(image)
+        return {name: scores[name] for name in told}
 
     start = time.perf_counter()
     problem = Problem(keys, jnp.asarray(batch.image), jnp.asarray(batch.editable))
@@ -183,12 +196,13 @@ def _run(
             ),
             (problem, jax.eval_shape(method.init, problem)),
         )
-        return Program(advance_on, (denoise, method, *shapes, 0), {"mesh": mesh})
+        return Program(advance_on, (denoise, method, *shapes, 0, 0), {"mesh": mesh})
 
     def warm_up(each: int) -> None:
         """Compile everything; of no iterations, the loop runs zero times."""
         own = on_devices(_batches(number, each * devices)[0], problem)
-        jax.block_until_ready(advance(own, begin_on(method, own, mesh=mesh), 0))
+        state = advance(own, begin_on(method, own, mesh=mesh), 0, 0)
+        jax.block_until_ready((scores_of(state.image), _waiting(state, 0)))
 
     # From here on, sizes are those of one device.
     size = batch_size if batch_size == "auto" else -(-batch_size // devices)
@@ -200,21 +214,33 @@ def _run(
         state = jax.tree.map(jnp.asarray, done[1])
     compiled = before = time.perf_counter()
     found: Any = None
+    ticks = FIRST_TICKS
     for iteration in iterations:
         if found is None or not found[-1]:  # once all are done, nothing changes any more
-            run = partial(advance, passes=iteration + experiment.passes - last)
-            (state, scores), size = memory.halving(
-                lambda each: in_parts(each, run, problem, state),  # noqa: B023
+            passes = iteration + experiment.passes - last
+            going = _waiting(state, passes)
+            while going:
+                begun = time.perf_counter()
+                run = partial(advance, passes=passes, ticks=ticks)
+                state, size = memory.halving(
+                    lambda each: in_parts(each, run, problem, state),  # noqa: B023
+                    size,
+                )
+                if going := _waiting(state, passes):
+                    keep(state)
+                    ticks = max(1, round(ticks * CHUNK_SECONDS / (time.perf_counter() - begun)))
+            scores, size = memory.halving(
+                lambda each: in_parts(each, scores_of, state.image),  # noqa: B023
                 size,
             )
             found = jax.device_get((state.finite, state.costs.nfe, scores, state.done.all()))
-        finite, nfe, told, _ = found
+        finite, nfe, scores, _ = found
         now = time.perf_counter()
         yield Progress(
             iteration=iteration,
             image=state.image,
             state=state,
-            scores=_of_finite(told, finite),
+            scores=_of_finite(scores, finite),
             finite=finite,
             nfe=nfe.astype(np.int64),
             compile_seconds=compiled - start,
@@ -224,6 +250,12 @@ def _run(
             doubt=None if doubts is None else np.asarray(doubts(state)),
         )
         before = time.perf_counter()
+
+
+@jax.jit
+def _waiting(state: State, passes: jax.Array | int) -> jax.Array:
+    """Whether there is something to do until every sample has so many iterations: bool []."""
+    return (~state.done & (state.iteration < passes)).any()
 
 
 def _wait(arrays: Any, preempted: Callable[[], bool]) -> None:

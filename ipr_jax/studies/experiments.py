@@ -51,8 +51,7 @@ class Experiment:
         arms: what is compared with what, by label.
         reference: label of the arm that the others are compared with; None = with nothing.
         at_equal_cost: whether with what it has come to at their number of evaluations, else at the
-            end; the figure then shows scores against evaluations, a line for each family, or where
-            there are none what every arm has come to.
+            end; the figure then shows scores against evaluations, a line for each family.
         scores: names of the task's scores that the figure shows.
         published: the paper's numbers on its own task, by score, label and iteration.
     """
@@ -194,25 +193,31 @@ def frontier(task: Task, iterations: int) -> Experiment:
     return _at_equal_cost("Solved samples at equal cost", "not in the papers", task, arms)
 
 
+SEARCHED = (4, 16)
+"""What every search may cost, in first passes over a board without clues."""
+
+
 def searches(task: Task, iterations: int) -> Experiment:
-    """Every search, with the verifiers that a task has, at the evaluations of 4 first passes."""
-    del iterations  # the budget tells
+    """Every search with every verifier of a task, at the evaluations of 4 and 16 first passes."""
+    del iterations  # the budgets tell
     first, later = SETTINGS[task.name]
     passes = as_published(task, 0).budget(task.grid)
-    budget = search.PASSES * passes
     step = as_published(task, 1).budget(task.grid) - passes
-    paper = as_published(task, max(1, (budget - passes) // step))
-    arms = {
-        "IPR": Arm(refinement=paper),
-        "annealed": Arm(refinement=Annealed(cycles=budget // Annealed.iterations)),
-    }
-    for kind in verifiers.names(task):
+    paper = as_published(task, max(1, (SEARCHED[-1] - 1) * passes // step))
+    arms = {"IPR": Arm(refinement=paper, family="IPR")}
+    for number in SEARCHED:
+        method = Annealed(cycles=number * passes // Annealed.iterations)
+        arms[f"annealed, {number} passes"] = Arm(refinement=method, family="annealed")
+    for kind in (search.INTERNAL, *verifiers.names(task)):
         for name in search.METHODS:
             soft = kind.endswith("soft")
             if soft != (name in search.GRADIENTS):
                 continue
-            method = search.made(task, name, kind, first=first, later=later, budget=budget)
-            arms[f"{name}, {kind}"] = Arm(refinement=method)
+            for number in SEARCHED:
+                budget = number * passes
+                method = search.made(task, name, kind, first=first, later=later, budget=budget)
+                label = f"{name}, {kind}, {number} passes"
+                arms[label] = Arm(refinement=method, family=name)
     return _at_equal_cost("Search at equal cost", "methods of several papers", task, arms)
 
 

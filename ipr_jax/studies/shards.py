@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -39,6 +39,13 @@ FOLLOWED = 64
 FOLLOWED_BYTES = 2**25
 """What these images may take; of as many as fit, but of at least 8 samples."""
 
+Tree = TypeVar("Tree")
+
+MOST_DONE = 10**12
+"""More evaluations and iterations than the samples of a file take; checkpoints are numbered by them,
+from the number of the file times that.
+"""
+
 Tallies = list[Tally]
 """Of the same samples, after the first pass (or of the input) and after every iteration."""
 
@@ -50,7 +57,8 @@ class Storage:
     Attributes:
         shard_size: samples per file.
         dtype: of the images in files: uint8, 0 to 255 for -1 to 1, or float32.
-        save_minutes: between two checkpoints of the samples in work; 0 = after every iteration.
+        save_minutes: between two checkpoints of the samples in work; 0 = whenever there is news:
+            after every iteration, and about every ``evaluate.CHUNK_SECONDS`` in a long one.
 
     Raises:
         ValueError: a value is out of range, naming it and the range.
@@ -100,7 +108,8 @@ class State(NamedTuple):
     Attributes:
         samples: int32 [], of how many everything is known.
         iteration: int32 [], the last that the next b samples have behind them; -1 = none.
-        work: of those, all [b, ...]: where the engine is with them.
+        work: of those, all [b, ...]: where the engine is with them, also within an iteration; 0
+            before the first evaluation.
         first_pass: as stored, [n, H, W, C].
         refined: as stored, [n, H, W, C].
         followed: as stored, [R + 1, k, H, W, C], the first samples of the run; None for others.
@@ -293,6 +302,16 @@ def _refine(
     folder_of_state = folder / f"state-{jax.process_index()}"
     todo = [shard for shard in own if shard not in found]
     size, saved = run.batch_size, time.monotonic()
+
+    def keep(work: engine.State | None = None) -> None:
+        """Save the state if it is time to, with how far the samples in work have come."""
+        nonlocal state, saved
+        if work is not None:
+            state = state._replace(work=work)
+        if time.monotonic() - saved >= 60 * run.storage.save_minutes:
+            _save(manager, shard, state)
+            saved = time.monotonic()
+
     with resume.checkpoints(folder_of_state, own=True) as manager:
         begun = _begun(run, manager, todo)
         todo.sort(key=lambda shard: shard not in begun)  # its checkpoints go before others come
@@ -309,8 +328,9 @@ def _refine(
                         jax.random.key(run.seed),
                         batch_size=size,
                         first=shard.first + int(state.samples),
-                        done=None if state.iteration < 0 else (int(state.iteration), state.work),
+                        done=_at(state),
                         preempted=preempted,
+                        keep=keep,
                     )
                     before = compiled
                     for progress in steps:
@@ -319,12 +339,10 @@ def _refine(
                         full = shard.samples == run.storage.shard_size
                         if full or progress.batch_size < len(state.work.image):
                             size = progress.batch_size  # not if a short file has no more samples
-                        if time.monotonic() - saved >= 60 * run.storage.save_minutes:
-                            _save(run, manager, shard, state)
-                            saved = time.monotonic()
+                        keep()
                         yield status(state)
             except (PreemptionError, KeyboardInterrupt, GeneratorExit):
-                _save(run, manager, shard, state)
+                _save(manager, shard, state)
                 raise
             _write(run, folder, shard, batch.editable, state)
             resume.remove(manager, lambda _: True)
@@ -353,8 +371,19 @@ def _ahead(source: Callable[[np.ndarray], Batch], shards: Sequence[Shard]) -> It
 
 def _before(run: Run, shard: Shard) -> State:
     """Nothing is done."""
-    state: State = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.state(shard))
+    state = _nothing(run.state(shard))
     return state._replace(iteration=np.int32(-1), broke_at=state.broke_at - 1)
+
+
+def _nothing(tree: Tree) -> Tree:
+    """Zeros in its shapes and dtypes."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+
+
+def _at(state: State) -> tuple[int, engine.State] | None:
+    """Where the samples in work are, if something was done with them."""
+    begun = state.iteration >= 0 or state.work.costs.nfe.any()
+    return (int(state.iteration), state.work) if begun else None
 
 
 def _rows(state: State) -> slice:
@@ -399,7 +428,7 @@ def _after(run: Run, state: State, progress: Progress) -> State:
     return state._replace(
         samples=np.int32(rows.stop if last else rows.start),
         iteration=np.int32(-1 if last else which),
-        work=progress.state,
+        work=_nothing(state.work) if last else progress.state,
     )
 
 
@@ -416,24 +445,25 @@ def _tallies(state: State, rows: slice, passes: int) -> Tallies:
     ]
 
 
-def _save(run: Run, manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
+def _save(manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
     """Begin to write a copy of the state, if something is done and it is not there yet."""
-    done = run.passes * int(state.samples) + int(state.iteration) + 1
-    step = run.passes * shard.first + done
-    if done > 0 and manager.latest_step() != step:
+    at_work = _rows(state)
+    own = np.asarray(state.work.costs.nfe)[: at_work.stop - at_work.start]
+    spent = int(state.nfe[-1].sum(dtype=np.int64) + own.sum(dtype=np.int64))
+    done = spent + len(state.nfe) * int(state.samples) + int(state.iteration) + 1
+    step = MOST_DONE * shard.number + done
+    if done and manager.latest_step() != step:
         resume.save(manager, step, jax.tree.map(np.array, state._asdict()))
 
 
 def _begun(run: Run, manager: ocp.CheckpointManager, todo: Sequence[Shard]) -> dict[Shard, State]:
     """The state that was saved last, and of which samples, of those that are to do."""
-    shards, size = run.shards, run.passes * run.storage.shard_size
-
-    def shard_of(step: int) -> Shard:
-        return shards[(step - 1) // size]
-
-    resume.remove(manager, lambda step: shard_of(step) not in todo)
-    saved = resume.restore(manager, lambda step: run.state(shard_of(step))._asdict())
-    return {} if saved is None else {shard_of(saved[0]): jax.tree.map(np.array, State(**saved[1]))}
+    shards = dict(enumerate(run.shards))
+    resume.remove(manager, lambda step: shards.get(step // MOST_DONE) not in todo)
+    saved = resume.restore(manager, lambda step: run.state(shards[step // MOST_DONE])._asdict())
+    if saved is None:
+        return {}
+    return {shards[saved[0] // MOST_DONE]: jax.tree.map(np.array, State(**saved[1]))}
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -122,10 +122,10 @@ def test_auto_is_as_many_as_fit_and_is_reported(whole, batch, monkeypatch):
 def full(function, largest, begin=0):
     """A compiled function that runs out of memory beyond some images, from a pass on."""
 
-    def run(denoise, method, problem, state, passes, **static):
+    def run(denoise, method, problem, state, passes, ticks, **static):
         if len(state.image) > largest and passes >= begin:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return function(denoise, method, problem, state, passes, **static)
+        return function(denoise, method, problem, state, passes, ticks, **static)
 
     return run
 

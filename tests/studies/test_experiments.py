@@ -191,7 +191,7 @@ def test_a_sample_that_is_not_finite_is_neither_solved_nor_not(tmp_path):
     assert json.loads((tmp_path / "arms" / "0.10.json").read_text())["solved"] == ["xxxxx"]
     differences = json.loads((tmp_path / "results.json").read_text())["differences"]
     assert differences == {"0.10": {}, "0.50": {}}
-    command._say_differences(experiment, tmp_path)  # has nothing to say
+    command._say_differences(experiment, differences)  # has nothing to say
 
 
 def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch):
@@ -205,7 +205,7 @@ def test_corrupted_boards_start_as_they_are(tmp_path, monkeypatch):
     assert found["K = 1"][0]["violations"] < found["K = 7"][0]["violations"]
     starts = []
     monkeypatch.setattr(curves, "curves", lambda *given: starts.append(given[-1]))
-    command._draw(tmp_path / "new.png", experiment, TASK, found, 5)
+    command._draw(tmp_path / "new.png", experiment, TASK, found, dict.fromkeys(found), 5)
     assert starts == ["input"]
 
 

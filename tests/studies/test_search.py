@@ -69,13 +69,22 @@ def test_the_experiment_has_every_method_with_every_verifier():
     arms = experiments.searches(TASK, 0).arms
     kinds = {label: search.kind_of(arm.refinement) for label, arm in arms.items()}
     hard = set(search.METHODS) - set(search.GRADIENTS)
-    assert {label for label, kind in kinds.items() if kind is None} == {"IPR", "annealed"}
-    assert {label for label, kind in kinds.items() if kind == "oracle"} == {
-        f"{name}, oracle" for name in hard
+    of = {kind: {label for label, own in kinds.items() if own == kind} for kind in kinds.values()}
+    numbers = [f"{number} passes" for number in (4, 16)]
+    assert of == {
+        None: {"IPR", *(f"annealed, {each}" for each in numbers)},
+        "internal": {f"{name}, internal, {each}" for name in hard for each in numbers},
+        "oracle": {f"{name}, oracle, {each}" for name in hard for each in numbers},
+        "independent": {f"{name}, independent, {each}" for name in hard for each in numbers}
+        | {f"{name}, independent-soft, {each}" for name in search.GRADIENTS for each in numbers},
     }
-    assert len(arms) == 2 + 2 * len(hard) + len(search.GRADIENTS)
-    budgets = [arm.refinement.budget(TASK.grid) for arm in arms.values()]
-    assert max(budgets) == 4 * 48
+    for number in (4, 16):
+        most = [
+            arm.refinement.budget(TASK.grid)
+            for label, arm in arms.items()
+            if label.endswith(f", {number} passes")
+        ]
+        assert max(most) == number * 48
 
 
 @pytest.mark.heavy

@@ -1,5 +1,6 @@
 """Large runs: what is in the files, and that nothing that happens to a run changes them."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -191,6 +192,48 @@ def test_told_to_end_it_loses_no_more_than_a_pass_over_a_batch(finished, tmp_pat
     assert bits(tmp_path / "run") == bits(finished[0])
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        Annealed(iterations=3, cycles=2, finish_steps=2, calm=0),
+        pytest.param(EXPERIMENT, marks=pytest.mark.heavy),
+    ],
+)
+def test_ended_within_iterations_it_loses_no_evaluation(tmp_path, monkeypatch, method):
+    """At 30 random moments; the host has the state after every evaluation of a batch."""
+    done(tmp_path / "whole", experiment=method)
+    monkeypatch.setattr(evaluate, "FIRST_TICKS", 1)
+    monkeypatch.setattr(evaluate, "CHUNK_SECONDS", 0)
+    chunks, advance = [], evaluate.advance_on
+
+    def counted(*given, **options):
+        found = advance(*given, **options)
+        chunks.append(int(found.costs.nfe.sum()))
+        return found
+
+    monkeypatch.setattr(evaluate, "advance_on", counted)
+    done(tmp_path / "chunks", experiment=method)
+    number, rng, ended = len(chunks), np.random.default_rng(3), 0
+    assert number > 25
+    chunks.clear()
+    run = run_of(experiment=method, storage=Storage(shard_size=4, save_minutes=60))
+    while not (tmp_path / "parts" / "manifest.json").exists():
+        left = len(chunks) + (rng.integers(1, 5) if ended < 30 else number)
+        steps = shards.refine(
+            run,
+            tmp_path / "parts",
+            SETTINGS,
+            preempted=lambda left=left: len(chunks) >= left,
+        )
+        with contextlib.suppress(PreemptionError):
+            for _ in steps:
+                pass
+        ended += 1
+    assert ended > 10
+    assert len(chunks) - number <= 2 * ended  # compiled again, on samples that have nothing to do
+    assert bits(tmp_path / "parts") == bits(tmp_path / "chunks") == bits(tmp_path / "whole")
+
+
 def test_told_to_end_it_does_not_wait_for_the_device():
     work = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, a: jax.numpy.tanh(a @ a), x))
     x = np.ones((1000, 1000), np.float32)
@@ -217,8 +260,12 @@ def test_a_finished_run_is_left_as_it_is(finished):
 def half(tmp_path):
     """A run of which one file is written, and two checkpoints of the next are there."""
     stopped_after(9, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run" / "state-0").iterdir()) == ["18", "19"]
+    assert len(checkpoints(tmp_path / "run")) == 2
     return tmp_path / "run"
+
+
+def checkpoints(folder):
+    return sorted(folder.glob("state-0/*"))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +289,7 @@ def test_a_damaged_file_is_refused_and_can_be_made_again(finished, half, name, m
     if (name, how) != ("00000.json", "removed"):  # then its samples are not done
         with pytest.raises(ValueError, match=message):
             done(half)
-        assert (half / "state-0" / "19").is_dir()
+        assert len(checkpoints(half)) == 2
         for left in (half / "samples").glob("00000.*"):
             left.unlink()
     done(half)
