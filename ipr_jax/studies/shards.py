@@ -42,8 +42,8 @@ FOLLOWED_BYTES = 2**25
 Tree = TypeVar("Tree")
 
 MOST_DONE = 10**12
-"""More evaluations and iterations than the samples of a file take; checkpoints are numbered by them,
-from the number of the file times that.
+"""More evaluations and iterations than the samples of a file take, by which its checkpoints are
+numbered, from the number of the file times that.
 """
 
 Tallies = list[Tally]
