@@ -193,12 +193,12 @@ def frontier(task: Task, iterations: int) -> Experiment:
     return _at_equal_cost("Solved samples at equal cost", "not in the papers", task, arms)
 
 
-SEARCHED = (4, 16)
+SEARCHED = (3, 6)
 """What every search may cost, in first passes over a board without clues."""
 
 
 def searches(task: Task, iterations: int) -> Experiment:
-    """Every search with every verifier of a task, at the evaluations of 4 and 16 first passes."""
+    """Every search with every verifier of a task, at the evaluations of 3 and 6 first passes."""
     del iterations  # the budgets tell
     first, later = SETTINGS[task.name]
     passes = as_published(task, 0).budget(task.grid)

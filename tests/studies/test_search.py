@@ -70,7 +70,7 @@ def test_the_experiment_has_every_method_with_every_verifier():
     kinds = {label: search.kind_of(arm.refinement) for label, arm in arms.items()}
     hard = set(search.METHODS) - set(search.GRADIENTS)
     of = {kind: {label for label, own in kinds.items() if own == kind} for kind in kinds.values()}
-    numbers = [f"{number} passes" for number in (4, 16)]
+    numbers = [f"{number} passes" for number in (3, 6)]
     assert of == {
         None: {"IPR", *(f"annealed, {each}" for each in numbers)},
         "internal": {f"{name}, internal, {each}" for name in hard for each in numbers},
@@ -78,7 +78,7 @@ def test_the_experiment_has_every_method_with_every_verifier():
         "independent": {f"{name}, independent, {each}" for name in hard for each in numbers}
         | {f"{name}, independent-soft, {each}" for name in search.GRADIENTS for each in numbers},
     }
-    for number in (4, 16):
+    for number in (3, 6):
         most = [
             arm.refinement.budget(TASK.grid)
             for label, arm in arms.items()
