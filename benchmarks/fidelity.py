@@ -35,6 +35,8 @@ METHODS: dict[str, Any] = {
     "IPR, 20 iterations": ipr_jax.Refinement(iterations=20),
     "annealed, one cycle": ipr_jax.Annealed(cycles=1),
     "annealed": ipr_jax.Annealed(),
+    "annealed, finish from 0.4": ipr_jax.Annealed(finish_level=0.4, finish_steps=8),
+    "annealed, finish from 0.6": ipr_jax.Annealed(finish_level=0.6, finish_steps=8),
 }
 
 REAL = "real digits"

@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY
 
 import ipr_jax
-from benchmarks import data, device, large, profile, throughput, train, workload
+from benchmarks import data, device, fidelity, large, profile, throughput, train, workload
 from ipr_jax import Prediction
 from ipr_jax.models.config import PRESETS, TRANSFORMERS
 from ipr_jax.runtime import flops
@@ -424,3 +424,69 @@ def test_impossible_training_is_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train.main(train.Args(out=tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+# --- fidelity -------------------------------------------------------------------------------------
+
+
+def test_the_nearest_image_and_how_far_images_spread():
+    rng = np.random.default_rng(0)
+    images, real = rng.normal(size=(5, 3, 3)), rng.normal(size=(7, 3, 3))
+    slow = [min(np.sqrt(((a - b) ** 2).mean()) for b in real) for a in images]
+    np.testing.assert_allclose(fidelity.nearest(images, real), slow)
+    labels = np.array([1, 1, 2, 2, 2])
+    found = fidelity.deviations(images, labels)
+    for label in (1, 2):
+        mine = images[labels == label]
+        assert found[labels == label].mean() == pytest.approx(mine.var(axis=0, ddof=1).mean())
+
+
+def test_distinct_boards_of_uniform_draws():
+    """Of the solutions of a puzzle; as many as are found by drawing."""
+    puzzle = np.zeros((2, 4, 4), int)
+    puzzle[1, 0] = [1, 2, 3, 4]
+    assert fidelity.solutions_of(puzzle).tolist() == [288, 12]
+    rng = np.random.default_rng(0)
+    drawn = [len(set(rng.integers(0, 12, 5).tolist())) for _ in range(4000)]
+    error = np.std(drawn) / len(drawn) ** 0.5
+    assert abs(np.mean(drawn) - fidelity.expected_distinct(12, 5)) < 4 * error
+
+
+def test_real_boards_are_as_real_digits():
+    """Of the other writers; the same board again and again is one board."""
+    boards, number, tries = fidelity.BOARDS["mini-sudoku"], 40, 6
+    batch = boards.batch("test", 0, np.arange(number * tries), (0, 0))
+    image = batch.image.reshape(number, tries, *boards.image_shape)
+    nothing, every = np.zeros((number, 4, 4), int), np.ones((number, 4, 4), bool)
+    found = fidelity.measure(boards, image, every, nothing, seed=0)
+    assert found["valid"] > 0.95 * number * tries  # the reader errs
+    assert found["distance"]["value"] < 1e-6  # they are among the real ones
+    for name in ("spread", "distinct"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+        assert found[name]["value"] == pytest.approx(1, abs=0.04)
+    same = np.repeat(image[:, :1], tries, axis=1)
+    again = fidelity.measure(boards, same, every, nothing, seed=0)["distinct"]
+    assert again["value"] == pytest.approx(1 / fidelity.expected_distinct(288, tries), rel=1e-6)
+
+
+@pytest.mark.heavy
+def test_every_method_is_measured(tmp_path, capsys):
+    fidelity.main(fidelity.Args(puzzles=2, tries=2, out=tmp_path / "out.json"))
+    assert "annealed, one cycle" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == [fidelity.REAL, *fidelity.METHODS]
+    for row in rows[1:]:
+        assert 0 <= row["valid"] <= 4
+        assert row["spread"]["low"] <= row["spread"]["value"] <= row["spread"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "even-pixels"}, "task must be one of mini-sudoku, digits-sudoku, got 'even-pix"),
+        ({"tries": 0}, "tries must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_measurements_of_fidelity_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        fidelity.Args(**options)
