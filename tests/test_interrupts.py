@@ -159,23 +159,29 @@ COMMANDS = {
 def test_interrupted_at_random_moments(command, tmp_path, pytestconfig):
     """From the first tenth of a second on; every try compiles anew. The last goes on, or again."""
     words, rng = (*COMMANDS[command], "--out"), random.Random(0)
+
+    def complete(out):
+        with begun(*words, out) as process:
+            process.communicate()
+        assert process.returncode == 0
+
     start, tries, out = time.monotonic(), 0, tmp_path / "0"
-    assert begun(*words, out).wait() == 0
+    complete(out)
     whole = time.monotonic() - start
     while tries < pytestconfig.getoption("kills"):
         out = tmp_path / str(tries + 1)
-        process = begun(*words, out)
-        try:
-            process.wait(rng.uniform(0.1, whole))
-            continue  # it was faster than the first
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        sent = time.monotonic()
-        _, err = process.communicate(timeout=120)
+        with begun(*words, out) as process:
+            try:
+                process.wait(rng.uniform(0.1, whole))
+                continue  # it was faster than the first
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+            sent = time.monotonic()
+            _, err = process.communicate(timeout=120)
         tries += 1
         if process.returncode == 0:  # as it was about to end
             assert time.monotonic() - sent < 1
         else:
             assert (process.returncode, err.count("\n")) == (130, 1), err
             assert err.startswith("interrupted")
-    assert begun(*words, out).wait() == 0
+    complete(out)
