@@ -244,21 +244,18 @@ class Rounds:
         """Particles."""
         return self.keep * self.backs.shape[1]
 
-    def target(self, length: jax.Array, size: jax.Array, number: jax.Array) -> jax.Array:
+    def target(self, length: Any, size: Any, number: Any, xp: Any = jnp) -> Any:
         """The step of choice ``number``, from 0, of passes of ``length`` steps: int32, as them."""
-        first = jnp.minimum(self.firsts[size], length)
-        return first + (length - first) * number // jnp.maximum(self.rounds, 1)
+        first = xp.minimum(xp.asarray(self.firsts)[size], length)
+        return first + (length - first) * number // xp.maximum(xp.asarray(self.rounds), 1)
 
     def cost(self, rounds: int) -> int:
-        """Network evaluations that no problem exceeds."""
-        length = jnp.asarray(self.walk.settings.plan.num_steps)
-        size = jnp.arange(len(length), dtype=jnp.int32)
-        total = self.target(length, size, jnp.zeros_like(size))
-        for number in range(rounds):
-            here, there = (
-                self.target(length, size, jnp.full_like(size, n + number)) for n in (0, 1)
-            )
-            total = total + jnp.maximum(there - jnp.maximum(here - self.backs.max(axis=1), 0), 1)
+        """Network evaluations that no problem exceeds; on the host."""
+        length = np.asarray(self.walk.settings.plan.num_steps)
+        choices = np.arange(rounds + 1, dtype=np.int32)[:, None]
+        target = self.target(length, np.arange(len(length)), choices, np)
+        begun = np.maximum(target[:-1] - np.asarray(self.backs).max(axis=1), 0)
+        total = target[0] + np.maximum(target[1:] - begun, 1).sum(axis=0)
         return self.number * int(total.max())
 
     def init(self, problem: Problem) -> State:
