@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -145,6 +147,36 @@ def test_links_lead_to_files(path):
     links = re.findall(r"\]\(([^)#\s]+)", path.read_text())
     gone = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not [link for link in gone if link not in ("changelog.md", "contributing.md")]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["index.html", "notebooks/first_puzzle.html"])
+def test_the_site_is_searched_from_disk(page, tmp_path):
+    """Needs the extra ``docs`` and a browser: see CONTRIBUTING.md."""
+    from playwright.sync_api import expect, sync_playwright
+
+    words = ["mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
+    said = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("IPR_BROWSER"), args=["--no-sandbox"]
+        )
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda asked: said.append(asked.url) if "http" in asked.url else None)
+        tab.goto((tmp_path / page).as_uri())
+        tab.locator(".md-search__input").click()
+        tab.keyboard.type("annealed refinement")
+        found = tab.locator(".md-search-result__item").filter(has_text="Annealed refinement")
+        expect(found).not_to_have_count(0)
+        found.first.locator("a").first.click()
+        tab.wait_for_url("**/methods.html?h=*")
+        expect(tab.locator("article mark")).not_to_have_count(0)
+        browser.close()
+    assert said == []
 
 
 def test_the_reference_has_every_public_name():
