@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -29,7 +30,9 @@ from ipr_jax.training import RECIPES
 from ipr_jax.training.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS += NOTEBOOKS
 REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -147,6 +150,22 @@ def test_links_lead_to_files(path):
     links = re.findall(r"\]\(([^)#\s]+)", path.read_text())
     gone = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not [link for link in gone if link not in ("changelog.md", "contributing.md")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_shown_as_they_were_run(path):
+    """From the first cell to the last, without a warning or a place on the machine; and small."""
+    assert path.stat().st_size < 100_000
+    assert f"notebooks/{path.stem}.md\n" in (ROOT / "mkdocs.yml").read_text()
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    printed = [output for output in outputs if output["output_type"] == "stream"]
+    assert all("image/png" in output["data"] for output in outputs if output not in printed)
+    assert {output["name"] for output in printed} == {"stdout"}
+    for output in printed:
+        assert not re.search(r"(?<![\w.])/\w+/|[Ww]arning", "".join(output["text"]))
 
 
 @pytest.mark.browser
