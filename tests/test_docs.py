@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib
+import json
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -27,7 +30,9 @@ from ipr_jax.training import RECIPES
 from ipr_jax.training.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS += NOTEBOOKS
 REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -145,6 +150,52 @@ def test_links_lead_to_files(path):
     links = re.findall(r"\]\(([^)#\s]+)", path.read_text())
     gone = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not [link for link in gone if link not in ("changelog.md", "contributing.md")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_shown_as_they_were_run(path):
+    """From the first cell to the last, without a warning or a place on the machine; and small."""
+    assert path.stat().st_size < 100_000
+    assert f"notebooks/{path.stem}.md\n" in (ROOT / "mkdocs.yml").read_text()
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    printed = [output for output in outputs if output["output_type"] == "stream"]
+    assert all("image/png" in output["data"] for output in outputs if output not in printed)
+    assert {output["name"] for output in printed} == {"stdout"}
+    for output in printed:
+        assert not re.search(r"(?<![\w.])/\w+/|[Ww]arning", "".join(output["text"]))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["index.html", "notebooks/first_puzzle.html"])
+def test_the_site_is_searched_from_disk(page, tmp_path):
+    """Needs the extra ``docs`` and a browser: see CONTRIBUTING.md."""
+    from playwright.sync_api import expect, sync_playwright
+
+    words = ["mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
+    said = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("IPR_BROWSER"), args=["--no-sandbox"]
+        )
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda asked: said.append(asked.url) if "http" in asked.url else None)
+        tab.goto((tmp_path / page).as_uri())
+        tab.locator(".md-search__input").click()
+        tab.keyboard.type("annealed refinement")
+        found = tab.locator(".md-search-result__item").filter(has_text="Annealed refinement")
+        expect(found).not_to_have_count(0)
+        found.first.locator("a").first.click()
+        tab.wait_for_url("**/methods.html?h=*")
+        expect(tab.locator("article mark")).not_to_have_count(0)
+        browser.close()
+    assert said == []
 
 
 def test_the_reference_has_every_public_name():
