@@ -218,7 +218,7 @@ def test_few_evaluations_are_wasted_when_most_samples_leave_early(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.parametrize(("chance", "most"), [(0.0, 0.03), (0.03, 0.05)])
 def test_few_evaluations_are_wasted_in_50_iterations(chance, most):
-    assert waste.count(512, 64, chance, waste.Args())["wasted"] < most
+    assert waste.count(256, 32, chance, waste.Args())["wasted"] < most
 
 
 def test_auto_takes_as_many_slots_as_fit(monkeypatch):
