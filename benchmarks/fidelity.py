@@ -1,11 +1,12 @@
 """How real the digits of refined boards look, and how various the boards of a puzzle are.
 
 ``python -m benchmarks.fidelity`` solves every puzzle several times by several methods and prints a
-table; ``--out FILE`` also writes everything as JSON. A method that blurs digits has a spread below
-that of real ones; one that always finds the same board has fewer distinct boards than uniform draws
-of the puzzle's solutions.
+table; ``--out FILE`` also writes everything as JSON. A method that blurs digits has distances and a
+spread below those of real ones, the first row; one that always finds the same board has fewer
+distinct boards than uniform draws of the puzzle's solutions. Digits are what is read, so misread
+ones add to the spread.
 
-Shapes: N boards, n digits, S pixels per side of a cell, M images of digits.
+Shapes: P puzzles, R boards of each, n digits, S pixels per side of a cell, M or K images of digits.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -26,7 +28,8 @@ from ipr_jax.core import check
 from ipr_jax.models import checkpoint
 from ipr_jax.runtime import environment, files
 from ipr_jax.tasks import digits_sudoku, get_task, mini_sudoku, sudoku
-from ipr_jax.tasks.boards import DigitBoards
+from ipr_jax.tasks.base import Split
+from ipr_jax.tasks.boards import DigitBoards, clue_range
 
 BOARDS = {"mini-sudoku": mini_sudoku.BOARDS, "digits-sudoku": digits_sudoku.BOARDS}
 
@@ -54,7 +57,7 @@ class Args:
 
     Attributes:
         task: mini-sudoku or digits-sudoku.
-        difficulty: of 9x9 puzzles: easy, medium or hard.
+        difficulty: of 9x9 puzzles: easy, medium or hard; 4x4 ones have none.
         puzzles: how many.
         tries: how often each is solved.
         slots: samples that the network sees at once.
@@ -73,6 +76,7 @@ class Args:
     def __post_init__(self) -> None:
         if self.task not in BOARDS:
             raise ValueError(f"task must be one of {', '.join(BOARDS)}, got {self.task!r}")
+        clue_range(self.difficulty)
         for name in ("puzzles", "tries", "slots"):
             check.count(name, getattr(self, name))
         check.seed(self.seed)
@@ -108,7 +112,7 @@ def expected_distinct(solutions: int, draws: int) -> float:
 
 
 def solutions_of(puzzles: np.ndarray) -> np.ndarray:
-    """How many 4x4 boards complete each of some puzzles, int [N, 4, 4], 0 = empty: int [N]."""
+    """How many 4x4 boards complete each of some puzzles, int [P, 4, 4], 0 = empty: int [P]."""
     every = sudoku.all_boards_4x4()
     fits = (puzzles[:, None] == 0) | (puzzles[:, None] == every)
     return fits.all(axis=(2, 3)).sum(axis=1)
@@ -141,15 +145,16 @@ def measure(
         seed: of the intervals.
 
     Returns:
-        distance (of a generated digit to the nearest real one of other writers) and spread (of the
-        digits of a kind, in times of that of real ones), with intervals; valid, how many boards
-        are; distinct, how many different ones of them, puzzle by puzzle, in times of the number
-        expected in uniform draws of the puzzle's solutions, of 9x9 boards in times of their number.
+        distance (of a generated digit to the nearest real one of other writers) and spread (root
+        mean square, of the digits of a kind, in times of that of real ones, which are held fixed),
+        with intervals; valid, how many boards are; distinct, how many different ones of them,
+        puzzle by puzzle, in times of the number expected in uniform draws of the puzzle's
+        solutions, of 9x9 boards in times of their number; None where no board is valid.
     """
     number, tries = image.shape[:2]
     n, size = boards.n, boards.patch_size
     flat = image.reshape(-1, *boards.image_shape)
-    read = np.concatenate([np.asarray(boards.read_board(part)) for part in _parts(flat)])
+    read = np.concatenate([boards.read_board(jnp.asarray(part)) for part in _parts(flat)])
     cells = (
         flat.reshape(-1, n, size, n, size).swapaxes(2, 3).reshape(number, tries, n, n, size, size)
     )
@@ -157,12 +162,12 @@ def measure(
     chosen = np.broadcast_to(editable[:, None], digits.shape)
     real, labels = real_digits(boards, "test")
     distance = nearest(cells[chosen], real)
-    deviation = deviations(cells[chosen], digits[chosen])
+    usual = by_digit(deviations(real, labels), labels)
+    deviation = deviations(cells[chosen], digits[chosen]) / usual[digits[chosen]]
     owner = np.broadcast_to(np.arange(number)[:, None, None, None], digits.shape)[chosen]
     weight = np.bincount(owner, minlength=number)
-    far, wide = (np.bincount(owner, each, number) for each in (distance, deviation))
-    usual = np.average(deviations(real, labels))
-    valid = np.asarray(sudoku.duplicate_count(read)).reshape(number, tries) == 0
+    distances, spreads = (np.bincount(owner, each, number) for each in (distance, deviation))
+    valid = np.asarray(sudoku.duplicate_count(jnp.asarray(read))).reshape(number, tries) == 0
     distinct = np.array(
         [len(np.unique(mine[good], axis=0)) for mine, good in zip(digits, valid, strict=True)]
     )
@@ -171,19 +176,23 @@ def measure(
         given = zip(solutions_of(puzzle).tolist(), expected.tolist(), strict=True)
         expected = np.array([expected_distinct(total, int(good)) for total, good in given])
 
-    def ratio(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
-        return interval(lambda i: one[i].sum() / max(other[i].sum(), 1e-9), number, seed)
+    def ratio(one: np.ndarray, other: np.ndarray, power: float = 1.0) -> dict[str, float]:
+        return interval(lambda i: (one[i].sum() / max(other[i].sum(), 1e-9)) ** power, number, seed)
 
-    spread = interval(lambda i: (wide[i].sum() / weight[i].sum() / usual) ** 0.5, number, seed)
     return {
-        "distance": ratio(far, weight),
-        "spread": spread,
+        "distance": ratio(distances, weight),
+        "spread": ratio(spreads, weight, 0.5),
         "valid": int(valid.sum()),
-        "distinct": ratio(distinct, expected),
+        "distinct": ratio(distinct, expected) if valid.any() else None,
     }
 
 
-def real_digits(boards: DigitBoards, split: Any) -> tuple[np.ndarray, np.ndarray]:
+def by_digit(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean of the values [M] of each label [M] from 1: float64 [n + 1], by label."""
+    return np.bincount(labels, values) / np.maximum(np.bincount(labels), 1)
+
+
+def real_digits(boards: DigitBoards, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """The images of a split [M, S, S] and what they show, int [M]."""
     tiles = boards.tiles(split)
     return tiles.images[1:], np.repeat(np.arange(1, boards.n + 1), tiles.number[1:])
@@ -201,10 +210,12 @@ def run(args: Args) -> Iterator[dict[str, Any]]:
     boards = BOARDS[args.task]
     known, labels = real_digits(boards, "train")
     other, other_labels = real_digits(boards, "test")
-    spread = (deviations(known, labels).mean() / deviations(other, other_labels).mean()) ** 0.5
+    usual = by_digit(deviations(other, other_labels), other_labels)
+    spread = (deviations(known, labels) / usual[labels]).mean() ** 0.5
     yield {"method": REAL, "distance": nearest(known, other).mean(), "spread": spread}
-    options = {"difficulty": args.difficulty} if args.task == "digits-sudoku" else {}
-    batch = get_task(args.task, **options).test_batch(args.seed, np.arange(args.puzzles))
+    difficulty = args.difficulty if args.task == "digits-sudoku" else None
+    task = get_task(args.task, difficulty=difficulty)
+    batch = task.test_batch(args.seed, np.arange(args.puzzles))
     model = checkpoint.load(checkpoint.DEFAULTS[args.task])
     keys = ipr_jax.sample_keys(jax.random.key(args.seed), args.puzzles * args.tries)
     image, editable = (
@@ -233,7 +244,7 @@ def table(rows: list[dict[str, Any]], args: Args) -> Table:
     def text(value: Any) -> str:
         if isinstance(value, dict):
             return "{value:.3f} ({low:.3f} to {high:.3f})".format(**value)
-        return f"{value:.3f}"
+        return "" if value is None else f"{value:.3f}"
 
     for row in rows:
         shown.add_row(
@@ -254,7 +265,7 @@ def main(args: Args) -> None:
         files.refuse_existing(args.out)
     rows = list(run(args))
     described = environment.describe()
-    Console(width=120).print(table(rows, args))
+    Console(width=140).print(table(rows, args))
     print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
     save(args, described, rows=rows)
 

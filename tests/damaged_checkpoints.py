@@ -26,7 +26,7 @@ def half(tmp_path):
 
 def checkpoints(folder):
     """The older one and the newer one."""
-    return sorted((folder / "state-0").iterdir())
+    return sorted((folder / "state-0").iterdir(), key=lambda step: int(step.name))
 
 
 def damage(path, how):

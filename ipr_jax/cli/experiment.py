@@ -49,10 +49,9 @@ def command_of(name: str) -> Callable[..., Path]:
         opened = options.open(options.task or definition.task)
         made = definition.make(opened.task, options.iterations)
         arms = made.arms.values()
-        numbers = {getattr(arm.refinement, "iterations", None) for arm in arms}
         for option, idle in (
             ("precision", all(arm.precision for arm in arms)),
-            ("iterations", options.iterations not in numbers),
+            ("iterations", not definition.counted),
             ("difficulty", all(arm.swapped for arm in arms)),
         ):
             if idle:

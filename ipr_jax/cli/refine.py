@@ -57,7 +57,8 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
         dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.
-        save_minutes: between two checkpoints of unfinished samples; 0 = whenever there is news.
+        save_minutes: between two checkpoints of unfinished samples; 0 = after every
+            iteration, and about every 20 seconds.
     """
 
     task: str | None = None

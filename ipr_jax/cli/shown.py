@@ -44,7 +44,7 @@ def table_of(task: Task, lines: list[dict[str, Any]], start: str) -> Table:
         found.add_row(
             str(line["iteration"] or start),
             _percent(line, f"{task.headline}_rate"),
-            _percent(line, *ends) if ends[0] in line else "-",
+            _percent(line, *ends),
             *(_percent(line, f"{name}_rate") for name in task.rates[1:]),
             *(f"{line[name]:.3g}" if name in line else "-" for name in task.means),
             f"{line['nfe']:.0f}",
@@ -54,7 +54,10 @@ def table_of(task: Task, lines: list[dict[str, Any]], start: str) -> Table:
 
 
 def _percent(line: Mapping[str, Any], *names: str, sign: str = "") -> str:
-    return " to ".join(f"{100 * line[name]:{sign}.1f}" if name in line else "-" for name in names)
+    """Numbers of a line as points of a hundred; "-" where it has none."""
+    if not line.keys() >= set(names):
+        return "-"
+    return " to ".join(f"{100 * line[name]:{sign}.1f}" for name in names)
 
 
 def cost_table(

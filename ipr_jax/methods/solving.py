@@ -92,15 +92,19 @@ def advance_on(
     *,
     mesh: Mesh | None,
 ) -> State:
-    """Problems until each has so many iterations behind it, or for so many evaluations; compiled,
-    spread over a mesh.
-    """
+    """``engine.advance`` with a slot for each problem, compiled, spread over a mesh."""
 
     def every(
-        denoise: Denoiser, method: Method, problem: Problem, state: State, *most: jax.Array
+        denoise: Denoiser,
+        method: Method,
+        problem: Problem,
+        state: State,
+        iterations: jax.Array,
+        ticks: jax.Array,
     ) -> State:
-        work, limits = engine.at_once(state), dict(zip(("iterations", "ticks"), most, strict=True))
-        return engine.advance(denoise, method, problem, work, **limits).state
+        work = engine.at_once(state)
+        work = engine.advance(denoise, method, problem, work, iterations=iterations, ticks=ticks)
+        return work.state
 
     each = sharding.each_device(every, mesh, in_axes=(None, None, 0, 0, None, None), out_axes=0)
     return each(denoise, method, problem, state, iterations, ticks)

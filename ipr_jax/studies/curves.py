@@ -19,7 +19,7 @@ from ipr_jax.runtime import files
 DASHES = 12
 """From the beginning of a dash to that of the next, in widths of the line."""
 MOST_INSIDE = 8
-"""Lines of a legend that is in its panel; a longer one is beside it."""
+"""Arms whose legend is in their panel; that of more is beside it."""
 PUBLISHED = "paper, its own task"
 """What the hollow diamonds are."""
 ARROWS: dict[tuple[float, float], str] = {
@@ -182,8 +182,9 @@ def _draw_published(
         )
     if known:
         axes.plot([], [], color=STRONG, label=PUBLISHED, **looks)
-    if number := len(axes.get_legend_handles_labels()[0]):
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if number > MOST_INSIDE else {}
+    if axes.get_legend_handles_labels()[0]:
+        far = len(panel.bands) > MOST_INSIDE
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if far else {}
         axes.legend(frameon=False, fontsize=9, **beside)
 
 

@@ -19,10 +19,8 @@ from ipr_jax.studies import metrics
 from ipr_jax.tasks import Batch, Task
 
 CHUNK_SECONDS = 20.0
-"""About how long the devices compute before the host has the state to go on from."""
-
-FIRST_TICKS = 8
-"""Evaluations of a batch before it is known how long one takes."""
+"""About how long the devices compute before the host has the state to go on from; one evaluation of
+all samples may take longer."""
 
 
 class Progress(NamedTuple):
@@ -202,7 +200,7 @@ def _run(
         """Compile everything; of no iterations, the loop runs zero times."""
         own = on_devices(_batches(number, each * devices)[0], problem)
         state = advance(own, begin_on(method, own, mesh=mesh), 0, 0)
-        jax.block_until_ready((scores_of(state.image), _waiting(state, 0)))
+        jax.block_until_ready(scores_of(state.image))
 
     # From here on, sizes are those of one device.
     size = batch_size if batch_size == "auto" else -(-batch_size // devices)
@@ -214,21 +212,21 @@ def _run(
         state = jax.tree.map(jnp.asarray, done[1])
     compiled = before = time.perf_counter()
     found: Any = None
-    ticks = FIRST_TICKS
+    each: float | None = None  # seconds that an evaluation of a part takes
     for iteration in iterations:
         if found is None or not found[-1]:  # once all are done, nothing changes any more
             passes = iteration + experiment.passes - last
-            going = _waiting(state, passes)
-            while going:
-                begun = time.perf_counter()
+            while active := _active(state, passes, size * devices):
+                ticks = 1 if each is None else max(1, round(CHUNK_SECONDS / (each * active)))
                 run = partial(advance, passes=passes, ticks=ticks)
+                begun = time.perf_counter()
                 state, size = memory.halving(
                     lambda each: in_parts(each, run, problem, state),  # noqa: B023
                     size,
                 )
-                if going := _waiting(state, passes):
+                if _active(state, passes, size * devices):
                     keep(state)
-                    ticks = max(1, round(ticks * CHUNK_SECONDS / (time.perf_counter() - begun)))
+                    each = (time.perf_counter() - begun) / (ticks * active)
             scores, size = memory.halving(
                 lambda each: in_parts(each, scores_of, state.image),  # noqa: B023
                 size,
@@ -252,10 +250,11 @@ def _run(
         before = time.perf_counter()
 
 
-@jax.jit
-def _waiting(state: State, passes: jax.Array | int) -> jax.Array:
-    """Whether there is something to do until every sample has so many iterations: bool []."""
-    return (~state.done & (state.iteration < passes)).any()
+def _active(state: State, passes: int, size: int) -> int:
+    """In how many parts of a size there is something to do until all have so many iterations."""
+    done, iteration = jax.device_get((state.done, state.iteration))
+    waiting = ~done & (iteration < passes)
+    return int(waiting[_batches(len(waiting), size)].any(axis=1).sum())
 
 
 def _wait(arrays: Any, preempted: Callable[[], bool]) -> None:

@@ -33,18 +33,17 @@ from ipr_jax.studies.evaluate import Progress, evaluate, last_iteration
 from ipr_jax.studies.metrics import Line, Moments, Tally
 from ipr_jax.tasks import Batch, Task
 
+Tree = TypeVar("Tree")
+
 FOLLOWED = 64
 """Of how many samples of a run the images of every iteration are kept."""
 
 FOLLOWED_BYTES = 2**25
 """What these images may take; of as many as fit, but of at least 8 samples."""
 
-Tree = TypeVar("Tree")
-
-MOST_DONE = 10**12
-"""More evaluations and iterations than the samples of a file take, by which its checkpoints are
-numbered, from the number of the file times that.
-"""
+STEPS_PER_FILE = 10**12
+"""More evaluations and iterations than the samples of a file take: they number its checkpoints,
+from this number on for the first file, from twice as much for the next."""
 
 Tallies = list[Tally]
 """Of the same samples, after the first pass (or of the input) and after every iteration."""
@@ -303,7 +302,7 @@ def _refine(
     todo = [shard for shard in own if shard not in found]
     size, saved = run.batch_size, time.monotonic()
 
-    def keep(work: engine.State | None = None) -> None:
+    def save_if_due(work: engine.State | None = None) -> None:
         """Save the state if it is time to, with how far the samples in work have come."""
         nonlocal state, saved
         if work is not None:
@@ -328,9 +327,9 @@ def _refine(
                         jax.random.key(run.seed),
                         batch_size=size,
                         first=shard.first + int(state.samples),
-                        done=_at(state),
+                        done=_work_begun(state),
                         preempted=preempted,
-                        keep=keep,
+                        keep=save_if_due,
                     )
                     before = compiled
                     for progress in steps:
@@ -339,7 +338,7 @@ def _refine(
                         full = shard.samples == run.storage.shard_size
                         if full or progress.batch_size < len(state.work.image):
                             size = progress.batch_size  # not if a short file has no more samples
-                        keep()
+                        save_if_due()
                         yield status(state)
             except (PreemptionError, KeyboardInterrupt, GeneratorExit):
                 _save(manager, shard, state)
@@ -371,16 +370,16 @@ def _ahead(source: Callable[[np.ndarray], Batch], shards: Sequence[Shard]) -> It
 
 def _before(run: Run, shard: Shard) -> State:
     """Nothing is done."""
-    state = _nothing(run.state(shard))
+    state = _zeros(run.state(shard))
     return state._replace(iteration=np.int32(-1), broke_at=state.broke_at - 1)
 
 
-def _nothing(tree: Tree) -> Tree:
+def _zeros(tree: Tree) -> Tree:
     """Zeros in its shapes and dtypes."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
 
 
-def _at(state: State) -> tuple[int, engine.State] | None:
+def _work_begun(state: State) -> tuple[int, engine.State] | None:
     """Where the samples in work are, if something was done with them."""
     begun = state.iteration >= 0 or state.work.costs.nfe.any()
     return (int(state.iteration), state.work) if begun else None
@@ -394,9 +393,13 @@ def _rows(state: State) -> slice:
 
 
 def _filled(batch: Batch, state: State) -> Batch:
-    """Of the samples of the file those in work; copies of the last one make b of them."""
-    rows = _index(state)
-    return Batch(*(part[rows] for part in batch))
+    """Of the samples of the file those in work; copies of the last one, of which nothing is to be
+    done, make b of them.
+    """
+    rows, own = _index(state), _rows(state)
+    given = Batch(*(part[rows] for part in batch))
+    given.editable[own.stop - own.start :] = False
+    return given
 
 
 def _index(state: State) -> np.ndarray:
@@ -428,7 +431,7 @@ def _after(run: Run, state: State, progress: Progress) -> State:
     return state._replace(
         samples=np.int32(rows.stop if last else rows.start),
         iteration=np.int32(-1 if last else which),
-        work=_nothing(state.work) if last else progress.state,
+        work=_zeros(state.work) if last else progress.state,
     )
 
 
@@ -451,19 +454,21 @@ def _save(manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
     own = np.asarray(state.work.costs.nfe)[: at_work.stop - at_work.start]
     spent = int(state.nfe[-1].sum(dtype=np.int64) + own.sum(dtype=np.int64))
     done = spent + len(state.nfe) * int(state.samples) + int(state.iteration) + 1
-    step = MOST_DONE * shard.number + done
+    step = STEPS_PER_FILE * (shard.number + 1) + done
     if done and manager.latest_step() != step:
         resume.save(manager, step, jax.tree.map(np.array, state._asdict()))
 
 
 def _begun(run: Run, manager: ocp.CheckpointManager, todo: Sequence[Shard]) -> dict[Shard, State]:
     """The state that was saved last, and of which samples, of those that are to do."""
-    shards = dict(enumerate(run.shards))
-    resume.remove(manager, lambda step: shards.get(step // MOST_DONE) not in todo)
-    saved = resume.restore(manager, lambda step: run.state(shards[step // MOST_DONE])._asdict())
-    if saved is None:
-        return {}
-    return {shards[saved[0] // MOST_DONE]: jax.tree.map(np.array, State(**saved[1]))}
+    numbered = dict(enumerate(run.shards, 1))
+
+    def shard_of(step: int) -> Shard:
+        return numbered[step // STEPS_PER_FILE]
+
+    resume.remove(manager, lambda step: numbered.get(step // STEPS_PER_FILE) not in todo)
+    saved = resume.restore(manager, lambda step: run.state(shard_of(step))._asdict())
+    return {} if saved is None else {shard_of(saved[0]): jax.tree.map(np.array, State(**saved[1]))}
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -130,10 +130,12 @@ def full(function, largest, begin=0):
     return run
 
 
+@pytest.mark.parametrize("seconds", [0, loop.CHUNK_SECONDS])
 @pytest.mark.parametrize(("begin", "sizes"), [(0, [3, 3, 3, 3]), (3, [7, 7, 3, 3])])
 def test_a_full_memory_halves_the_batch_and_changes_nothing(
-    whole, batch, monkeypatch, begin, sizes
+    whole, batch, monkeypatch, begin, sizes, seconds
 ):
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", seconds)
     monkeypatch.setattr(loop, "advance_on", full(loop.advance_on, 4, begin))
     with pytest.warns(UserWarning, match="out of memory with 7 samples at once, going on with 3"):
         got = list(evaluate(TASK, fake, batch, EXPERIMENT, KEY))
