@@ -28,16 +28,13 @@ from ipr_jax.cli.shown import (
 from ipr_jax.cli.terminal import progress, say, show, signals
 from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
-from ipr_jax.methods import Annealed, Refinement
+from ipr_jax.methods import Annealed, Refinement, most_doubted
 from ipr_jax.models import compute_in
 from ipr_jax.runtime import environment
 from ipr_jax.studies import experiments, metrics, search, shards
 from ipr_jax.studies.shards import Storage
 from ipr_jax.tasks import Batch, Task
 from ipr_jax.tasks.sudoku import names
-
-MOST_DOUBTED = 3
-"""Cells of a puzzle that are named as doubted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,12 +232,8 @@ def _say_puzzle(
     explained = task.explain(shards.to_float(shown["refined"][try_]), given)
     doubted = ""
     if "doubt" in shown:
-        doubt = np.where(given == 0, shown["doubt"][try_], 0)
-        worst = doubt >= np.sort(doubt, axis=None)[-MOST_DOUBTED:].min()
-        cells = (
-            names(worst & (doubt > 0)) if doubt.sum() >= Annealed.calm else ["none of its cells"]
-        )
-        doubted = f"; the network doubts {' '.join(cells)}"
+        cells = names(most_doubted(shown["doubt"][try_], given == 0, calm=Annealed.calm))
+        doubted = f"; the network doubts {' '.join(cells) or 'none of its cells'}"
     say(f"\nThe board is {verdict} {when}; {explained}{doubted}.")
 
 

@@ -6,7 +6,7 @@ Imports the rooms below: ``core``, ``runtime``, ``sampling`` and ``models``.
 from ipr_jax.methods import engine, scores, selection, stopping
 from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.backtracking import Backtracking
-from ipr_jax.methods.doubts import doubts
+from ipr_jax.methods.doubts import doubts, most_doubted
 from ipr_jax.methods.engine import INPUT
 from ipr_jax.methods.guided import Guided
 from ipr_jax.methods.ipr import Refinement
@@ -54,6 +54,7 @@ __all__ = [
     "fresh_regions",
     "generate",
     "initial_noise",
+    "most_doubted",
     "of_grid",
     "refine",
     "scores",

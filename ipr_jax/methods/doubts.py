@@ -25,11 +25,33 @@ from ipr_jax.sampling import rank, renoise, step
 PARTS = 4
 """Into how many parts a sample is dealt: fewer hide more of what a patch follows from."""
 
+MOST_DOUBTED = 3
+"""Patches of a sample that are shown as doubted."""
+
 
 def deal(keys: jax.Array, grid: tuple[int, ...], parts: int) -> jax.Array:
     """The part of every patch, int32 [B, h, w] in [0, parts); parts differ by at most a patch."""
     uniform = selection.fresh_regions(keys, 0, grid)
     return rank(uniform, jnp.ones(uniform.shape, bool)) % parts
+
+
+def most_doubted(
+    doubt: np.ndarray, editable: np.ndarray, *, calm: float, number: int = MOST_DOUBTED
+) -> np.ndarray:
+    """The editable patches of a sample that are doubted most, on the host.
+
+    Args:
+        doubt: float32 [h, w].
+        editable: bool [h, w].
+        calm: of a sample whose doubts add up to less, no patch is.
+        number: of patches; more where the last of them are doubted equally.
+
+    Returns:
+        Bool [h, w].
+    """
+    doubt = np.where(editable, doubt, 0)
+    least = np.sort(doubt, axis=None)[-number:].min()
+    return (doubt >= least) & (doubt > 0) & (doubt.sum() >= calm)
 
 
 class Memory(NamedTuple):

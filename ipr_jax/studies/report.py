@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from ipr_jax.methods import Annealed, most_doubted
 from ipr_jax.runtime import files
 from ipr_jax.studies import shards
 from ipr_jax.studies.metrics import Line
@@ -300,6 +301,7 @@ def _gallery(
                 "sample": int(sample),
                 "solved": "".join("01"[int(each)] for each in first[task.headline][:, sample]),
                 "given": _cells(~first["editable"][sample]),
+                "doubted": _doubted(first, sample),
                 "changed": [_cells(each[place]) for each in differs],
                 "conflict": broken and [_cells(each[place]) for each in broken],
                 "captions": texts and [each[place] for each in texts],
@@ -307,6 +309,14 @@ def _gallery(
             for place, sample in enumerate(shown)
         ],
     }
+
+
+def _doubted(first: Mapping[str, np.ndarray], sample: int) -> list[int]:
+    """The patches of a sample that the network doubts most in the end, of methods that tell."""
+    if "doubt" not in first:
+        return []
+    given = first["doubt"][sample], first["editable"][sample]
+    return _cells(most_doubted(*given, calm=Annealed.calm))
 
 
 def _cells(which: np.ndarray) -> list[int]:

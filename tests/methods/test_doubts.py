@@ -8,7 +8,7 @@ import pytest
 import ipr_jax
 from ipr_jax import Prediction
 from ipr_jax.core import patches
-from ipr_jax.methods.doubts import deal
+from ipr_jax.methods.doubts import deal, most_doubted
 
 GRID, PATCH = (3, 4), 2
 RNG = np.random.default_rng(0)
@@ -69,3 +69,13 @@ def test_what_cannot_be_doubted_is_refused(change, message):
     given = {"image": IMAGE, "grid": GRID} | change
     with pytest.raises(ValueError, match=message):
         ipr_jax.doubts(certain, KEYS, **given)
+
+
+def test_the_most_doubted_patches_are_few_and_editable():
+    doubt, editable = np.array([[9, 1, 2], [3, 4, 0]], np.float32), np.ones((2, 3), bool)
+    editable[0, 0] = False
+    found = most_doubted(doubt, editable, calm=10)
+    assert found.tolist() == [[False, False, True], [True, True, False]]
+    assert not most_doubted(doubt, editable, calm=10.1).any()
+    few = most_doubted(doubt, np.array([[0, 1, 0], [0, 0, 1]], bool), calm=0.5)
+    assert few.tolist() == [[False, True, False], [False, False, False]]

@@ -17,6 +17,7 @@ from conftest import call
 from PIL import Image
 from small_run import EVERY, done, lines_of, run_of
 
+from ipr_jax.methods import Annealed
 from ipr_jax.studies import report, shards
 from ipr_jax.tasks import get_task
 
@@ -123,6 +124,18 @@ def test_its_images_and_marks_are_those_of_the_samples(folder, page):
         before = images
     assert any(one["changed"][-1] for one in gallery["samples"])
     assert any(one["conflict"][-1] for one in gallery["samples"])
+
+
+def test_what_is_doubted_in_the_end_is_marked(folder, page, tmp_path):
+    assert all(one["doubted"] == [] for one in data_of(page)["gallery"]["samples"])
+    method = Annealed(iterations=2, cycles=2, finish_steps=2, calm=0)
+    done(tmp_path, task=TASK, samples=10, storage=shards.Storage(), experiment=method)
+    (saved,) = shards.read(tmp_path)
+    samples = data_of(report.of_run(tmp_path, TASK))["gallery"]["samples"]
+    for one, doubt, editable in zip(samples, saved["doubt"], saved["editable"], strict=True):
+        worst = np.where(editable, doubt, 0).reshape(-1)
+        assert worst.sum() > 0.01
+        assert one["doubted"] == sorted(np.argsort(worst)[-3:].tolist())
 
 
 def test_it_asks_for_nothing_and_is_made_of_what_it_was_given(folder, tmp_path):
