@@ -118,8 +118,8 @@ def test_interrupted_while_importing(module):
     process = begun("-X", "importtime", "-m", module, "--help")
     code, said = interrupted_at(process, "jax._src.config")
     assert code == 130
-    assert said.endswith("interrupted\n")
-    assert not [line for line in said.splitlines()[:-1] if not line.startswith("import time:")]
+    others = [line for line in said.splitlines() if not line.startswith("import time:")]
+    assert others == ["interrupted"]  # imports go on until the process ends
 
 
 def test_interrupted_while_compiling(tiny_folder, tmp_path):

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -226,11 +226,17 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
     ]
 
 
+class Work(NamedTuple):
+    """All of a state that is looked at."""
+
+    image: np.ndarray
+
+
 def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
     def still(task, model, batch, *arguments, **options):
         zeros = np.zeros(len(batch.image), np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
-        state = SimpleNamespace(image=batch.image)
+        state = Work(image=batch.image)
         yield evaluate.Progress(0, batch.image, state, scores, zeros == 0, zeros, 1, 1, 1, 1)
 
     monkeypatch.setattr(shards, "evaluate", still)
@@ -268,7 +274,7 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
         image = np.where(valid[:, None, None, None], board, batch.image)
         for number in range(2):
             scores = {"valid": valid & (number > 0), "violations": nfe}
-            state = SimpleNamespace(image=image)
+            state = Work(image=image)
             yield evaluate.Progress(number, image, state, scores, nfe == 0, nfe, 1, 1, 1, 64)
 
     monkeypatch.setattr(shards, "evaluate", told)
