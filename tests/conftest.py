@@ -11,7 +11,9 @@ from pathlib import Path
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # commands keep programs in the user's home
 # Most of a test is compilation: these save 60% of it. XLA_FLAGS= leaves XLA as users have it.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 import jax

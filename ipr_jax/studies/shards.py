@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,10 +40,6 @@ FOLLOWED = 64
 
 FOLLOWED_BYTES = 2**25
 """What these images may take; of as many as fit, but of at least 8 samples."""
-
-STEPS_PER_FILE = 10**12
-"""More evaluations and iterations than the samples of a file take: they number its checkpoints,
-from this number on for the first file, from twice as much for the next."""
 
 Tallies = list[Tally]
 """Of the same samples, after the first pass (or of the input) and after every iteration."""
@@ -105,6 +101,7 @@ class State(NamedTuple):
     They are refined b at a time. All but the images in work is filled in as it becomes known.
 
     Attributes:
+        number: int32 [], of the file.
         samples: int32 [], of how many everything is known.
         iteration: int32 [], the last that the next b samples have behind them; -1 = none.
         work: of those, all [b, ...]: where the engine is with them, also within an iteration; 0
@@ -119,6 +116,7 @@ class State(NamedTuple):
         scores: by name, each [R + 1, n].
     """
 
+    number: Any
     samples: Any
     iteration: Any
     work: engine.State
@@ -193,6 +191,7 @@ class Run:
         each = passes * math.prod(shape) * stored.itemsize
         followed = (passes, min(n, FOLLOWED, max(8, FOLLOWED_BYTES // each)), *shape)
         return State(
+            number=jax.ShapeDtypeStruct((), np.int32),
             samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),
             work=jax.eval_shape(lambda *given: method.init(engine.Problem(*given)), *given),
@@ -300,23 +299,25 @@ def _refine(
 
     folder_of_state = folder / f"state-{jax.process_index()}"
     todo = [shard for shard in own if shard not in found]
-    size, saved = run.batch_size, time.monotonic()
+    size, saved, kept = run.batch_size, time.monotonic(), 0
 
-    def save_if_due(work: engine.State | None = None) -> None:
-        """Save the state if it is time to, with how far the samples in work have come."""
-        nonlocal state, saved
+    def save(work: engine.State | None = None, minutes: float = 0.0) -> None:
+        """Save what is new, if it is time to, with how far the samples in work have come."""
+        nonlocal state, saved, kept
         if work is not None:
             state = state._replace(work=work)
-        if time.monotonic() - saved >= 60 * run.storage.save_minutes:
-            _save(manager, shard, state)
-            saved = time.monotonic()
+        if _progress(state) != kept and time.monotonic() - saved >= 60 * minutes:
+            _save(run, manager, state)
+            saved, kept = time.monotonic(), _progress(state)
 
+    save_if_due = partial(save, minutes=run.storage.save_minutes)
     with resume.checkpoints(folder_of_state, own=True) as manager:
         begun = _begun(run, manager, todo)
         todo.sort(key=lambda shard: shard not in begun)  # its checkpoints go before others come
         yield status(*begun.values())
         for shard, batch in zip(todo, _ahead(run.source, todo), strict=True):
             state = begun.get(shard) or _before(run, shard)
+            kept = _progress(state)
             try:
                 while state.samples < shard.samples:
                     steps = evaluate(
@@ -341,7 +342,7 @@ def _refine(
                         save_if_due()
                         yield status(state)
             except (PreemptionError, KeyboardInterrupt, GeneratorExit):
-                _save(manager, shard, state)
+                save()
                 raise
             _write(run, folder, shard, batch.editable, state)
             resume.remove(manager, lambda _: True)
@@ -371,7 +372,8 @@ def _ahead(source: Callable[[np.ndarray], Batch], shards: Sequence[Shard]) -> It
 def _before(run: Run, shard: Shard) -> State:
     """Nothing is done."""
     state = _zeros(run.state(shard))
-    return state._replace(iteration=np.int32(-1), broke_at=state.broke_at - 1)
+    number, none = np.int32(shard.number), np.int32(-1)
+    return state._replace(number=number, iteration=none, broke_at=state.broke_at - 1)
 
 
 def _zeros(tree: Tree) -> Tree:
@@ -448,25 +450,31 @@ def _tallies(state: State, rows: slice, passes: int) -> Tallies:
     ]
 
 
-def _save(manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
-    """Begin to write a copy of the state, if something is done and it is not there yet."""
+def _progress(state: State) -> int:
+    """Evaluations and iterations that are done; it rises with each of them."""
     at_work = _rows(state)
     own = np.asarray(state.work.costs.nfe)[: at_work.stop - at_work.start]
     spent = int(state.nfe[-1].sum(dtype=np.int64) + own.sum(dtype=np.int64))
-    done = spent + len(state.nfe) * int(state.samples) + int(state.iteration) + 1
-    step = STEPS_PER_FILE * (shard.number + 1) + done
-    if done and manager.latest_step() != step:
-        resume.save(manager, step, jax.tree.map(np.array, state._asdict()))
+    return spent + len(state.nfe) * int(state.samples) + int(state.iteration) + 1
+
+
+def _save(run: Run, manager: ocp.CheckpointManager, state: State) -> None:
+    """Begin to write a copy of the state. Its number, which has 32 bits, tells of which file it is:
+    it rises by that of all files.
+    """
+    files_of_run = len(run.shards)
+    before = manager.latest_step() or 0
+    step = (before // files_of_run + 1) * files_of_run + int(state.number)
+    resume.save(manager, step, jax.tree.map(np.array, state._asdict()))
 
 
 def _begun(run: Run, manager: ocp.CheckpointManager, todo: Sequence[Shard]) -> dict[Shard, State]:
     """The state that was saved last, and of which samples, of those that are to do."""
-    numbered = dict(enumerate(run.shards, 1))
 
     def shard_of(step: int) -> Shard:
-        return numbered[step // STEPS_PER_FILE]
+        return run.shards[step % len(run.shards)]
 
-    resume.remove(manager, lambda step: numbered.get(step // STEPS_PER_FILE) not in todo)
+    resume.remove(manager, lambda step: shard_of(step) not in todo)
     saved = resume.restore(manager, lambda step: run.state(shard_of(step))._asdict())
     return {} if saved is None else {shard_of(saved[0]): jax.tree.map(np.array, State(**saved[1]))}
 

@@ -30,6 +30,7 @@ from ipr_jax.cli.stream import StreamOptions
 from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.interrupts import PreemptionError
 from ipr_jax.methods import Solved
+from ipr_jax.methods.engine import Costs
 from ipr_jax.models import checkpoint
 from ipr_jax.models.config import PRESETS
 from ipr_jax.models.networks import build, open_network
@@ -230,13 +231,14 @@ class Work(NamedTuple):
     """All of a state that is looked at."""
 
     image: np.ndarray
+    costs: Costs
 
 
 def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work, monkeypatch):
     def still(task, model, batch, *arguments, **options):
         zeros = np.zeros(len(batch.image), np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
-        state = Work(image=batch.image)
+        state = Work(batch.image, Costs(zeros, zeros, zeros))
         yield evaluate.Progress(0, batch.image, state, scores, zeros == 0, zeros, 1, 1, 1, 1)
 
     monkeypatch.setattr(shards, "evaluate", still)
@@ -274,7 +276,7 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
         image = np.where(valid[:, None, None, None], board, batch.image)
         for number in range(2):
             scores = {"valid": valid & (number > 0), "violations": nfe}
-            state = Work(image=image)
+            state = Work(image, Costs(nfe, nfe, nfe))
             yield evaluate.Progress(number, image, state, scores, nfe == 0, nfe, 1, 1, 1, 64)
 
     monkeypatch.setattr(shards, "evaluate", told)

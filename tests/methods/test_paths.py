@@ -48,13 +48,14 @@ def test_paths_cost_a_pass_and_what_is_undone(rounds, first, back):
 
 
 def test_a_single_path_is_a_plain_pass():
+    """Bit for bit as XLA is by default; tests may see another rounding, see conftest."""
     plain = ipr_jax.generate(fake, *problems(), SAMPLING)
     for method in (
         Paths(verifier=FLAT, sampling=SAMPLING, keep=1, branches=1, rounds=2, back=0.0),
         Cycles(verifier=FLAT, sampling=SAMPLING, keep=1, branches=1, rounds=0, back=(0.5,)),
     ):
         found = solve(method)
-        np.testing.assert_array_equal(found.image, plain.image)
+        np.testing.assert_allclose(found.image, plain.image, rtol=0, atol=5e-7)
         np.testing.assert_array_equal(found.nfe, plain.nfe)
 
 
