@@ -17,8 +17,8 @@ Size = int | Literal["auto"]
 SHARE = 0.9
 """Of the free memory of a device, what "auto" plans with."""
 
-CPU_SHARE = 0.5
-"""The same for a CPU, whose kernels were seen to take up to 1.9 times what the compiler plans."""
+CPU_SHARE = 0.4
+"""The same for a CPU, whose kernels were seen to take up to 2.1 times what the compiler plans."""
 
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 """What the message of an error holds when a device's memory is full."""
