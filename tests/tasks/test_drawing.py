@@ -94,6 +94,7 @@ def test_the_most_hidden_cells_are_a_share():
     assert hidden.max() == 4
 
 
+@pytest.mark.heavy
 def test_clues_are_distorted_and_stay_readable():
     plain, moved = drawn(0.0), drawn(1.0)
     np.testing.assert_array_equal(plain.editable, moved.editable)

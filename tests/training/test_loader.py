@@ -160,7 +160,9 @@ def running(process):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "ended_by", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.heavy)]
+)
 def test_workers_end_with_the_script_that_started_them(ended_by, tmp_path):
     """SIGINT goes to all of them, as from a terminal, SIGKILL to the script alone."""
     path = tmp_path / "script.py"

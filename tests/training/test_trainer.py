@@ -183,6 +183,7 @@ def test_optimizer_is_clipped_adam_with_decoupled_decay(rng):
         np.testing.assert_allclose(got, want, rtol=2e-5)
 
 
+@pytest.mark.heavy
 def test_muon_turns_the_matrices_of_a_transformer_and_adam_the_rest(rng):
     config = TrainConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, optimizer="muon")
     params = nnx.to_pure_dict(trainer.init(SMALL_TRANSFORMER, config).params)
