@@ -18,15 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 import ipr_jax
-from benchmarks.report import save
+from benchmarks.report import publish
 from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.core import check
 from ipr_jax.models import checkpoint
-from ipr_jax.runtime import environment, files
 from ipr_jax.tasks import digits_sudoku, get_task, mini_sudoku, sudoku
 from ipr_jax.tasks.base import Split
 from ipr_jax.tasks.boards import DigitBoards, clue_range
@@ -251,23 +249,14 @@ def table(rows: list[dict[str, Any]], args: Args) -> Table:
             row["method"],
             f"{row['nfe']:.0f}" if "nfe" in row else "",
             f"{row['valid']} of {args.puzzles * args.tries}" if "valid" in row else "",
-            *(
-                text(row[name]) if name in row else ""
-                for name in ("distance", "spread", "distinct")
-            ),
+            *(text(row.get(name)) for name in MEASURED),
         )
     return shown
 
 
 def main(args: Args) -> None:
     """Run the methods and print what they are like."""
-    if args.out is not None:
-        files.refuse_existing(args.out)
-    rows = list(run(args))
-    described = environment.describe()
-    Console(width=140).print(table(rows, args))
-    print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
-    save(args, described, rows=rows)
+    publish(args, run(args), lambda rows: table(rows, args))
 
 
 if __name__ == "__main__":

@@ -19,17 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import workload
-from benchmarks.report import save
+from benchmarks.report import publish
 from benchmarks.timing import seconds, spread
 from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.core import check
 from ipr_jax.methods import selection
 from ipr_jax.models import get_precision
-from ipr_jax.runtime import environment, files, flops, memory_of
+from ipr_jax.runtime import flops, memory_of
 from ipr_jax.studies import experiments
 
 ITERATIONS = 50
@@ -221,13 +220,7 @@ def main(args: Args) -> None:
     """Run the measurement and print it."""
     if args.smoke:
         args = dataclasses.replace(args, batch=(1, 8), evaluations=2, repeats=3)
-    if args.out is not None:
-        files.refuse_existing(args.out)
-    rows = list(run(args))
-    described = environment.describe()
-    Console(width=180).print(table(rows))
-    print(f"{described['device']}, jax {described['versions']['jax']}, {described['commit']}")
-    save(args, described, rows=rows)
+    publish(args, run(args), table)
 
 
 if __name__ == "__main__":

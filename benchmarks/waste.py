@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 import ipr_jax
-from benchmarks.report import save
+from benchmarks.report import publish
 from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.core import check
 from ipr_jax.methods import Stop, stopping
-from ipr_jax.runtime import environment, files
 from ipr_jax.tasks.boards import DIFFICULTIES
 
 
@@ -127,13 +125,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def main(args: Args) -> None:
     """Run the counts and print them."""
-    if args.out is not None:
-        files.refuse_existing(args.out)
-    rows = list(run(args))
-    described = environment.describe()
-    Console(width=100).print(table(rows))
-    print(f"jax {described['versions']['jax']}, {described['commit']}")
-    save(args, described, rows=rows)
+    publish(args, run(args), table)
 
 
 if __name__ == "__main__":

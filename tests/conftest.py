@@ -6,7 +6,9 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # commands keep programs in the user's home
 # Most of a test is compilation: these save 60% of it. XLA_FLAGS= leaves XLA as users have it.
@@ -116,6 +118,28 @@ def call(*words: object) -> tuple[int, str, str]:
             except SystemExit as end:
                 code = int(end.code or 0)
     return code, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def browsed(path: Path) -> Iterator[Any]:
+    """A page from disk in Chromium, of playwright or the one that ``IPR_BROWSER`` names (see
+    CONTRIBUTING.md); it says nothing to the console and asks the network for nothing.
+    """
+    from playwright.sync_api import sync_playwright
+
+    said = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("IPR_BROWSER"), args=["--no-sandbox"]
+        )
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda asked: said.append(asked.url) if "http" in asked.url else None)
+        tab.goto(path.as_uri())
+        yield tab
+        browser.close()
+    assert said == []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import browsed
 
 import ipr_jax
 from convert.__main__ import ImportArgs
@@ -171,22 +172,13 @@ def test_notebooks_are_shown_as_they_were_run(path):
 @pytest.mark.browser
 @pytest.mark.parametrize("page", ["index.html", "notebooks/first_puzzle.html"])
 def test_the_site_is_searched_from_disk(page, tmp_path):
-    """Needs the extra ``docs`` and a browser: see CONTRIBUTING.md."""
-    from playwright.sync_api import expect, sync_playwright
+    """Needs the extra ``docs``, too."""
+    from playwright.sync_api import expect
 
     words = ["mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
-    said = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=os.environ.get("IPR_BROWSER"), args=["--no-sandbox"]
-        )
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda asked: said.append(asked.url) if "http" in asked.url else None)
-        tab.goto((tmp_path / page).as_uri())
+    with browsed(tmp_path / page) as tab:
         tab.locator(".md-search__input").click()
         tab.keyboard.type("annealed refinement")
         found = tab.locator(".md-search-result__item").filter(has_text="Annealed refinement")
@@ -194,8 +186,6 @@ def test_the_site_is_searched_from_disk(page, tmp_path):
         found.first.locator("a").first.click()
         tab.wait_for_url("**/methods.html?h=*")
         expect(tab.locator("article mark")).not_to_have_count(0)
-        browser.close()
-    assert said == []
 
 
 def test_the_reference_has_every_public_name():

@@ -212,12 +212,12 @@ def _run(
         state = jax.tree.map(jnp.asarray, done[1])
     compiled = before = time.perf_counter()
     found: Any = None
-    each: float | None = None  # seconds that an evaluation of a part takes
+    pace: float | None = None  # seconds that an evaluation of a part takes
     for iteration in iterations:
         if found is None or not found[-1]:  # once all are done, nothing changes any more
             passes = iteration + experiment.passes - last
             while active := _active(state, passes, size * devices):
-                ticks = 1 if each is None else max(1, round(CHUNK_SECONDS / (each * active)))
+                ticks = 1 if pace is None else max(1, round(CHUNK_SECONDS / (pace * active)))
                 run = partial(advance, passes=passes, ticks=ticks)
                 begun = time.perf_counter()
                 state, size = memory.halving(
@@ -226,7 +226,7 @@ def _run(
                 )
                 if _active(state, passes, size * devices):
                     keep(state)
-                    each = (time.perf_counter() - begun) / (ticks * active)
+                    pace = (time.perf_counter() - begun) / (ticks * active)
             scores, size = memory.halving(
                 lambda each: in_parts(each, scores_of, state.image),  # noqa: B023
                 size,

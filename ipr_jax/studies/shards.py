@@ -101,7 +101,6 @@ class State(NamedTuple):
     They are refined b at a time. All but the images in work is filled in as it becomes known.
 
     Attributes:
-        number: int32 [], of the file.
         samples: int32 [], of how many everything is known.
         iteration: int32 [], the last that the next b samples have behind them; -1 = none.
         work: of those, all [b, ...]: where the engine is with them, also within an iteration; 0
@@ -116,7 +115,6 @@ class State(NamedTuple):
         scores: by name, each [R + 1, n].
     """
 
-    number: Any
     samples: Any
     iteration: Any
     work: engine.State
@@ -191,7 +189,6 @@ class Run:
         each = passes * math.prod(shape) * stored.itemsize
         followed = (passes, min(n, FOLLOWED, max(8, FOLLOWED_BYTES // each)), *shape)
         return State(
-            number=jax.ShapeDtypeStruct((), np.int32),
             samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),
             work=jax.eval_shape(lambda *given: method.init(engine.Problem(*given)), *given),
@@ -307,7 +304,7 @@ def _refine(
         if work is not None:
             state = state._replace(work=work)
         if _progress(state) != kept and time.monotonic() - saved >= 60 * minutes:
-            _save(run, manager, state)
+            _save(run, manager, shard, state)
             saved, kept = time.monotonic(), _progress(state)
 
     save_if_due = partial(save, minutes=run.storage.save_minutes)
@@ -372,8 +369,7 @@ def _ahead(source: Callable[[np.ndarray], Batch], shards: Sequence[Shard]) -> It
 def _before(run: Run, shard: Shard) -> State:
     """Nothing is done."""
     state = _zeros(run.state(shard))
-    number, none = np.int32(shard.number), np.int32(-1)
-    return state._replace(number=number, iteration=none, broke_at=state.broke_at - 1)
+    return state._replace(iteration=np.int32(-1), broke_at=state.broke_at - 1)
 
 
 def _zeros(tree: Tree) -> Tree:
@@ -458,13 +454,14 @@ def _progress(state: State) -> int:
     return spent + len(state.nfe) * int(state.samples) + int(state.iteration) + 1
 
 
-def _save(run: Run, manager: ocp.CheckpointManager, state: State) -> None:
-    """Begin to write a copy of the state. Its number, which has 32 bits, tells of which file it is:
-    it rises by that of all files.
+def _save(run: Run, manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
+    """Begin to write a copy of the state.
+
+    Its step is the number of the file plus a multiple of how many files there are, which grows by
+    one from checkpoint to checkpoint: between processes, Orbax has 32 bits for it.
     """
-    files_of_run = len(run.shards)
-    before = manager.latest_step() or 0
-    step = (before // files_of_run + 1) * files_of_run + int(state.number)
+    number, before = len(run.shards), manager.latest_step() or 0
+    step = (before // number + 1) * number + shard.number
     resume.save(manager, step, jax.tree.map(np.array, state._asdict()))
 
 

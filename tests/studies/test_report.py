@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import json
-import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import call
+from conftest import browsed, call
 from PIL import Image
 from small_run import EVERY, done, lines_of, run_of
 
@@ -226,20 +225,10 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
 
 @pytest.mark.browser
 def test_in_a_browser(folder, page, tmp_path):
-    """Chromium of playwright, or the one that ``IPR_BROWSER`` names: see CONTRIBUTING.md."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     path = report.write(shutil.copytree(folder, tmp_path / "run"), page)
-    said = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=os.environ.get("IPR_BROWSER"), args=["--no-sandbox"]
-        )
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda asked: said.append(asked.url) if "http" in asked.url else None)
-        tab.goto(path.as_uri())
+    with browsed(path) as tab:
         now, figures = tab.locator("#now"), tab.locator("#gallery figure")
         assert now.inner_text() == "first pass"
         assert figures.count() == 10
@@ -286,5 +275,3 @@ def test_in_a_browser(folder, page, tmp_path):
             assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         background = "getComputedStyle(document.body).backgroundColor"
         assert tab.evaluate(background) == "rgb(18, 22, 29)"
-        browser.close()
-    assert said == []
