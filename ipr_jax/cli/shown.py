@@ -8,8 +8,8 @@ import numpy as np
 from rich.table import Table
 
 from ipr_jax.cli.terminal import say
-from ipr_jax.studies import shards
-from ipr_jax.tasks import Task
+from ipr_jax.studies import metrics, shards
+from ipr_jax.tasks import Task, verifiers
 
 SHOWN_IN_GRID = 64
 SHOWN_IN_ROWS = 8
@@ -73,17 +73,25 @@ def cost_table(
     found.add_column("method")
     found.add_column("verifier")
     interval = "95% interval"
-    for title in ("evaluations per sample", f"{task.headline} %", interval, "points", interval):
+    costs = metrics.costs_of(lines.values())
+    second = verifiers.INDEPENDENT
+    others = [second] if any(f"{second}_rate" in line for line in lines.values()) else []
+    for title in (
+        *costs.values(),
+        *(f"{task.headline} %", interval, "points", interval),
+        *(f"{name} %" for name in others),
+    ):
         found.add_column(title, justify="right")
     for label, line in lines.items():
         found.add_row(
             label,
             chosen[label] or "none",
-            f"{line['nfe']:.0f}",
+            *(f"{line[name]:.0f}" for name in costs),
             _percent(line, f"{task.headline}_rate"),
             _percent(line, f"{task.headline}_low", f"{task.headline}_high"),
             _percent(differences[label], "difference", sign="+"),
             _percent(differences[label], "difference_low", "difference_high", sign="+"),
+            *(_percent(line, f"{name}_rate") for name in others),
         )
     return found
 

@@ -114,7 +114,7 @@ def stream(task: str, options: StreamOptions) -> Path:
             editable=batch.editable,
             **streamed.scores,
             iterations=found.iterations,
-            nfe=streamed.nfe,
+            **streamed.costs._asdict(),
             finite=streamed.finite,
         )
         files.write_text(part / "results.json", json.dumps(described, indent=1))

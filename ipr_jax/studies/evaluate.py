@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ipr_jax.core import Denoiser, check, sample_keys
 from ipr_jax.interrupts import PreemptionError
 from ipr_jax.methods import INPUT, Solved, advance_on, begin_on, of_grid, solve
-from ipr_jax.methods.engine import Problem, State
+from ipr_jax.methods.engine import Costs, Problem, State
 from ipr_jax.runtime import Program, memory, sharding
 from ipr_jax.studies import metrics
 from ipr_jax.tasks import Batch, Task
@@ -32,7 +32,7 @@ class Progress(NamedTuple):
         state: of the engine, likewise, all that is needed to go on; None of a queue.
         scores: the task's, by name, each [N]; those that are bool are False where not finite.
         finite: bool [N]; False = not a number somewhere, to be left out of every rate.
-        nfe: int64 [N], network evaluations so far, that each sample's schedules took.
+        costs: int64 [N] each, so far.
         compile_seconds: before the first pass.
         seconds: since then.
         iteration_seconds: of this iteration.
@@ -46,7 +46,7 @@ class Progress(NamedTuple):
     state: State | None
     scores: dict[str, np.ndarray]
     finite: np.ndarray
-    nfe: np.ndarray
+    costs: Costs
     compile_seconds: float
     seconds: float
     iteration_seconds: float
@@ -231,8 +231,8 @@ def _run(
                 lambda each: in_parts(each, scores_of, state.image),  # noqa: B023
                 size,
             )
-            found = jax.device_get((state.finite, state.costs.nfe, scores, state.done.all()))
-        finite, nfe, scores, _ = found
+            found = jax.device_get((state.finite, state.costs, scores, state.done.all()))
+        finite, costs, scores, _ = found
         now = time.perf_counter()
         yield Progress(
             iteration=iteration,
@@ -240,7 +240,7 @@ def _run(
             state=state,
             scores=_of_finite(scores, finite),
             finite=finite,
-            nfe=nfe.astype(np.int64),
+            costs=jax.tree.map(np.int64, costs),
             compile_seconds=compiled - start,
             seconds=now - compiled,
             iteration_seconds=now - before,
@@ -333,7 +333,7 @@ def evaluate_stream(
         state=None,
         scores=_of_finite(scores, finite),
         finite=finite,
-        nfe=np.asarray(found.nfe, np.int64),
+        costs=jax.tree.map(np.int64, Costs(found.nfe, found.nbe, found.nve)),
         compile_seconds=compiled - start,
         seconds=seconds,
         iteration_seconds=seconds,
@@ -346,8 +346,8 @@ def summarise(progress: Progress, task: Task) -> metrics.Line:
     """``metrics.line`` of a progress, with iteration, batch_size, seconds (without compilation) and
     samples_per_second (of this iteration).
     """
-    found = metrics.line(metrics.tally(progress.scores, progress.finite, progress.nfe), task.means)
-    return found | {
+    tally = metrics.tally(progress.scores, progress.finite, progress.costs)
+    return metrics.line(tally, task.means) | {
         "iteration": progress.iteration,
         "batch_size": progress.batch_size,
         "seconds": progress.seconds,

@@ -52,6 +52,7 @@ class Experiment:
         reference: label of the arm that the others are compared with; None = with nothing.
         at_equal_cost: whether with what it has come to at their number of evaluations, else at the
             end; the figure then shows scores against evaluations, a line for each family.
+        seconded: whether the task's independent verifier judges all samples as well.
         scores: names of the task's scores that the figure shows.
         published: the paper's numbers on its own task, by score, label and iteration.
     """
@@ -63,6 +64,7 @@ class Experiment:
     scores: tuple[str, ...]
     published: Mapping[str, Mapping[str, Mapping[int, float]]]
     at_equal_cost: bool = False
+    seconded: bool = False
 
 
 _POLYGONS = Sampling(overlap=0.9)
@@ -218,7 +220,8 @@ def searches(task: Task, iterations: int) -> Experiment:
                 method = search.made(task, name, kind, first=first, later=later, budget=budget)
                 label = f"{name}, {kind}, {number} passes"
                 arms[label] = Arm(refinement=method, family=name)
-    return _at_equal_cost("Search at equal cost", "methods of several papers", task, arms)
+    made = _at_equal_cost("Search at equal cost", "methods of several papers", task, arms)
+    return dataclasses.replace(made, seconded=True)
 
 
 def _at_equal_cost(title: str, source: str, task: Task, arms: dict[str, Arm]) -> Experiment:
@@ -364,6 +367,8 @@ def run(
     check.count("samples", samples)
     check.count("batch_size", batch_size, auto=True)
     check.seed(seed)
+    if experiment.seconded:
+        task = verifiers.seconded(task)
     for arm in experiment.arms.values():
         source(task, arm.swapped).test_batch(seed, np.arange(1))
     described = {

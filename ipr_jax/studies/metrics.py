@@ -5,14 +5,19 @@ samples. That of a rate is Wilson's (1927), that of a mean Wilson's with the var
 found, that of a difference of rates of the same samples Newcombe's (1998, method 10).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
+from ipr_jax.methods.engine import Costs
+
 Line = dict[str, float | int]
 """Numbers by name, as JSON data."""
+
+COSTS = {"nfe": "evaluations per sample", "nve": "verifier calls", "nbe": "gradients"}
+"""What a sample costs, by the name in a line."""
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -43,6 +48,8 @@ class Tally(NamedTuple):
         nfe: network evaluations of all samples together.
         rates: for every score that is bool, of how many it holds.
         means: for every other score its moments.
+        nbe: backward passes of all together.
+        nve: their calls of a verifier.
     """
 
     samples: int
@@ -50,24 +57,26 @@ class Tally(NamedTuple):
     nfe: int
     rates: dict[str, int]
     means: dict[str, Moments]
+    nbe: int = 0
+    nve: int = 0
 
 
-def tally(scores: Mapping[str, np.ndarray], finite: np.ndarray, nfe: np.ndarray) -> Tally:
+def tally(scores: Mapping[str, np.ndarray], finite: np.ndarray, costs: Costs) -> Tally:
     """The tally of N samples.
 
     Args:
         scores: by name, each [N]; those that are bool are rates, the others means.
         finite: bool [N], False = to be left out.
-        nfe: int [N], network evaluations.
+        costs: int [N] each.
     """
     counted = {name: values[finite] for name, values in scores.items()}
     shares = {name for name, values in counted.items() if values.dtype == np.bool_}
     return Tally(
         samples=len(finite),
         not_finite=int((~finite).sum()),
-        nfe=int(nfe.sum(dtype=np.int64)),
         rates={name: int(counted[name].sum()) for name in counted if name in shares},
         means={name: Moments.of(counted[name]) for name in counted if name not in shares},
+        **{name: int(each.sum(dtype=np.int64)) for name, each in costs._asdict().items()},
     )
 
 
@@ -83,10 +92,20 @@ def add(one: Tally, other: Tally) -> Tally:
     return Tally(
         samples=one.samples + other.samples,
         not_finite=one.not_finite + other.not_finite,
-        nfe=one.nfe + other.nfe,
         rates={name: count + other.rates[name] for name, count in one.rates.items()},
         means={name: both(found, other.means[name]) for name, found in one.means.items()},
+        **{name: getattr(one, name) + getattr(other, name) for name in Costs._fields},
     )
+
+
+def costs_of(lines: Iterable[Mapping[str, float]]) -> dict[str, str]:
+    """Those of ``COSTS`` that some have: of network evaluations always, of others if any."""
+    every = list(lines)
+    return {
+        name: title
+        for name, title in COSTS.items()
+        if name == "nfe" or any(line.get(name) for line in every)
+    }
 
 
 def line(tally: Tally, most: Mapping[str, float]) -> Line:
@@ -98,14 +117,14 @@ def line(tally: Tally, most: Mapping[str, float]) -> Line:
 
     Returns:
         samples, not_finite; for a bool score such as valid what ``rate`` gives, for another such as
-        violations what ``mean`` gives; nfe (mean per sample, so far).
+        violations what ``mean`` gives; nfe, nbe and nve (means per sample, so far).
     """
     found: Line = {"samples": tally.samples, "not_finite": tally.not_finite}
     for name, count in tally.rates.items():
         found |= rate(name, count, tally.samples - tally.not_finite)
     for name, moments in tally.means.items():
         found |= mean(name, moments, most[name])
-    return found | {"nfe": tally.nfe / tally.samples}
+    return found | {name: getattr(tally, name) / tally.samples for name in Costs._fields}
 
 
 def rate(name: str, count: int, samples: int) -> Line:

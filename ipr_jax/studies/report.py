@@ -19,9 +19,9 @@ from PIL import Image
 
 from ipr_jax.methods import Annealed, most_doubted
 from ipr_jax.runtime import files
-from ipr_jax.studies import shards
+from ipr_jax.studies import metrics, shards
 from ipr_jax.studies.metrics import Line
-from ipr_jax.tasks import Task
+from ipr_jax.tasks import Task, verifiers
 
 NAME = "report.html"
 """The page, in the folder that it is of."""
@@ -123,6 +123,7 @@ def of_experiment(folder: str | os.PathLike[str]) -> str:
         arms: dict[str, list[Line]] = results.pop("metrics")
         differences = results.pop("differences")
         scores = [name for name in results["scores"] if any(map(_has(name), arms.values()))]
+        second = [verifiers.INDEPENDENT] if results.get("seconded") else []
         longest = max(map(len, arms.values()))
         data = {
             "title": f"{results['title']}: {results['task']}, "
@@ -131,7 +132,7 @@ def of_experiment(folder: str | os.PathLike[str]) -> str:
             "start": "start",
             "headline": scores[0] if scores else "",
             "panels": _panels(scores, arms),
-            "table": _by_arm(scores, arms, differences, results["reference"]),
+            "table": _by_arm([*scores, *second], arms, differences, results["reference"]),
             "settings": results,
             "iterations": list(range(longest)),
             "gallery": None,
@@ -230,12 +231,14 @@ def _by_arm(
     reference: str | None,
 ) -> dict[str, Any]:
     """The last line of every arm, and by how much its headline rate exceeds the reference's."""
-    head = ["arm", "iterations", *scores, "evaluations per sample"]
+    costs = metrics.costs_of(lines[-1] for lines in arms.values())
+    head = ["arm", "iterations", *scores, *costs.values()]
     rows = []
     for label, lines in arms.items():
         line = lines[-1]
         cells = [_text(score, line) for score in scores]
-        rows.append([label, str(line["iteration"]), *cells, f"{line['nfe']:.0f}"])
+        spent = (f"{line[name]:.0f}" for name in costs)
+        rows.append([label, str(line["iteration"]), *cells, *spent])
         if differences:
             found = differences.get(label, {})
             ends = [

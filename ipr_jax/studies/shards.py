@@ -108,7 +108,7 @@ class State(NamedTuple):
         first_pass: as stored, [n, H, W, C].
         refined: as stored, [n, H, W, C].
         followed: as stored, [R + 1, k, H, W, C], the first samples of the run; None for others.
-        nfe: int32 [R + 1, n], network evaluations so far.
+        costs: int32 [R + 1, n] each, so far.
         broke_at: int32 [n], the first iteration after which a sample is not finite, or -1.
         doubt: float32 [n, h, w], by how much the network doubts the patches of the refined images;
             None of methods that do not tell.
@@ -121,7 +121,7 @@ class State(NamedTuple):
     first_pass: Any
     refined: Any
     followed: Any
-    nfe: Any
+    costs: engine.Costs
     broke_at: Any
     doubt: Any
     scores: dict[str, Any]
@@ -183,6 +183,7 @@ class Run:
         editable = jax.ShapeDtypeStruct((b, *grid), np.bool_)
         given = jax.eval_shape(lambda: sample_keys(jax.random.key(0), b)), image, editable
         method = of_grid(self.experiment, grid)
+        work = jax.eval_shape(lambda *given: method.init(engine.Problem(*given)), *given)
         images = jax.ShapeDtypeStruct((n, *shape), np.dtype(self.storage.dtype))
         passes, stored = self.passes, images.dtype
         scores = jax.eval_shape(self.task.score, image)
@@ -191,11 +192,11 @@ class Run:
         return State(
             samples=jax.ShapeDtypeStruct((), np.int32),
             iteration=jax.ShapeDtypeStruct((), np.int32),
-            work=jax.eval_shape(lambda *given: method.init(engine.Problem(*given)), *given),
+            work=work,
             first_pass=images,
             refined=images,
             followed=None if shard.number else jax.ShapeDtypeStruct(followed, stored),
-            nfe=jax.ShapeDtypeStruct((passes, n), np.int32),
+            costs=jax.tree.map(lambda _: jax.ShapeDtypeStruct((passes, n), np.int32), work.costs),
             broke_at=jax.ShapeDtypeStruct((n,), np.int32),
             doubt=jax.ShapeDtypeStruct((n, *grid), np.float32)
             if hasattr(method, "doubts")
@@ -421,7 +422,8 @@ def _after(run: Run, state: State, progress: Progress) -> State:
         if state.followed is not None:
             followed = state.followed[which, rows]
             followed[:] = images[: len(followed)]
-    state.nfe[which, rows] = progress.nfe[:number]
+    for kept, found in zip(state.costs, progress.costs, strict=True):
+        kept[which, rows] = found[:number]
     for name, values in state.scores.items():
         values[which, rows] = progress.scores[name][:number]
     broke = ~progress.finite[:number] & (state.broke_at[rows] < 0)
@@ -440,7 +442,7 @@ def _tallies(state: State, rows: slice, passes: int) -> Tallies:
         metrics.tally(
             {name: values[which, rows] for name, values in state.scores.items()},
             (broke_at < 0) | (broke_at > which),
-            state.nfe[which, rows],
+            jax.tree.map(lambda each: each[which, rows], state.costs),  # noqa: B023
         )
         for which in range(passes)
     ]
@@ -450,8 +452,8 @@ def _progress(state: State) -> int:
     """Evaluations and iterations that are done; it rises with each of them."""
     at_work = _rows(state)
     own = np.asarray(state.work.costs.nfe)[: at_work.stop - at_work.start]
-    spent = int(state.nfe[-1].sum(dtype=np.int64) + own.sum(dtype=np.int64))
-    return spent + len(state.nfe) * int(state.samples) + int(state.iteration) + 1
+    spent = int(state.costs.nfe[-1].sum(dtype=np.int64) + own.sum(dtype=np.int64))
+    return spent + len(state.costs.nfe) * int(state.samples) + int(state.iteration) + 1
 
 
 def _save(run: Run, manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
@@ -490,7 +492,7 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
         "refined": state.refined,
         "editable": editable,
         **state.scores,
-        "nfe": state.nfe[-1],
+        **{name: each[-1] for name, each in state.costs._asdict().items()},
         "broke_at": state.broke_at,
     }
     for name in ("followed", "doubt"):
@@ -608,10 +610,10 @@ def read(folder: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
     Yields:
         The arrays of a file, of its n samples: first_pass (without one, the input) and refined,
         [n, H, W, C], as stored (``to_float``); editable, bool [n, h, w]; every score, [R + 1, n];
-        nfe, int32 [n]; broke_at, int32 [n], the iteration after which a sample was first not
-        finite, or -1; doubt, float32 [n, h, w], by how much the network doubts each patch, of
-        methods that tell; in the first file followed, [R + 1, k, H, W, C], the first samples after
-        every iteration.
+        nfe, nbe and nve, what each has cost, int32 [n]; broke_at, int32 [n], the iteration after
+        which a sample was first not finite, or -1; doubt, float32 [n, h, w], by how much the
+        network doubts each patch, of methods that tell; in the first file followed,
+        [R + 1, k, H, W, C], the first samples after every iteration.
 
     Raises:
         FileNotFoundError: the folder holds no finished run.

@@ -24,6 +24,9 @@ from ipr_jax.tasks.polygon_classifier import MAX_POLYGONS, PolygonConfig, read_c
 Score = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """As methods take it, see ``ipr_jax.methods.scores``."""
 
+INDEPENDENT = "independent"
+"""The kind and the name of a verifier that is not what grades."""
+
 SHARPNESS = 4.0
 """Of the soft decision between two hues: pure ones count tanh(4) = 0.999."""
 
@@ -197,8 +200,8 @@ def _makers(task: Task) -> dict[str, Callable[[], Judge]]:
     elif task.name == "even-pixels":
         make = imbalance
     if make is not None:
-        found["independent"] = lambda: Judge(make(), "independent", False)
-        found["independent-soft"] = lambda: Judge(make(soft=True), "independent", True)
+        found[INDEPENDENT] = lambda: Judge(make(), INDEPENDENT, False)
+        found[f"{INDEPENDENT}-soft"] = lambda: Judge(make(soft=True), INDEPENDENT, True)
     return found
 
 
@@ -221,3 +224,20 @@ def named(task: Task, name: str) -> Judge:
             f"a verifier of {task.name} must be one of {', '.join(found)}, got {name!r}"
         )
     return found[name]()
+
+
+def seconded(task: Task) -> Task:
+    """A task whose scores also tell what its independent verifier finds right, by that name.
+
+    Where it holds in more samples than the task's own, samples were chosen for what it overlooks.
+    A task that has no such verifier stays as it is.
+    """
+    if INDEPENDENT not in names(task):
+        return task
+    judge = named(task, INDEPENDENT).score
+
+    def score(image: jax.Array) -> dict[str, jax.Array]:
+        clean = jnp.zeros((len(image), *task.grid), jnp.float32)
+        return task.score(image) | {INDEPENDENT: judge(image, clean, None) == 0}
+
+    return dataclasses.replace(task, score=score, rates=(*task.rates, INDEPENDENT))

@@ -118,7 +118,7 @@ def test_the_samples_are_those_of_the_library(finished, tiny_model):
     first, *_, last = history = list(run)
     assert set(saved) == {
         *("first_pass", "refined", "followed", "editable"),
-        *("valid", "violations", "broke_at", "nfe"),
+        *("valid", "violations", "broke_at", "nfe", "nbe", "nve"),
     }
     np.testing.assert_array_equal(saved["first_pass"], first.image)
     np.testing.assert_array_equal(saved["refined"], last.image)
@@ -127,7 +127,7 @@ def test_the_samples_are_those_of_the_library(finished, tiny_model):
     for name in ("valid", "violations"):
         np.testing.assert_array_equal(saved[name], [each.scores[name] for each in history])
     np.testing.assert_array_equal(saved["broke_at"], [-1] * 3)
-    np.testing.assert_array_equal(saved["nfe"], last.nfe)
+    np.testing.assert_array_equal(saved["nfe"], last.costs.nfe)
     clue = ~np.kron(batch.editable, np.ones((1, 8, 8), bool))
     assert clue.any()
     for name in ("first_pass", "refined"):
@@ -238,8 +238,9 @@ def test_an_own_puzzle_is_one_sample_and_its_metrics_are_json(tiny_folder, work,
     def still(task, model, batch, *arguments, **options):
         zeros = np.zeros(len(batch.image), np.int64)
         scores = {"valid": zeros > 0, "violations": zeros}
-        state = Work(batch.image, Costs(zeros, zeros, zeros))
-        yield evaluate.Progress(0, batch.image, state, scores, zeros == 0, zeros, 1, 1, 1, 1)
+        costs = Costs(zeros, zeros, zeros)
+        state = Work(batch.image, costs)
+        yield evaluate.Progress(0, batch.image, state, scores, zeros == 0, costs, 1, 1, 1, 1)
 
     monkeypatch.setattr(shards, "evaluate", still)
     words = ("--puzzle", "." * 16, "--iterations", 0, "--out", "run")
@@ -276,8 +277,9 @@ def test_of_several_tries_at_a_puzzle_a_valid_one_is_printed(tiny_folder, work, 
         image = np.where(valid[:, None, None, None], board, batch.image)
         for number in range(2):
             scores = {"valid": valid & (number > 0), "violations": nfe}
-            state = Work(image, Costs(nfe, nfe, nfe))
-            yield evaluate.Progress(number, image, state, scores, nfe == 0, nfe, 1, 1, 1, 64)
+            costs = Costs(nfe, nfe, nfe)
+            state = Work(image, costs)
+            yield evaluate.Progress(number, image, state, scores, nfe == 0, costs, 1, 1, 1, 64)
 
     monkeypatch.setattr(shards, "evaluate", told)
     words = ("--puzzle", "." * 16, "--samples", 5, "--shard-size", 2, "--iterations", 1)
@@ -707,7 +709,7 @@ def still(monkeypatch):
         zeros = np.zeros(number, np.int32)
         scores = {"valid": zeros > 0, "violations": np.zeros(number)}
         progress = evaluate.Progress(
-            20, batch.image, None, scores, zeros == 0, zeros, 1.0, 2.0, 2.0, 2
+            20, batch.image, None, scores, zeros == 0, Costs(*[zeros] * 3), 1.0, 2.0, 2.0, 2
         )
         return progress, Solved(batch.image, zeros, zeros == 0, *[zeros] * 3, np.int32(10))
 
@@ -723,7 +725,7 @@ def test_a_stream_with_a_verifier_says_so(tiny_folder, work, monkeypatch):
         finite, numbers = np.arange(3) != 1, np.array([4, 1, 2], np.int32)
         scores = {"valid": valid & finite, "violations": np.zeros(3)}
         progress = evaluate.Progress(
-            20, batch.image, None, scores, finite, numbers, 1.0, 2.0, 2.0, 2
+            20, batch.image, None, scores, finite, Costs(*[numbers] * 3), 1.0, 2.0, 2.0, 2
         )
         return progress, Solved(batch.image, numbers, finite, *[numbers] * 3, np.int32(10))
 
@@ -799,7 +801,7 @@ def test_evaluations_are_new_folders_each(tiny_folder, work, monkeypatch):
             nfe = np.zeros(4, np.int64)
             scores = {"valid": finite, "violations": nfe}
             yield evaluate.Progress(
-                number, batch.image, None, scores, finite, nfe, 1.0, 1.0, 1.0, 4
+                number, batch.image, None, scores, finite, Costs(*[nfe] * 3), 1.0, 1.0, 1.0, 4
             )
 
     monkeypatch.setattr(experiments, "evaluate", told)

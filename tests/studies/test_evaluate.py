@@ -13,6 +13,7 @@ import ipr_jax
 from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling
 from ipr_jax.core import patches
 from ipr_jax.methods import Solved, selection
+from ipr_jax.methods.engine import Costs
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.runtime import memory
 from ipr_jax.studies import evaluate as loop
@@ -24,7 +25,7 @@ TASK = get_task("mini-sudoku")
 PATCH = 8
 EXPERIMENT = Refinement(iterations=3)
 KEY = jax.random.key(7)
-RESULTS = ("image", "finite", "nfe", "scores")
+RESULTS = ("image", "finite", "costs", "scores")
 
 
 def fake(z, t):
@@ -159,7 +160,7 @@ def test_costs_add_up_as_planned(whole, batch):
     later = REFINEMENT.settings(16).plan.num_steps[sizes]
     assert len(set(num_editable)) > 1
     for progress in whole:
-        np.testing.assert_array_equal(progress.nfe, first + progress.iteration * later)
+        np.testing.assert_array_equal(progress.costs.nfe, first + progress.iteration * later)
 
 
 def test_it_is_generate_then_refine_with_every_choice_passed_on(batch):
@@ -188,7 +189,7 @@ def test_it_is_generate_then_refine_with_every_choice_passed_on(batch):
     )
     for progress, image in zip(got, [first.image, *later.recorded], strict=True):
         np.testing.assert_allclose(progress.image, image, atol=2e-6)
-    np.testing.assert_array_equal(got[-1].nfe, first.nfe + later.nfe.sum(0))
+    np.testing.assert_array_equal(got[-1].costs.nfe, first.nfe + later.nfe.sum(0))
 
 
 def breaking(z, t):
@@ -239,7 +240,7 @@ def progress_of(valid, violations, finite):
         state=None,
         scores={"valid": np.array(valid), "violations": np.array(violations, np.int32)},
         finite=np.array(finite),
-        nfe=np.arange(number),
+        costs=Costs(np.arange(number), np.arange(number) + 1, np.arange(number) + 2),
         compile_seconds=5.0,
         seconds=9.0,
         iteration_seconds=4.0,
@@ -279,6 +280,8 @@ def test_a_line_counts_the_finite_samples_only():
             "violations_low": line["violations_low"],
             "violations_high": line["violations_high"],
             "nfe": 2.0,
+            "nbe": 3.0,
+            "nve": 4.0,
             "seconds": 9.0,
             "samples_per_second": 1.25,
         },
@@ -362,8 +365,8 @@ def test_correction_starts_from_the_given_images():
     correction = Refinement(iterations=2, first=None)
     given, *_, last = evaluate(TASK, fake, batch, correction, jax.random.key(0))
     np.testing.assert_array_equal(given.image, image)
-    assert not given.nfe.any()
-    assert (last.nfe > 0).all()
+    assert not given.costs.nfe.any()
+    assert (last.costs.nfe > 0).all()
     assert (np.asarray(last.image) != image).any()
     broken = batch._replace(image=np.where(image > 0, np.nan, image))
     with pytest.raises(ValueError, match="magnitude of nan"):

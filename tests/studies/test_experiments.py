@@ -18,6 +18,7 @@ from ipr_jax import Prediction
 from ipr_jax.cli import experiment as command
 from ipr_jax.cli import options
 from ipr_jax.methods import Annealed, selection
+from ipr_jax.methods.engine import Costs
 from ipr_jax.models import checkpoint
 from ipr_jax.models.networks import build
 from ipr_jax.runtime import files
@@ -258,9 +259,10 @@ def test_auto_goes_on_with_another_number_and_the_metrics_tell(tmp_path, monkeyp
     def still(task, denoise, batch, refinement, key, *, batch_size):
         assert batch_size == "auto"
         zeros = np.zeros(5, np.int64)
+        costs = Costs(zeros, zeros, zeros)
         scores = {"valid": zeros > 0, "violations": zeros}
         size = fitting.pop(0)
-        yield evaluate.Progress(0, batch.image, None, scores, zeros == 0, zeros, 1, 1, 1, size)
+        yield evaluate.Progress(0, batch.image, None, scores, zeros == 0, costs, 1, 1, 1, size)
 
     monkeypatch.setattr(experiments, "evaluate", still)
     experiment = experiments.ratio(TASK, 0)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from ipr_jax.methods.engine import Costs
 from ipr_jax.studies import metrics
 from ipr_jax.studies.metrics import Moments
 from ipr_jax.tasks import get_task
@@ -23,23 +24,27 @@ def drawn(seed, number):
         "valid": rng.random(number) < 0.5,
         "violations": (1000 + rng.integers(0, 9, number)).astype(np.int32),
     }
-    return scores, rng.random(number) < 0.8, rng.integers(0, 2**31, number)
+    return scores, rng.random(number) < 0.8, Costs(*rng.integers(0, 2**31, (3, number)))
 
 
 @given(seed=st.integers(0, 99), number=st.integers(1, 40), cuts=st.lists(st.integers(0, 40)))
 def test_parts_add_up_to_the_whole(seed, number, cuts):
     """Also of parts that are empty or have nothing finite."""
-    scores, finite, nfe = drawn(seed, number)
+    scores, finite, costs = drawn(seed, number)
     ends = [0, *sorted(min(cut, number) for cut in cuts), number]
     parts = [
-        metrics.tally({name: v[a:b] for name, v in scores.items()}, finite[a:b], nfe[a:b])
+        metrics.tally(
+            {name: v[a:b] for name, v in scores.items()},
+            finite[a:b],
+            Costs(*(each[a:b] for each in costs)),
+        )
         for a, b in itertools.pairwise(ends)
     ]
     total = parts[0]
     for part in parts[1:]:
         total = metrics.add(total, part)
-    whole = metrics.tally(scores, finite, nfe)
-    assert total[:4] == whole[:4]
+    whole = metrics.tally(scores, finite, costs)
+    assert total._replace(means=None) == whole._replace(means=None)
     assert total.means["violations"].number == finite.sum()
     assert total.means["violations"] == pytest.approx(whole.means["violations"], rel=1e-12)
     line = metrics.line(total, MOST)
@@ -48,14 +53,17 @@ def test_parts_add_up_to_the_whole(seed, number, cuts):
 
 
 def test_the_moments_are_those_of_numpy():
-    scores, finite, nfe = drawn(3, 30)
-    found = metrics.tally(scores, finite, nfe)
+    scores, finite, costs = drawn(3, 30)
+    found = metrics.tally(scores, finite, costs)
     values = scores["violations"][finite].astype(np.float64)
     number, mean, squares = found.means["violations"]
     assert (number, mean) == (len(values), pytest.approx(values.mean(), rel=1e-15))
     assert squares / (number - 1) == pytest.approx(values.var(ddof=1), rel=1e-12)
     assert found.rates == {"valid": int((scores["valid"] & finite).sum())}
-    assert (found.samples, found.not_finite, found.nfe) == (30, int((~finite).sum()), nfe.sum())
+    assert (found.samples, found.not_finite) == (30, int((~finite).sum()))
+    assert [found.nfe, found.nbe, found.nve] == [each.sum() for each in costs]
+    means = metrics.line(found, MOST)
+    assert [means[name] for name in Costs._fields] == [each.mean() for each in costs]
 
 
 # --- intervals ------------------------------------------------------------------------------------
@@ -195,9 +203,9 @@ def test_equal_values_have_a_mean_and_no_interval(value, number):
 def test_samples_that_are_not_finite_are_in_no_interval():
     scores = {"valid": np.array([True, False, False]), "violations": np.array([1, 3, 99])}
     part = {name: values[:2] for name, values in scores.items()}
-    nfe = np.zeros(3, int)
-    with_broken = metrics.tally(scores, np.array([True, True, False]), nfe)
-    without = metrics.tally(part, np.array([True, True]), nfe[:2])
+    costs = Costs(*np.zeros((3, 3), int))
+    with_broken = metrics.tally(scores, np.array([True, True, False]), costs)
+    without = metrics.tally(part, np.array([True, True]), Costs(*np.zeros((3, 2), int)))
     want = metrics.line(without, MOST) | {"samples": 3, "not_finite": 1}
     assert metrics.line(with_broken, MOST) == want
 

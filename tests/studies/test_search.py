@@ -1,5 +1,6 @@
 """Searches by name: what they are made of, what they may cost, and how they are run."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,9 +11,10 @@ from small_run import fake
 
 import ipr_jax
 from ipr_jax import Particles
+from ipr_jax.cli.shown import cost_table
 from ipr_jax.methods.scores import KINDS
 from ipr_jax.sampling import FIRST_PASS, REFINEMENT
-from ipr_jax.studies import experiments, search
+from ipr_jax.studies import experiments, report, search
 from ipr_jax.tasks import get_task
 
 TASK = get_task("mini-sudoku")
@@ -65,6 +67,39 @@ def test_what_does_not_go_together_is_refused(name, change, message):
         made(name, **change)
 
 
+def test_samples_are_judged_by_a_second_verifier(tmp_path):
+    """Whoever chose them, and what that cost is told."""
+    methods = {
+        "IPR": experiments.as_published(TASK, 1),
+        "oracle": made("best-of-n", 150, verifier="oracle"),
+        "soft": made("das", 150, verifier="independent-soft"),
+    }
+    arms = {label: experiments.Arm(refinement=method) for label, method in methods.items()}
+    experiment = dataclasses.replace(experiments.searches(TASK, 0), arms=arms)
+    settings = {"samples": 4, "seed": 0, "batch_size": 4, "settings": {}}
+    list(experiments.run(experiment, TASK, lambda _: fake, tmp_path, **settings))
+    results = json.loads((tmp_path / "results.json").read_text())
+    last = {label: lines[-1] for label, lines in results["metrics"].items()}
+    assert all(0 <= line["independent_rate"] <= 1 for line in last.values())
+    assert {label: line["nve"] > 0 for label, line in last.items()} == {
+        "IPR": False,
+        "oracle": True,
+        "soft": True,
+    }
+    assert {label: line["nbe"] > 0 for label, line in last.items()} == {
+        "IPR": False,
+        "oracle": False,
+        "soft": True,
+    }
+    chosen = {label: search.kind_of(method) for label, method in methods.items()}
+    table = cost_table(TASK, last, chosen, {label: {} for label in last})
+    page = report.of_experiment(tmp_path)
+    for title in ("verifier calls", "gradients"):
+        assert title in [column.header for column in table.columns]
+        assert title in page
+    assert "independent %" in [column.header for column in table.columns]
+
+
 def test_the_experiment_has_every_method_with_every_verifier():
     arms = experiments.searches(TASK, 0).arms
     kinds = {label: search.kind_of(arm.refinement) for label, arm in arms.items()}
@@ -107,7 +142,10 @@ def test_a_search_is_a_command(tiny_folder, tmp_path, name):
         batch.editable,
         method=made(name, 100, verifier="oracle"),
     )
-    np.testing.assert_array_equal(found["nfe"], solved.nfe)
+    for cost in ("nfe", "nbe", "nve"):
+        np.testing.assert_array_equal(found[cost], getattr(solved, cost))
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["nve"] == np.mean(solved.nve) > 0
     np.testing.assert_allclose(found["refined"], solved.image, atol=1e-4)
 
 

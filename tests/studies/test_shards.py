@@ -63,7 +63,7 @@ def test_samples_are_those_of_one_batch(history, tmp_path):
     np.testing.assert_array_equal(found["first_pass"], history[0].image)
     np.testing.assert_array_equal(found["refined"], history[-1].image)
     np.testing.assert_array_equal(found["editable"], source(np.arange(10)).editable)
-    np.testing.assert_array_equal(found["nfe"], history[-1].nfe)
+    np.testing.assert_array_equal(found["nfe"], history[-1].costs.nfe)
     np.testing.assert_array_equal(found["broke_at"], [-1] * 10)
     for name in ("valid", "violations"):
         np.testing.assert_array_equal(found[name], [each.scores[name] for each in history])
@@ -85,7 +85,7 @@ def test_metrics_are_those_of_one_batch(finished, history):
     lines = lines_of(finished[0])
     for line, progress in zip(lines, history, strict=True):
         want = metrics.line(
-            metrics.tally(progress.scores, progress.finite, progress.nfe), TASK.means
+            metrics.tally(progress.scores, progress.finite, progress.costs), TASK.means
         )
         assert line == pytest.approx({"iteration": progress.iteration, **want}, rel=1e-12)
 

@@ -191,6 +191,24 @@ def test_the_oracle_is_what_grades_and_the_independent_one_is_another(name, rng)
         assert jax.tree.structure(judge.score) == jax.tree.structure(again)
 
 
+def test_a_second_verifier_judges_what_a_task_grades(rng):
+    task = get_task("mini-sudoku")
+    image = task.test_batch(0, np.arange(8)).image
+    image = jnp.asarray(np.where(rng.random(image.shape) < 0.1, 1, image), jnp.float32)
+    both = verifiers.seconded(task)
+    assert both.rates == (*task.rates, "independent")
+    found, graded = both.score(image), task.score(image)
+    level = jnp.zeros((8, *task.grid), jnp.float32)
+    right = verifiers.named(task, "independent").score(image, level, None) == 0
+    np.testing.assert_array_equal(found.pop("independent"), right)
+    assert 0 < right.sum() < 8
+    for name, values in graded.items():
+        np.testing.assert_array_equal(found.pop(name), values)
+    assert not found
+    alone = counting_polygons.make("stars", lambda images: read_counts(classify(images), CONFIG))
+    assert verifiers.seconded(alone) is alone
+
+
 def test_an_oracle_without_errors_counts_what_fails(rng):
     task = counting_polygons.make("polygons", lambda images: read_counts(classify(images), CONFIG))
     image = jnp.asarray(drawn(rng, 100))
