@@ -25,6 +25,8 @@ from benchmarks.report import publish
 from ipr_jax.cli.terminal import one_line_errors
 from ipr_jax.core import check
 from ipr_jax.models import checkpoint
+from ipr_jax.studies import search
+from ipr_jax.studies.experiments import SETTINGS
 from ipr_jax.tasks import digits_sudoku, get_task, mini_sudoku, sudoku
 from ipr_jax.tasks.base import Split
 from ipr_jax.tasks.boards import DigitBoards, clue_range
@@ -36,8 +38,8 @@ METHODS: dict[str, Any] = {
     "IPR, 20 iterations": ipr_jax.Refinement(iterations=20),
     "annealed, one cycle": ipr_jax.Annealed(cycles=1),
     "annealed": ipr_jax.Annealed(),
-    "annealed, finish from 0.4": ipr_jax.Annealed(finish_level=0.4, finish_steps=8),
-    "annealed, finish from 0.6": ipr_jax.Annealed(finish_level=0.6, finish_steps=8),
+    "annealed, finish at once": ipr_jax.Annealed(finish_parts=1, finish_steps=8),
+    "annealed, finish from 0.8 in 4 parts": ipr_jax.Annealed(finish_parts=4, finish_level=0.8),
 }
 
 REAL = "real digits"
@@ -59,6 +61,7 @@ class Args:
         puzzles: how many.
         tries: how often each is solved.
         slots: samples that the network sees at once.
+        verifier: by what searches choose, such as independent; None = without searches.
         seed: of the puzzles and of the samples.
         out: a new JSON file.
     """
@@ -68,6 +71,7 @@ class Args:
     puzzles: int = 64
     tries: int = 16
     slots: int = 64
+    verifier: str | None = None
     seed: int = 1
     out: Path | None = None
 
@@ -78,6 +82,26 @@ class Args:
         for name in ("puzzles", "tries", "slots"):
             check.count(name, getattr(self, name))
         check.seed(self.seed)
+        self.methods()
+
+    def methods(self) -> dict[str, Any]:
+        """What is measured, by name.
+
+        Raises:
+            ValueError: the task has no such verifier.
+        """
+        if self.verifier is None:
+            return METHODS
+        task = get_task(self.task)
+        first, later = SETTINGS[self.task]
+        searches = {
+            f"{name}, {self.verifier}": search.made(
+                task, name, self.verifier, first=first, later=later
+            )
+            for name in search.METHODS
+            if name not in search.GRADIENTS
+        }
+        return METHODS | searches
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -219,7 +243,7 @@ def run(args: Args) -> Iterator[dict[str, Any]]:
     image, editable = (
         np.repeat(part, args.tries, axis=0) for part in (batch.image, batch.editable)
     )
-    for name, method in METHODS.items():
+    for name, method in args.methods().items():
         found = ipr_jax.solve(model, keys, image, editable, method=method, slots=args.slots)
         if not np.asarray(found.finite).all():
             raise ValueError(f"all samples must be finite, {name} gives some that are not")

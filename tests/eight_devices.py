@@ -169,7 +169,7 @@ def test_the_shipped_model_makes_the_same_boards():
 
     for got, want in zip(boards(ALL), boards(ONE), strict=True):
         np.testing.assert_allclose(got.image, want.image, atol=1e-4)
-        np.testing.assert_array_equal(got.nfe, want.nfe)
+        np.testing.assert_array_equal(got.costs.nfe, want.costs.nfe)
         np.testing.assert_array_equal(got.scores["valid"], want.scores["valid"])
     assert (got.batch_size, want.batch_size) == (16, 9)
 

@@ -5,11 +5,13 @@ keeps the prediction. At first everything is hidden, in the end a tenth, and rat
 disagreed with when it saw it last; no first pass is needed. By how much it disagreed, summed over
 the patches, tells samples that hold together from others, at no evaluation of its own: the best of
 several cycles is kept, and a sample in which nothing is doubted needs no other. What comes out is
-an average of what the patches may look like, so a few common steps from a middle noise level give
-them texture again.
+an average of what the patches may look like; a finish gives them texture again, by a few steps from
+a middle noise level, first of some patches and then of the others: what they show hangs on those
+that are clean.
 
 Of a sample's keys of evaluation k, from 0, that of the region chooses what is hidden, that of the
-noise hides it, and that of the pass draws the first images and the steps of the finish.
+noise hides it, and that of the pass draws the first images and the steps of the finish. The region
+of its first evaluation deals out the parts of the finish.
 
 Relatives: MaskGIT (arXiv 2202.04200), remasking samplers (arXiv 2503.00307), informed correctors
 (arXiv 2407.21243).
@@ -29,7 +31,7 @@ from ipr_jax.core import keys as random_keys
 from ipr_jax.methods import engine, selection
 from ipr_jax.methods.engine import INPUT, Problem, State, by_sample
 from ipr_jax.methods.selection import INFORMED, Seen, Selection
-from ipr_jax.sampling import flow, renoise
+from ipr_jax.sampling import flow, rank, renoise
 from ipr_jax.sampling import step as steps
 
 
@@ -47,9 +49,11 @@ class Annealed:
         select: which patches an iteration hides; by default rather those that the network disagreed
             with when it saw them last.
         from_noise: whether all editable patches are noise at first; else the images are given.
-        finish_steps: evaluations of the finish, at least 0.
-        finish_level: noise level that it begins from, in (0, 1].
-        stochasticity: of its steps, in [0, 1].
+        finish_steps: evaluations that each part of the finish takes, at least 0; 0 = no finish.
+        finish_level: noise level that they begin from, in (0, 1].
+        finish_parts: into how many random parts the patches are dealt out, at least 1; a sample of
+            fewer patches has as many parts as patches.
+        stochasticity: of the steps of the finish, in [0, 1].
 
     Raises:
         ValueError: a value is out of range, naming it and the range.
@@ -62,7 +66,8 @@ class Annealed:
     select: Selection = INFORMED
     from_noise: bool = True
     finish_steps: int = 4
-    finish_level: float = 0.3
+    finish_level: float = 0.6
+    finish_parts: int = 2
     stochasticity: float = 0.5
 
     def __post_init__(self) -> None:
@@ -71,6 +76,7 @@ class Annealed:
         if not isinstance(self.ratio, tuple | list) or len(self.ratio) != 2:
             raise ValueError(f"ratio must be two, of the first and the last, got {self.ratio}")
         check.count("finish_steps", self.finish_steps, least=0)
+        check.count("finish_parts", self.finish_parts)
         for ratio in self.ratio:
             selection.region_sizes(1, ratio)
         if self.ratio[0] < self.ratio[1]:
@@ -95,7 +101,7 @@ class Annealed:
     def budget(self, grid: tuple[int, ...]) -> int:
         """Network evaluations that no sample exceeds."""
         del grid
-        return self.cycles * self.iterations + self.finish_steps
+        return self.cycles * self.iterations + self.finish_parts * self.finish_steps
 
     def on(self, grid: tuple[int, ...]) -> "Annealing":
         """The method for a grid of patches (h, w)."""
@@ -105,6 +111,7 @@ class Annealed:
         return Annealing(
             sizes=jnp.asarray(np.stack(sizes)),
             levels=jnp.asarray(levels),
+            finish_parts=jnp.int32(self.finish_parts),
             stochasticity=jnp.float32(self.stochasticity),
             calm=jnp.float32(self.calm),
             cycles=self.cycles,
@@ -143,7 +150,7 @@ class Memory(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sizes", "levels", "stochasticity", "calm"],
+    data_fields=["sizes", "levels", "finish_parts", "stochasticity", "calm"],
     meta_fields=["cycles", "select", "from_noise"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +159,8 @@ class Annealing:
 
     Attributes:
         sizes: int32 [T, P + 1], how many of n editable patches an iteration of a cycle hides.
-        levels: float32 [F + 1], of the finish, before its steps and after the last.
+        levels: float32 [F + 1], of the finish of a part, before its steps and after the last.
+        finish_parts: int32 scalar.
         stochasticity: float32 scalar.
         calm: float32 scalar.
         cycles: as for ``Annealed``.
@@ -162,6 +170,7 @@ class Annealing:
 
     sizes: jax.Array
     levels: jax.Array
+    finish_parts: jax.Array
     stochasticity: jax.Array
     calm: jax.Array
     cycles: int
@@ -181,7 +190,7 @@ class Annealing:
         return engine.begin(problem, z, t, memory)._replace(image=image)
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
-        """Keep what was predicted and hide something else; in the finish, move all together."""
+        """Keep what was predicted and hide something else; in the finish, move what is noisy."""
         hiding, step = state.memory.step < state.memory.finish, state.memory.step + 1
         patch, hidden, seen = state.z.shape[1] // state.t.shape[1], state.t > 0, state.memory.seen
         guess = steps.clean(state.z, state.t, prediction)
@@ -243,18 +252,29 @@ class Annealing:
         is through with it.
         """
         begun, length = memory.step - memory.finish, len(self.levels) - 1
+        turn, within = jnp.divmod(jnp.maximum(begun, 0), length)
         patch = state.z.shape[1] // state.t.shape[1]
-        after = self.levels[jnp.clip(begun, 0, length)][:, None, None]
-        s = jnp.where(problem.editable, after, 0)
-        level, s_pixel = patches.expand(state.t, patch), patches.expand(s, patch)
         own = random_keys.iteration_keys(problem.keys, memory.step)
         drawn = random_keys.normal(own.denoise, state.z.shape[1:])
-        mean = flow.step_mean(state.z, level, s_pixel, prediction.velocity, self.stochasticity)
-        std = flow.step_std(level, s_pixel, self.stochasticity, prediction.variance_fraction)
+        after = self.levels[jnp.where(within == 0, length, within)][:, None, None]
+        level, s = (
+            patches.expand(each, patch) for each in (state.t, jnp.where(state.t > 0, after, 0))
+        )
+        mean = flow.step_mean(state.z, level, s, prediction.velocity, self.stochasticity)
+        std = flow.step_std(level, s, self.stochasticity, prediction.variance_fraction)
         moved = renoise(state.z, state.t > 0, mean + std * drawn)
-        first = flow.interpolate(memory.seen.image, drawn, s_pixel)
-        z = by_sample(begun < 0, z, by_sample(begun == 0, first, moved))
-        return z, by_sample(begun < 0, t, s), moved, begun >= length
+
+        number = problem.editable.sum(axis=(1, 2), dtype=jnp.int32)
+        parts = jnp.minimum(self.finish_parts, number)
+        dealt = selection.fresh_regions(problem.keys, memory.finish, problem.editable.shape[1:])
+        place = rank(dealt, problem.editable) * parts[:, None, None]
+        part = place // jnp.maximum(number, 1)[:, None, None]
+        mine = problem.editable & (part == turn[:, None, None])
+        t = by_sample(begun < 0, t, jnp.where(mine, self.levels[within][:, None, None], 0))
+        whole = by_sample(begun == 0, memory.seen.image, moved)
+        noisy = flow.interpolate(whole, drawn, patches.expand(t, patch))
+        z = by_sample(begun < 0, z, by_sample(within == 0, noisy, moved))
+        return z, t, moved, begun >= parts * length
 
     def _hide(self, problem: Problem, memory: Memory) -> tuple[jax.Array, jax.Array]:
         """The images with some patches hidden, and the noise levels."""

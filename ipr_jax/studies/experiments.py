@@ -184,7 +184,8 @@ def frontier(task: Task, iterations: int) -> Experiment:
     length = -(-(BUDGETS[-1] - paper.budget(task.grid)) // later)
     arms = {"IPR": Arm(refinement=as_published(task, max(1, length)), family="IPR")}
     for budget in BUDGETS[:4]:
-        method = Annealed(iterations=budget - Annealed.finish_steps, cycles=1)
+        finish = Annealed.finish_parts * Annealed.finish_steps
+        method = Annealed(iterations=budget - finish, cycles=1)
         arms[f"one cycle of {method.iterations}"] = Arm(refinement=method, family="one cycle")
     for cycles in (2, 4, 8):
         method = Annealed(cycles=cycles, calm=0)

@@ -15,6 +15,7 @@ from benchmarks import data, device, fidelity, large, profile, throughput, train
 from ipr_jax import Prediction
 from ipr_jax.models.config import PRESETS, TRANSFORMERS
 from ipr_jax.runtime import flops
+from ipr_jax.studies import search
 from ipr_jax.training.recipes import RECIPES
 
 
@@ -480,11 +481,20 @@ def test_every_method_is_measured(tmp_path, capsys):
         assert row["spread"]["low"] <= row["spread"]["value"] <= row["spread"]["high"]
 
 
+def test_searches_are_measured_beside_refinement():
+    found = fidelity.Args(verifier="oracle").methods()
+    assert found.items() > fidelity.METHODS.items()
+    kinds = {search.kind_of(method) for name, method in found.items() if name.endswith(", oracle")}
+    assert kinds == {"oracle"}
+    assert len(found) == len(fidelity.METHODS) + len(search.METHODS) - len(search.GRADIENTS)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"task": "even-pixels"}, "task must be one of mini-sudoku, digits-sudoku, got 'even-pix"),
         ({"tries": 0}, "tries must be a whole number of at least 1, got 0"),
+        ({"verifier": "luck"}, "verifier of mini-sudoku must be one of oracle, .*, got 'luck'"),
     ],
 )
 def test_bad_measurements_of_fidelity_are_refused(options, message):

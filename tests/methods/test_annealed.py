@@ -90,17 +90,26 @@ def slow(method, key, image, editable):
             break
     if method.finish_steps:
         a, top = method.stochasticity, method.finish_level
-        z = (1 - top) * image + top * draws(finish)[2]
-        for step in range(method.finish_steps):
-            t, s = (top * (1 - k / method.finish_steps) for k in (step, step + 1))
-            velocity, fraction, _ = predict(np.where(pixels(editable) > 0, z, image), t * editable)
-            kept = (1 - t) * s / ((1 - s) * t)
-            noise = draws(finish + step + 1)[2]
-            mean = (1 - s) * (z - t * velocity)
-            mean = mean + s * np.sqrt(1 - a**2 * (1 - kept**2)) * (z + (1 - t) * velocity)
-            std = a * np.sqrt(1 - kept**2) * t**fraction * s ** (1 - fraction) if s else 0.0
-            z = mean + std * noise
-        history.append(np.where(pixels(editable) > 0, z, image))
+        dealt, parts = draws(finish)[0], min(number, method.finish_parts)
+        ordered = sorted(cells, key=dealt.__getitem__)
+        for part in range(parts):
+            mine = np.zeros(GRID)
+            for place, cell in enumerate(ordered):
+                mine[cell] = place * parts // number == part
+            own = pixels(mine) > 0
+            z = (1 - top) * image + top * draws(finish)[2]
+            for step in range(method.finish_steps):
+                t, s = (top * (1 - k / method.finish_steps) for k in (step, step + 1))
+                velocity, fraction, _ = predict(np.where(own, z, image), t * mine)
+                kept = (1 - t) * s / ((1 - s) * t)
+                finish += 1
+                noise = draws(finish)[2]
+                mean = (1 - s) * (z - t * velocity)
+                mean = mean + s * np.sqrt(1 - a**2 * (1 - kept**2)) * (z + (1 - t) * velocity)
+                std = a * np.sqrt(1 - kept**2) * t**fraction * s ** (1 - fraction) if s else 0.0
+                z = mean + std * noise
+            image = np.where(own, z, image)
+        history.append(image)
     return history
 
 
@@ -109,6 +118,8 @@ def slow(method, key, image, editable):
     [
         Annealed(iterations=6, cycles=1),
         Annealed(iterations=5, cycles=4, ratio=(0.6, 0.1), calm=0.4),
+        Annealed(iterations=2, cycles=1, finish_parts=6, finish_level=1.0),
+        Annealed(iterations=2, cycles=2, finish_parts=1, finish_steps=1),
         Annealed(iterations=3, cycles=3, calm=0.0, finish_steps=0),
         Annealed(iterations=6, cycles=1, select=ipr_jax.fresh_regions, finish_steps=0),
         Annealed(
@@ -123,7 +134,8 @@ def test_it_equals_a_slow_copy(method):
     for sample in range(4):
         want = slow(method, keys[sample], image[sample], editable[sample])
         assert found.iterations[sample] == len(want)
-        assert found.nfe[sample] == len(want) + max(0, method.finish_steps - 1)
+        parts = min(method.finish_parts, editable[sample].sum())
+        assert found.nfe[sample] == len(want) + max(0, parts * method.finish_steps - 1)
         np.testing.assert_allclose(found.image[sample], want[-1], atol=2e-5)
     clue = pixels(~editable[0]) > 0
     np.testing.assert_array_equal(np.asarray(found.image[0])[clue], image[0][clue])
@@ -151,6 +163,7 @@ def test_what_the_editable_pixels_were_does_not_matter_from_noise():
         ({"ratio": (1.0, 0.0)}, r"ratio must be in \(0, 1\], got 0.0"),
         ({"select": None}, r"select must be a function"),
         ({"finish_steps": -1}, "finish_steps must be a whole number of at least 0, got -1"),
+        ({"finish_parts": 0}, "finish_parts must be a whole number of at least 1, got 0"),
         ({"finish_level": 0.0}, r"finish_level must be in \(0, 1\], got 0.0"),
         ({"stochasticity": 2.0}, r"stochasticity must be in \[0, 1\], got 2.0"),
     ],
