@@ -225,6 +225,27 @@ def searches(task: Task, iterations: int) -> Experiment:
     return dataclasses.replace(made, seconded=True)
 
 
+def choices(task: Task, iterations: int) -> Experiment:
+    """BFS, and BFS with one of its choices made in another way, by the independent verifier."""
+    del iterations  # nothing is refined
+    first, later = SETTINGS[task.name]
+    base = search.made(task, "bfs", verifiers.INDEPENDENT, first=first, later=later)
+    others = {
+        f"{name}: {value}": Arm(refinement=dataclasses.replace(base, **{name: value}))
+        for name, values in search.CHOICES.items()
+        for value in values
+    }
+    return Experiment(
+        title="Choices of BFS",
+        source="after classical search, arXiv 2505.23614",
+        arms={"bfs": Arm(refinement=base)} | others,
+        reference="bfs",
+        scores=(task.headline,),
+        published={},
+        seconded=True,
+    )
+
+
 def _at_equal_cost(title: str, source: str, task: Task, arms: dict[str, Arm]) -> Experiment:
     """Arms compared with IPR's at their numbers of evaluations."""
     return Experiment(
@@ -303,6 +324,7 @@ EXPERIMENTS: dict[str, Definition] = {
     "noise-and-regions": Definition(noise_and_regions, "mini-sudoku"),
     "frontier": Definition(frontier, "mini-sudoku", counted=False),
     "search": Definition(searches, "mini-sudoku", counted=False),
+    "search-choices": Definition(choices, "mini-sudoku", counted=False),
     "samplers": Definition(samplers, "mini-sudoku", counted=False),
     "precision": Definition(precision, "mini-sudoku"),
 }

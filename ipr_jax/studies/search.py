@@ -148,6 +148,14 @@ GRADIENTS = ("das", "langevin")
 """Those that follow the gradient of a score."""
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "resampling": ("multinomial", "residual", "stratified", "systematic"),
+    "temperature": ("constant", "infinite"),
+    "scoring": ("current", "difference", "sum"),
+}
+"""What BFS could do instead of what its paper found best: ssp, increase and max."""
+
+
 def made(
     task: Task,
     name: str,

@@ -122,6 +122,18 @@ def test_the_experiment_has_every_method_with_every_verifier():
         assert max(most) == number * 48
 
 
+def test_each_of_the_choices_of_a_search_is_changed_alone():
+    arms = experiments.choices(TASK, 0).arms
+    methods = {label: arm.refinement for label, arm in arms.items()}
+    base = methods.pop("bfs")
+    assert (base.resampling, base.temperature, base.scoring) == ("ssp", "increase", "max")
+    for label, method in methods.items():
+        name, value = label.split(": ")
+        assert getattr(method, name) == value != getattr(base, name)
+        assert dataclasses.replace(method, **{name: getattr(base, name)}) == base
+    assert len(methods) == 9
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["bfs", "ipr-accept"])
 def test_a_search_is_a_command(tiny_folder, tmp_path, name):
