@@ -106,7 +106,7 @@ class Refinement:
         return self.iterations + int(self.first is not None)
 
     @property
-    def parts(self) -> tuple[int, ...]:
+    def row_parts(self) -> tuple[int, ...]:
         """Sizes that the network is compiled for, see ``engine.advance``."""
         return (1,) if self.stop is stopping.never else PARTS
 

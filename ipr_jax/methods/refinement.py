@@ -344,5 +344,5 @@ def stream(
         finish,
         slots=slots,
         before=int(first is not None),
-        parts=refinement.parts,
+        parts=refinement.row_parts,
     )

@@ -231,7 +231,8 @@ def solve(
         image: float32 [N, H, W, C]; clues in [-1, 1].
         editable: bool [N, h, w]; False = a clue, returned bit for bit. A problem without editable
             patches comes back as it is, at 0 evaluations.
-        method: an ``engine.Method``, or what makes one for a grid, such as ``Refinement``.
+        method: an ``engine.Method``, or what makes one for a grid, such as ``Refinement``; what has
+            ``row_parts`` has the network compiled for them, the ``parts`` of ``engine.advance``.
         slots: problems that the network sees at once, at least 1; "auto" = as many as fit on the
             device; None = all of them.
         budget: network evaluations that no problem exceeds, at least 1 or what the method tells as
@@ -272,5 +273,5 @@ def solve(
         return Solved(image, iteration, finite, *costs, found.spent)
 
     queue = Problem(keys, jnp.asarray(image), jnp.asarray(editable))
-    parts = getattr(method, "parts", (1,))
+    parts = getattr(method, "row_parts", (1,))
     return program(denoise, made, queue, mesh, finish, slots=slots, budget=most, parts=parts)
