@@ -249,7 +249,9 @@ class PassOptions:
         _known("task", task, experiments.SETTINGS)
         idle = ("ratio", "steps_per_patch", "overlap", "temperature", "order", "noise")
         idle += ("first_steps_per_patch", "first_overlap")
-        refuse_idle(self, "--method annealed has a schedule of its own", *idle)
+        why = "--method annealed has a schedule of its own: give --method ipr"
+        why = "--method annealed has a schedule of its own (--method ipr does not)"
+        refuse_idle(self, why, *idle)
         return Annealed(
             iterations=Annealed.iterations if self.iterations is None else self.iterations,
             cycles=self.cycles,

@@ -29,11 +29,11 @@ from ipr_jax.cli.terminal import progress, say, show, signals
 from ipr_jax.core import check
 from ipr_jax.interrupts import interruptible
 from ipr_jax.methods import Annealed, Refinement, most_doubted
-from ipr_jax.models import compute_in
+from ipr_jax.models import checkpoint, compute_in
 from ipr_jax.runtime import environment
 from ipr_jax.studies import experiments, metrics, search, shards
 from ipr_jax.studies.shards import Storage
-from ipr_jax.tasks import Batch, Task
+from ipr_jax.tasks import TASKS, Batch, Task
 from ipr_jax.tasks.sudoku import names
 
 
@@ -43,14 +43,15 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
 
     Attributes:
         task: the benchmark: mini-sudoku (4x4), digits-sudoku (9x9), mnist-sudoku, even-pixels,
-            counting-polygons or counting-stars; by default that of the puzzle, or medium puzzles of
-            digits-sudoku.
+            counting-polygons or counting-stars; by default that of the model, if --model is given,
+            or of the puzzle, or medium puzzles of digits-sudoku.
         puzzle: refine your own puzzle instead, of 81 characters, or of 16 for mini-sudoku, such as
             "1..4 .... .3.. ....": row by row, with a dot, 0, _ or * for an empty cell.
         swapped: refine solved boards with so many pairs of cells swapped instead, all editable, by
             ipr.
-        method: annealed (one evaluation per iteration, of fewer and fewer patches) or ipr (the
-            paper's).
+        method: annealed (one evaluation per iteration, of fewer and fewer patches), ipr (the
+            paper's), or a search with a --verifier: best-of-n, svdd, smc, das, fk-steering, bfs,
+            treeg, dsearch, dfs, sop, abcd, rbf, langevin, ipr-accept or ipr-chains.
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
         dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.
@@ -128,8 +129,11 @@ def refine(options: RefineOptions) -> Path:
     }
     remains = f"started again with --out {folder}, it goes on"
     status = None
+    of = task.name if options.difficulty is None else f"{task.name}, {options.difficulty}"
+    name = options.model or checkpoint.DEFAULTS[task.name]
     with interruptible(remains), signals() as preempted:
         steps = shards.refine(run, folder, described, preempted=preempted)
+        say(f"samples: {number} of {of}; method: {options.method}; model: {name}")
         with contextlib.closing(steps), progress("compiling") as update:
             for status in steps:
                 update(
@@ -176,13 +180,14 @@ def _completed(options: RefineOptions) -> RefineOptions:
         raise ValueError(
             f"boards with swapped cells are refined by --method ipr, got {options.method!r}"
         )
-    task, difficulty = options.task, options.difficulty
-    if task is None:
-        task = "digits-sudoku"
-        if options.puzzle is not None and len("".join(options.puzzle.split())) < 40:
-            task = "mini-sudoku"
-        elif options.puzzle is None and not options.swapped:
-            difficulty = difficulty or "medium"
+    task, difficulty, puzzle = options.task, options.difficulty, options.puzzle
+    if task is None and options.model is not None:
+        task = checkpoint.open_model(options.model)[1].get("task")
+    if task not in TASKS and options.task is None:
+        small = puzzle is not None and len("".join(puzzle.split())) < 40
+        task = "mini-sudoku" if small else "digits-sudoku"
+    if options.task is None and task == "digits-sudoku" and puzzle is None and not options.swapped:
+        difficulty = difficulty or "medium"
     method = options.method or ("ipr" if options.swapped else "annealed")
     return dataclasses.replace(options, task=task, difficulty=difficulty, method=method)
 
@@ -219,14 +224,17 @@ def _say_puzzle(
         say(f"\n{solved} of {tries} tries are {task.headline}{chosen}")
     assert task.format_sample is not None
     assert task.explain is not None
-    for name, title, which in (("first_pass", start, 0), ("refined", "refined", -1)):
-        verdict = task.headline if shown[task.headline][which, try_] else f"not {task.headline}"
-        say(f"\n{title} ({verdict}), given cells in brackets", "bold")
-        say(task.format_sample(shards.to_float(shown[name][try_]), given))
+    boards = (("first_pass", start, 0), ("refined", "refined", -1))
     history = shown[task.headline][:, try_]
-    if history[-1]:
+    verdicts = [task.headline if holds else f"not {task.headline}" for holds in history]
+    for name, title, which in boards[: len(history)]:
+        say(f"\n{title} ({verdicts[which]}), given cells in brackets", "bold")
+        say(task.format_sample(shards.to_float(shown[name][try_]), given))
+    if len(history) == 1:
+        when = f"after the {start}"
+    elif history[-1]:
         since = int(np.flatnonzero(~history).max(initial=-1)) + 1
-        when = f"from {f'iteration {since}' if since else 'the first pass'} on"
+        when = f"from {f'iteration {since}' if since else f'the {start}'} on"
     else:
         when = f"after {len(history) - 1} iterations"
     explained = task.explain(shards.to_float(shown["refined"][try_]), given)
@@ -234,7 +242,7 @@ def _say_puzzle(
     if "doubt" in shown:
         cells = names(most_doubted(shown["doubt"][try_], given == 0, calm=Annealed.calm))
         doubted = f"; the network doubts {' '.join(cells) or 'none of its cells'}"
-    say(f"\nThe board is {verdict} {when}; {explained}{doubted}.")
+    say(f"\nThe board is {verdicts[-1]} {when}; {explained}{doubted}.")
 
 
 def _draw_samples(folder: Path, task: Task, arrays: Mapping[str, np.ndarray], start: str) -> None:

@@ -32,6 +32,11 @@ def report(
         config = json.loads(path.read_text())
     if "arms" in config:
         page = pages.of_experiment(run)
+    elif "arguments" not in config:
+        raise ValueError(
+            f"{run} was not written by ipr-jax refine; for a run of shards.refine write the page "
+            "with ipr_jax.studies.report: write(folder, of_run(folder, task))"
+        )
     else:
         with files.reading(path):
             given, start = config["arguments"], config["start"]

@@ -80,7 +80,7 @@ def train(
     if config.noise_levels != "mean-beta":
         refuse_idle(config, "--noise-levels mean-beta alone has a sharpness", "sharpness")
     folder = out or same_folder(Path("runs") / name, config, recipe.training)
-    remains = f"started again, it goes on from the last checkpoint in {folder}"
+    remains = f"started again, it goes on from the last checkpoint in {folder}, if there is one"
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible(remains))
         if jax.process_count() > 1:  # they agree on a step
@@ -97,10 +97,12 @@ def train(
             shard_params=shard_params,
             preempted=preempted,
         )
+        said = "it was finished before"
         for line in lines:
             step, loss = int(line["step"]), f"loss {line['total']:.4f}"
             rate = config.batch_size / line["seconds_per_step"]
             said = f"step {step} of {config.num_steps}, {loss}, {rate:.3g} images/s"
             update(said, step, config.num_steps, None)
+    say(said)
     say(f"written: {folder / 'model'}")
     return folder / "model"

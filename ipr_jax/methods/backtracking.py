@@ -52,7 +52,7 @@ class Backtracking:
     jump: int = 20
     backtracks: int = 4
 
-    start = "first pass"
+    start = "search"
     """What iteration 0 is, for tables and pictures."""
 
     passes = 1

@@ -68,7 +68,7 @@ class Langevin:
     chains: int = 1
     judge: Verifier | None = None
 
-    start = "first pass"
+    start = "search"
     """What iteration 0 is, for tables and pictures."""
 
     passes = 1

@@ -186,7 +186,7 @@ class Particles:
     @property
     def start(self) -> str:
         """What iteration 0 is, for tables and pictures."""
-        return "first pass"
+        return "search"
 
     @property
     def passes(self) -> int:

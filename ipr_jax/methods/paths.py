@@ -114,7 +114,7 @@ class Cycles:
     back: tuple[float, ...] = (0.25, 0.5)
     patience: int | None = None
 
-    start = "first pass"
+    start = "search"
     """What iteration 0 is, for tables and pictures."""
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ class Rollover:
     seeds: int = 4
     block: int = 10
 
-    start = "first pass"
+    start = "search"
     """What iteration 0 is, for tables and pictures."""
 
     passes = 1

@@ -111,7 +111,9 @@ class Informed:
 
 
 def fresh_regions(keys: jax.Array, iteration: jax.Array | int, grid: tuple[int, ...]) -> jax.Array:
-    """New random patches in every iteration (IPR, algorithm 1 line 3): float32 [B, h, w]."""
+    """New random patches in every iteration (IPR, algorithm 1 line 3): float32 [B, h, w], uniform
+    in [0, 1); those with the lowest are taken.
+    """
     return random_keys.uniform(random_keys.iteration_keys(keys, iteration).region, grid)
 
 

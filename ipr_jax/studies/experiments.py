@@ -98,10 +98,17 @@ def as_published(task: Task, iterations: int, **changes: Any) -> Refinement:
 def plain(task: Task, refinement: Any) -> Experiment:
     """One method, and all that the task reports of it; the paper's numbers are beside its own."""
     scores = (*task.rates, *task.means)
-    published = PUBLISHED if isinstance(refinement, Refinement) else {}
+    title, source, published = "Refinement", "IPR, figures 3a, 4 and 5", PUBLISHED
+    if not isinstance(refinement, Refinement):
+        annealed = isinstance(refinement, Annealed)
+        title, source = (
+            ("Annealed refinement" if annealed else "Search"),
+            "not in the papers of IPR",
+        )
+        published = {}
     return Experiment(
-        title="Refinement",
-        source="IPR, figures 3a, 4 and 5",
+        title=title,
+        source=source,
         arms={"refined": Arm(refinement=refinement)},
         reference=None,
         scores=scores,

@@ -190,6 +190,12 @@ def made(
         raise ValueError(
             f"verifier of {task.name} must be one of {', '.join(known)}, got {verifier!r}"
         )
+    if name in GRADIENTS and not verifier.endswith("soft"):
+        soft = [each for each in known if each.endswith("soft")]
+        raise ValueError(
+            f"verifier must have a gradient for the method {name}, "
+            f"{' or '.join(soft) or 'which none here has'}, got {verifier!r}"
+        )
     if verifier == INTERNAL:
         judge = scores.verifier(certainty, INTERNAL)
     else:

@@ -229,7 +229,7 @@ class Status(NamedTuple):
 
 def refine(
     run: Run,
-    folder: Path,
+    folder: str | os.PathLike[str],
     settings: Mapping[str, Any],
     *,
     preempted: Callable[[], bool] = lambda: False,
@@ -248,8 +248,8 @@ def refine(
             waited for.
 
     Returns:
-        A generator of how far it is, after every pass over a batch and every file. Closed early, it
-        saves the state.
+        A generator of how far it is, after every pass over a batch and every file; it works as it
+        is asked for the next. Closed early, it saves the state.
 
     Raises:
         ValueError: before anything is written: the folder holds something else, a file is not what
@@ -257,6 +257,7 @@ def refine(
         PreemptionError: ``preempted`` said so; the state is saved.
         OSError: a file cannot be written; what was written before is whole.
     """
+    folder = Path(folder)
     checkpoint.check_path(folder)
     files.claim(folder, settings)
     (folder / "samples").mkdir(exist_ok=True)

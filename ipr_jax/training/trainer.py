@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -380,7 +381,7 @@ def train(
     task: Task,
     model: Config,
     config: TrainConfig,
-    folder: Path,
+    folder: str | os.PathLike[str],
     num_workers: int = 0,
     *,
     mesh: Mesh | None = None,

@@ -366,7 +366,7 @@ def test_samples_are_scored_in_parts_as_together():
     found = state_of(chosen, given=given, grid=task.grid)
     jax.tree.map(np.testing.assert_array_equal, line.state, found)
     np.testing.assert_array_equal(line.image, found.image)
-    np.testing.assert_array_equal(line.nfe, found.costs.nfe)
+    np.testing.assert_array_equal(line.costs.nfe, found.costs.nfe)
     assert line.state.z.shape == (7 * N, 32, 32, 1)
 
 

@@ -58,8 +58,12 @@ def test_what_a_method_chooses_by_is_named():
             {"verifier": "me"},
             "verifier of mini-sudoku must be one of oracle, .*, internal, got 'me'",
         ),
-        ("das", {"verifier": "oracle"}, "gradient must be False where the score is not diff"),
-        ("langevin", {"verifier": "oracle"}, "verifier must be differentiable"),
+        (
+            "das",
+            {"verifier": "oracle"},
+            "a gradient for the method das, independent-soft, got .ora",
+        ),
+        ("langevin", {"verifier": "internal"}, "must have a gradient for the method langevin"),
     ],
 )
 def test_what_does_not_go_together_is_refused(name, change, message):
