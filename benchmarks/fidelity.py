@@ -38,8 +38,10 @@ METHODS: dict[str, Any] = {
     "IPR, 20 iterations": ipr_jax.Refinement(iterations=20),
     "annealed, one cycle": ipr_jax.Annealed(cycles=1),
     "annealed": ipr_jax.Annealed(),
-    "annealed, finish at once": ipr_jax.Annealed(finish_parts=1, finish_steps=8),
-    "annealed, finish from 0.8 in 4 parts": ipr_jax.Annealed(finish_parts=4, finish_level=0.8),
+    "annealed, finish from 0.4": ipr_jax.Annealed(finish_level=0.4, finish_steps=8),
+    "annealed, finish from 0.6": ipr_jax.Annealed(finish_level=0.6, finish_steps=8),
+    "annealed, from 0.6 in 2 parts": ipr_jax.Annealed(finish_level=0.6, finish_parts=2),
+    "annealed, from 0.8 in 4 parts": ipr_jax.Annealed(finish_level=0.8, finish_parts=4),
 }
 
 REAL = "real digits"

@@ -6,8 +6,7 @@ disagreed with when it saw it last; no first pass is needed. By how much it disa
 the patches, tells samples that hold together from others, at no evaluation of its own: the best of
 several cycles is kept, and a sample in which nothing is doubted needs no other. What comes out is
 an average of what the patches may look like; a finish gives them texture again, by a few steps from
-a middle noise level, first of some patches and then of the others: what they show hangs on those
-that are clean.
+a middle noise level, of all patches at once or first of some and then of the others.
 
 Of a sample's keys of evaluation k, from 0, that of the region chooses what is hidden, that of the
 noise hides it, and that of the pass draws the first images and the steps of the finish. The region
@@ -66,8 +65,8 @@ class Annealed:
     select: Selection = INFORMED
     from_noise: bool = True
     finish_steps: int = 4
-    finish_level: float = 0.6
-    finish_parts: int = 2
+    finish_level: float = 0.3
+    finish_parts: int = 1
     stochasticity: float = 0.5
 
     def __post_init__(self) -> None:

@@ -117,6 +117,7 @@ def slow(method, key, image, editable):
     "method",
     [
         Annealed(iterations=6, cycles=1),
+        Annealed(iterations=4, cycles=2, finish_level=0.6, finish_parts=2),
         Annealed(iterations=5, cycles=4, ratio=(0.6, 0.1), calm=0.4),
         Annealed(iterations=2, cycles=1, finish_parts=6, finish_level=1.0),
         Annealed(iterations=2, cycles=2, finish_parts=1, finish_steps=1),
