@@ -249,7 +249,6 @@ class PassOptions:
         _known("task", task, experiments.SETTINGS)
         idle = ("ratio", "steps_per_patch", "overlap", "temperature", "order", "noise")
         idle += ("first_steps_per_patch", "first_overlap")
-        why = "--method annealed has a schedule of its own: give --method ipr"
         why = "--method annealed has a schedule of its own (--method ipr does not)"
         refuse_idle(self, why, *idle)
         return Annealed(

@@ -98,14 +98,11 @@ def as_published(task: Task, iterations: int, **changes: Any) -> Refinement:
 def plain(task: Task, refinement: Any) -> Experiment:
     """One method, and all that the task reports of it; the paper's numbers are beside its own."""
     scores = (*task.rates, *task.means)
-    title, source, published = "Refinement", "IPR, figures 3a, 4 and 5", PUBLISHED
-    if not isinstance(refinement, Refinement):
-        annealed = isinstance(refinement, Annealed)
-        title, source = (
-            ("Annealed refinement" if annealed else "Search"),
-            "not in the papers of IPR",
-        )
-        published = {}
+    if isinstance(refinement, Refinement):
+        title, source, published = "Refinement", "IPR, figures 3a, 4 and 5", PUBLISHED
+    else:
+        title = "Annealed refinement" if isinstance(refinement, Annealed) else "Search"
+        source, published = "not in the paper", {}
     return Experiment(
         title=title,
         source=source,

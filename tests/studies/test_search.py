@@ -13,7 +13,7 @@ import ipr_jax
 from ipr_jax import Particles
 from ipr_jax.cli.shown import cost_table
 from ipr_jax.methods.scores import KINDS
-from ipr_jax.sampling import FIRST_PASS, REFINEMENT
+from ipr_jax.sampling import FIRST_PASS, REFINEMENT, Sampling
 from ipr_jax.studies import experiments, report, search
 from ipr_jax.tasks import get_task
 
@@ -73,35 +73,30 @@ def test_what_does_not_go_together_is_refused(name, change, message):
 
 def test_samples_are_judged_by_a_second_verifier(tmp_path):
     """Whoever chose them, and what that cost is told."""
+    quick = Sampling(steps_per_patch=1, overlap=0.0)
     methods = {
-        "IPR": experiments.as_published(TASK, 1),
-        "oracle": made("best-of-n", 150, verifier="oracle"),
-        "soft": made("das", 150, verifier="independent-soft"),
+        "plain": ipr_jax.Refinement(iterations=0, first=quick),
+        "oracle": made("best-of-n", 32, verifier="oracle", first=quick),
     }
     arms = {label: experiments.Arm(refinement=method) for label, method in methods.items()}
-    experiment = dataclasses.replace(experiments.searches(TASK, 0), arms=arms)
+    experiment = dataclasses.replace(experiments.searches(TASK, 0), arms=arms, reference="plain")
     settings = {"samples": 4, "seed": 0, "batch_size": 4, "settings": {}}
     list(experiments.run(experiment, TASK, lambda _: fake, tmp_path, **settings))
     results = json.loads((tmp_path / "results.json").read_text())
     last = {label: lines[-1] for label, lines in results["metrics"].items()}
     assert all(0 <= line["independent_rate"] <= 1 for line in last.values())
-    assert {label: line["nve"] > 0 for label, line in last.items()} == {
-        "IPR": False,
-        "oracle": True,
-        "soft": True,
-    }
-    assert {label: line["nbe"] > 0 for label, line in last.items()} == {
-        "IPR": False,
-        "oracle": False,
-        "soft": True,
-    }
+    assert {label: line["nve"] for label, line in last.items()} == {"plain": 0, "oracle": 2}
     chosen = {label: search.kind_of(method) for label, method in methods.items()}
-    table = cost_table(TASK, last, chosen, {label: {} for label in last})
     page = report.of_experiment(tmp_path)
-    for title in ("verifier calls", "gradients"):
-        assert title in [column.header for column in table.columns]
-        assert title in page
-    assert "independent %" in [column.header for column in table.columns]
+    for gradients in (0, 3):
+        last["oracle"]["nbe"] = gradients
+        table = cost_table(TASK, last, chosen, {label: {} for label in last})
+        titles = [column.header for column in table.columns]
+        assert "verifier calls" in titles
+        assert "independent %" in titles
+        assert ("gradients" in titles) == (gradients > 0)
+    assert "verifier calls" in page
+    assert "gradients" not in page
 
 
 def test_the_experiment_has_every_method_with_every_verifier():
