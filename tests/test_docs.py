@@ -213,10 +213,17 @@ def test_the_denoiser_of_the_page_makes_what_it_knows(capsys):
 
 
 def test_the_task_of_the_page_scores():
-    (code,) = code_of("tasks.md")
+    code, _ = code_of("tasks.md")
     exec(compile(code, "tasks.md", "exec"), names := {"__name__": "page"})
     batch = names["TASK"].test_batch(0, np.arange(5))
     assert names["TASK"].score(batch.image)["striped"].all()
     found = names["TASK"].score(jnp.asarray(batch.image).at[:, 2, 1].multiply(-1))
     assert not found["striped"].any()
     assert (found["wrong_rows"] == 1).all()
+
+
+def test_the_task_of_the_page_is_evaluated_run_and_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(code_of("tasks.md")), "tasks.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out.count("'striped_rate'") == 3
+    assert {"manifest.json", "report.html"} <= {path.name for path in Path("stripes").iterdir()}

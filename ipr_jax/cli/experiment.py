@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from ipr_jax.cli.options import BatchOptions, Opened, TaskOptions, refuse_idle, same_folder
-from ipr_jax.cli.shown import SHOWN_ITERATIONS, cost_table, say_broken, table_of
+from ipr_jax.cli.shown import SHOWN_ITERATIONS, cost_table, say_broken, say_chosen, table_of
 from ipr_jax.cli.terminal import progress, say, show
 from ipr_jax.interrupts import interruptible
 from ipr_jax.models import compute_in
@@ -132,6 +132,8 @@ def compare(
         ends = {label: arm[-1] for label, arm in found.items() if label != experiment.reference}
         show(cost_table(task, ends, chosen, differences))
     else:
+        for kind in sorted({kind for kind in chosen.values() if kind}):
+            say_chosen(kind)
         _say_differences(experiment, differences)
     _draw(folder / f"{name}.png", experiment, task, found, chosen, samples)
     if not (folder / "report.html").exists():
@@ -181,10 +183,11 @@ def _draw(
             continue
         published = experiment.published.get(score, {})
         name = score.replace("_", " ")
-        if not experiment.at_equal_cost:
-            panels.append(curves.Panel(name, share, bands, published))
-            continue
         kinds = sorted({kind for label in bands if (kind := chosen[label])})
+        if not experiment.at_equal_cost:
+            title = f"{name}, verifier: {', '.join(kinds)}" if kinds else name
+            panels.append(curves.Panel(title, share, bands, published))
+            continue
         for kind in kinds or [None]:
             some = {label: bands[label] for label in bands if chosen[label] in (None, kind)}
             title = f"{name}, verifier: {kind}" if kind else name

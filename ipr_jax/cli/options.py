@@ -249,7 +249,7 @@ class PassOptions:
         _known("task", task, experiments.SETTINGS)
         idle = ("ratio", "steps_per_patch", "overlap", "temperature", "order", "noise")
         idle += ("first_steps_per_patch", "first_overlap")
-        why = "--method annealed has a schedule of its own (--method ipr does not)"
+        why = "--method annealed has a schedule of its own (that of --method ipr is free)"
         refuse_idle(self, why, *idle)
         return Annealed(
             iterations=Annealed.iterations if self.iterations is None else self.iterations,

@@ -187,8 +187,8 @@ def frontier(task: Task, iterations: int) -> Experiment:
     later = as_published(task, 1).budget(task.grid) - paper.budget(task.grid)
     length = -(-(BUDGETS[-1] - paper.budget(task.grid)) // later)
     arms = {"IPR": Arm(refinement=as_published(task, max(1, length)), family="IPR")}
+    finish = Annealed.finish_parts * Annealed.finish_steps
     for budget in BUDGETS[:4]:
-        finish = Annealed.finish_parts * Annealed.finish_steps
         method = Annealed(iterations=budget - finish, cycles=1)
         arms[f"one cycle of {method.iterations}"] = Arm(refinement=method, family="one cycle")
     for cycles in (2, 4, 8):

@@ -122,8 +122,10 @@ def of_experiment(folder: str | os.PathLike[str]) -> str:
     with files.reading(path):
         arms: dict[str, list[Line]] = results.pop("metrics")
         differences = results.pop("differences")
-        scores = [name for name in results["scores"] if any(map(_has(name), arms.values()))]
-        second = [verifiers.INDEPENDENT] if results.get("seconded") else []
+        scores, tabled = (
+            [name for name in names if any(map(_has(name), arms.values()))]
+            for names in (results["scores"], [*results["scores"], verifiers.INDEPENDENT])
+        )
         longest = max(map(len, arms.values()))
         data = {
             "title": f"{results['title']}: {results['task']}, "
@@ -132,7 +134,7 @@ def of_experiment(folder: str | os.PathLike[str]) -> str:
             "start": "start",
             "headline": scores[0] if scores else "",
             "panels": _panels(scores, arms),
-            "table": _by_arm([*scores, *second], arms, differences, results["reference"]),
+            "table": _by_arm(tabled, arms, differences, results["reference"]),
             "settings": results,
             "iterations": list(range(longest)),
             "gallery": None,

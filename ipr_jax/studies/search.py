@@ -190,16 +190,17 @@ def made(
         raise ValueError(
             f"verifier of {task.name} must be one of {', '.join(known)}, got {verifier!r}"
         )
-    if name in GRADIENTS and not verifier.endswith("soft"):
-        soft = [each for each in known if each.endswith("soft")]
-        raise ValueError(
-            f"verifier must have a gradient for the method {name}, "
-            f"{' or '.join(soft) or 'which none here has'}, got {verifier!r}"
-        )
     if verifier == INTERNAL:
         judge = scores.verifier(certainty, INTERNAL)
     else:
         judge = scores.verifier(**verifiers.named(task, verifier)._asdict())
+    if name in GRADIENTS and not judge.differentiable:
+        made = {each: verifiers.named(task, each) for each in verifiers.names(task)}
+        soft = [each for each, other in made.items() if other.differentiable]
+        raise ValueError(
+            f"verifier must have a gradient for the method {name}, "
+            f"{' or '.join(soft) or 'which none here has'}, got {verifier!r}"
+        )
     return METHODS[name](Setting(task, first, later, judge, budget))
 
 

@@ -615,6 +615,22 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
     assert not saved["valid"][0].any()
 
 
+@pytest.mark.parametrize(
+    ("options", "task", "difficulty"),
+    [
+        ({}, "digits-sudoku", "medium"),
+        ({"puzzle": EXAMPLE}, "mini-sudoku", None),
+        ({"model": "mini-sudoku"}, "mini-sudoku", None),
+        ({"model": "digits-sudoku"}, "digits-sudoku", "medium"),
+        ({"model": "digits-sudoku", "difficulty": "hard"}, "digits-sudoku", "hard"),
+        ({"model": "mini-sudoku", "task": "digits-sudoku"}, "digits-sudoku", None),
+    ],
+)
+def test_the_task_is_that_of_the_model_or_of_the_puzzle(options, task, difficulty):
+    completed = refine._completed(RefineOptions(**options))
+    assert (completed.task, completed.difficulty) == (task, difficulty)
+
+
 def test_every_option_is_read():
     """Each option that belongs to the experiment changes it; the others are tested by what they do:
     the task with its data, model, puzzle, samples and seed above, the folder, the precision; the

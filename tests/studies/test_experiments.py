@@ -80,6 +80,29 @@ def test_arms_differ_in_what_the_paper_varies(name):
         assert all(each.iterations == 0 and each.first.max_steps == 1000 for each in refinements)
 
 
+def test_what_is_not_the_papers_is_not_named_so():
+    methods = {
+        "Refinement": ipr_jax.Refinement(),
+        "Annealed refinement": Annealed(),
+        "Search": ipr_jax.Particles(particles=1),
+    }
+    for title, method in methods.items():
+        made = experiments.plain(TASK, method)
+        assert made.title == title
+        assert bool(made.published) == made.source.startswith("IPR") == (title == "Refinement")
+
+
+def test_a_figure_says_that_a_verifier_chose(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "curves", lambda path, panels, *given: drawn.extend(panels))
+    experiment = experiments.plain(TASK, ipr_jax.Particles(particles=1))
+    found = {"refined": [{"valid_rate": 0.5, "violations": 1.0}]}
+    for kind in ("oracle", None):
+        command._draw(tmp_path / "new.png", experiment, TASK, found, {"refined": kind}, 5)
+    said = ["valid, verifier: oracle", "violations, verifier: oracle", "valid", "violations"]
+    assert [panel.label for panel in drawn] == said
+
+
 def test_settings_of_the_other_tasks():
     polygons = dataclasses.replace(TASK, name="counting-polygons")
     arm = experiments.refinement(polygons, 3).arms["refined"].refinement
