@@ -123,8 +123,8 @@ class PassOptions:
     Attributes:
         method: ipr (the paper's, the default but of refine), annealed (one evaluation per
             iteration, of fewer and fewer patches), or a search with a verifier: best-of-n, svdd,
-            smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin, ipr-accept
-            or ipr-chains.
+            smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin,
+            bfs-langevin, dfs-langevin, ipr-accept or ipr-chains.
         verifier: of a search: oracle (what grades), independent, independent-soft (with a gradient)
             or internal (the network's own certainty).
         budget: of a search, network evaluations that no sample exceeds; by default those of 4 first

@@ -51,7 +51,8 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
             ipr.
         method: annealed (one evaluation per iteration, of fewer and fewer patches), ipr (the
             paper's), or a search with a --verifier: best-of-n, svdd, smc, das, fk-steering, bfs,
-            treeg, dsearch, dfs, sop, abcd, rbf, langevin, ipr-accept or ipr-chains.
+            treeg, dsearch, dfs, sop, abcd, rbf, langevin, bfs-langevin, dfs-langevin, ipr-accept
+            or ipr-chains.
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
         dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.

@@ -231,7 +231,7 @@ def advance(
             finite=old.finite & (is_finite(new.image) | (new.iteration == old.iteration)),
         )
         work = work._replace(
-            state=_where(busy, new, old), spent=work.spent + particles * _width(busy, widths)
+            state=where(busy, new, old), spent=work.spent + particles * _width(busy, widths)
         )
         leaves = work.state.done & ~old.done
         if work.answers is not None:
@@ -252,7 +252,7 @@ def advance(
         state = method.init(jax.tree.map(lambda part: part[place], queue))
         return Work(
             place=place,
-            state=_where(enters, state, work.state),
+            state=where(enters, state, work.state),
             answers=answers,
             taken=work.taken + enters.sum(dtype=jnp.int32),
             spent=work.spent,
@@ -287,13 +287,13 @@ def _answers(state: State) -> Answers:
     return Answers(state.image, state.iteration, state.finite, state.costs)
 
 
-def _where(busy: jax.Array, new: State, old: State) -> State:
-    """The new state of problems that are busy, the old one of the others."""
+def where(which: jax.Array, new: State, old: State) -> State:
+    """The one state for problems where bool [B], the other elsewhere."""
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        mine = busy
-        if new.shape[:1] != busy.shape:
-            mine = jnp.repeat(busy, new.shape[0] // busy.shape[0])
+        mine = which
+        if new.shape[:1] != which.shape:
+            mine = jnp.repeat(which, new.shape[0] // which.shape[0])
         return by_sample(mine, new, old)
 
     return jax.tree.map(choose, new, old)

@@ -339,8 +339,8 @@ class IPR:
         noise = by_sample(at_first, fresh, noise)
         mixed = by_sample(level < 1, flow.interpolate(image, noise, _pixels(level)), noise)
         size = region.sum(axis=(1, 2))
-        num_steps, block_length, block_starts = (table[kind, size] for table in self.passes.plan)
-        plan = PassPlan(region, num_steps, block_length, block_starts, level)
+        tables = (table[kind, size] for table in self.passes.plan)
+        plan = PassPlan(region, *tables, level=level)
         begun = steps.init(renoise(image, region, mixed), plan)
         return (
             begun.z,

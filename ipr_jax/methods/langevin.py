@@ -1,10 +1,12 @@
-"""Guidance by the gradient of a score, with recurrence: annealed Langevin dynamics.
+"""Local search inside of any method: guidance by the gradient of a score, with recurrence.
 
-Every step of a pass goes where the score grows: what the network predicts for level 0 is shifted
-along the gradient of a verifier, and the step is made with that prediction. It may be made several
-times: its noise is given back and it is made anew (``recur``). A step down with all its noise and
-up again is, to first order, a Langevin step at that noise level; so the more of them, the closer
-are samples to p(x) exp(strength score), level by level.
+Whatever the method does with an evaluation, it does with a prediction that is shifted to where the
+score grows. Before it does, the levels at which the network was asked may be visited several times:
+a share of their noise is taken off by the guided prediction and given back afresh (``recur``). That
+is, to first order, a Langevin step at those levels; so the more of them and the smaller the share,
+the closer are samples to p(x) exp(strength score), level by level. Around a plain pass it is
+annealed Langevin dynamics, around several of which the best is chosen, a local verifier inside and
+a global one outside, and around BFS or DFS local search inside of global search.
 
 The shift is that of the tilted law. By Tweedie's formula the mean image is (z + t^2 S) / (1 - t), S
 the gradient of the log density of z, to which the score adds its own with respect to z. That one
@@ -14,102 +16,130 @@ variance t^2 / (t^2 + (1 - t)^2) that is left of it.
 
 Sources: Ye and others, arXiv 2409.15761 (training-free guidance); Zhang and others, arXiv
 2505.23614, whose proposition 1 is the limit. There the noise that the image implies is left as it
-was; here it follows from the shifted image, without which small steps have no limit.
+was; here it follows from the shifted image, without which small steps have no limit. There a
+recurrence takes a step of the schedule off; here it takes a share of any level, as a method may
+have no schedule.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ipr_jax.core import Denoiser, Prediction, check, patches
+from ipr_jax.core import keys as random_keys
 from ipr_jax.methods import engine, walk
-from ipr_jax.methods.engine import Problem, State
+from ipr_jax.methods.engine import Costs, Method, Problem, State
+from ipr_jax.methods.particles import Particles
 from ipr_jax.methods.scores import Verifier, evaluate
-from ipr_jax.methods.walk import Walk
-from ipr_jax.sampling import FIRST_PASS, Sampling, schedule
+from ipr_jax.methods.solving import of_grid
+from ipr_jax.sampling import flow
 from ipr_jax.sampling import step as steps
-from ipr_jax.sampling.step import PassState
 
 TINY = np.finfo(np.float32).tiny
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Langevin:
-    """A guided pass with recurrence.
+    """A method with local search by the gradient of a score.
 
     Attributes:
         verifier: whose gradient guides; differentiable.
+        method: what is guided, of any kind; by default a single first pass. Where it chooses by a
+            verifier of its own, another one than guides is hard to deceive.
         strength: power of the score's exponential, at least 0; may be traced.
-        sampling: of the pass; stochasticity 1 makes a recurrence a Langevin step.
-        recurrences: how often every step is made, at least 1.
+        recurrences: how often every level is visited, at least 1; those after the first are of
+            patches between noise and clean ones, and are left out where there are none.
+        depth: the share of its level by which a recurrence takes a patch down, in (0, 1].
         ascents: gradients per evaluation, at least 1; each goes its part of the way.
+        smoothing: the score is that of images under noise, of so many standard deviations of what
+            the level leaves open, at least 0.
+        draws: of that noise, over which the exponential of the score is averaged, at least 1.
         clip: the largest shift of a patch, as root mean square, above 0.
         through: the network, for gradients through it; None = with respect to the image alone.
-        chains: samples of which the best one is the answer, at least 1.
-        judge: scores the finished ones; None = ``verifier``. Another one than guides is hard to
-            deceive.
 
     Raises:
         ValueError: a value is out of range or of another type, naming it and what is valid.
     """
 
     verifier: Verifier
+    method: Any = dataclasses.field(default_factory=partial(Particles, particles=1))
     strength: float = 1.0
-    sampling: Sampling = FIRST_PASS
     recurrences: int = 1
+    depth: float = 0.2
     ascents: int = 1
+    smoothing: float = 0.0
+    draws: int = 1
     clip: float = 1.0
     through: Denoiser | None = None
-    chains: int = 1
-    judge: Verifier | None = None
-
-    start = "search"
-    """What iteration 0 is, for tables and pictures."""
-
-    passes = 1
-    """Iterations: the pass."""
 
     def __post_init__(self) -> None:
         walk.check_verifier("verifier", self.verifier, differentiable=True)
+        for name in ("recurrences", "ascents", "draws"):
+            check.count(name, getattr(self, name))
         rule = "finite and at least 0"
         check.number("strength", self.strength, lambda v: 0 <= v < np.inf, rule, traced=True)
-        check.instance("sampling", self.sampling, Sampling)
-        for name in ("recurrences", "ascents", "chains"):
-            check.count(name, getattr(self, name))
+        check.number("smoothing", self.smoothing, lambda v: 0 <= v < np.inf, rule)
+        check.number("depth", self.depth, lambda v: 0 < v <= 1, "in (0, 1]")
         check.number("clip", self.clip, lambda value: value > 0, "above 0")
+        if self.draws > 1 and not self.smoothing:
+            raise ValueError(f"draws must be 1 without smoothing, got {self.draws}")
         if self.through is not None:
             check.function("through", self.through, "(z, t) -> Prediction")
             if self.ascents > 1:
                 raise ValueError(
                     f"ascents must be 1 for gradients through the network, got {self.ascents}"
                 )
-        if self.judge is not None:
-            walk.check_verifier("judge", self.judge)
-            if self.chains == 1:
-                raise ValueError("judge chooses between chains: they must be at least 2, got 1")
+
+    @property
+    def start(self) -> str:
+        """What iteration 0 is, for tables and pictures."""
+        return self.method.start
+
+    @property
+    def passes(self) -> int:
+        """Iterations of the method."""
+        return self.method.passes
 
     def budget(self, grid: tuple[int, ...]) -> int:
-        """Network evaluations that no sample exceeds."""
-        plan = self.sampling.settings(grid[0] * grid[1]).plan
-        return self.chains * self.recurrences * int(plan.num_steps.max())
+        """Network evaluations that no sample exceeds.
+
+        Raises:
+            ValueError: ``method`` does not tell its own.
+        """
+        if not hasattr(self.method, "budget"):
+            raise ValueError(
+                f"method must tell how many evaluations it takes, as budget(grid), or solve be "
+                f"given a budget; got {check.told(self.method)}"
+            )
+        return self.recurrences * self.method.budget(grid)
+
+    def least_budget(self, grid: tuple[int, ...]) -> int:
+        """The smallest budget."""
+        least = getattr(self.method, "least_budget", None)
+        return 1 if least is None else self.recurrences * least(grid)
 
     def on(self, grid: tuple[int, ...]) -> "Guidance":
-        """The method for a grid of patches (h, w)."""
+        """The method for a grid of patches (h, w).
+
+        Raises:
+            ValueError: ``method`` is none.
+        """
         return Guidance(
-            walk=Walk.of(self.sampling, grid),
+            method=of_grid(self.method, grid),
             verifier=self.verifier,
-            judge=self.judge or self.verifier,
             through=None if self.through is None else check.as_pytree(self.through),
             strength=jnp.float32(self.strength),
+            depth=jnp.float32(self.depth),
+            smoothing=jnp.float32(self.smoothing),
             clip=jnp.float32(self.clip),
-            recurrences=jnp.int32(self.recurrences),
+            recurrences=self.recurrences,
             ascents=self.ascents,
-            chains=self.chains,
+            draws=self.draws if self.smoothing else 0,
         )
 
 
@@ -122,6 +152,7 @@ def guide(
     strength: jax.Array | float,
     clip: jax.Array | float = np.inf,
     ascents: int = 1,
+    noise: jax.Array | None = None,
     through: Denoiser | None = None,
 ) -> Prediction:
     """A prediction whose clean image is shifted to where a score is higher.
@@ -134,6 +165,8 @@ def guide(
         strength: power of the score's exponential.
         clip: the largest root mean square of the shift of a patch.
         ascents: gradients, each of which goes its part of the way.
+        noise: float32 [n, R, H, W, C], times the standard deviation that t leaves of an image; the
+            exponential of the score is averaged over the image with each of them. None = none.
         through: the network, evaluated once more, for one gradient through it.
 
     Returns:
@@ -142,23 +175,29 @@ def guide(
     """
     patch = z.shape[1] // t.shape[1]
     level, image = patches.expand(t, patch), steps.clean(z, t, prediction)
+    variance = level**2 / (level**2 + (1 - level) ** 2)
 
-    def of_image(image: jax.Array) -> jax.Array:
-        return evaluate(verifier, image, t, prediction).sum()
+    def score(image: jax.Array, prediction: Prediction) -> jax.Array:
+        if noise is None:
+            return evaluate(verifier, image, t, prediction).sum()
+        values = [
+            evaluate(verifier, image + jnp.sqrt(variance) * each, t, prediction) for each in noise
+        ]
+        return jax.nn.logsumexp(jnp.stack(values), axis=0).sum()
 
     def of_z(z: jax.Array) -> jax.Array:
         found = steps.predict(through, z, t)  # pyright: ignore[reportArgumentType]
-        return evaluate(verifier, steps.clean(z, t, found), t, found).sum()
+        return score(steps.clean(z, t, found), found)
 
     def uphill(score: Callable[[jax.Array], jax.Array], at: jax.Array) -> jax.Array:
         gradient = jax.grad(score)(at)
         return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
     if through is None:
-        variance = level**2 / (level**2 + (1 - level) ** 2)
         shifted = image
         for _ in range(ascents):
-            shifted = shifted + strength * variance / ascents * uphill(of_image, shifted)
+            slope = uphill(lambda image: score(image, prediction), shifted)
+            shifted = shifted + strength * variance / ascents * slope
         shift = shifted - image
     else:
         noisy = level < 1
@@ -172,90 +211,95 @@ def guide(
 
 
 def recur(
-    walk: Walk,
-    rows: Problem,
-    state: PassState,
-    step: jax.Array,
-    count: jax.Array,
+    keys: jax.Array,
+    z: jax.Array,
+    t: jax.Array,
     prediction: Prediction,
-    again: jax.Array,
-) -> PassState:
-    """One step on, and where it is to be made again, its noise back: the levels of before.
+    *,
+    depth: jax.Array | float,
+) -> jax.Array:
+    """Take a share of the noise off and give it back: images at the same levels, a bit later.
 
     Args:
-        walk: the pass.
-        rows: R problems.
-        state: of the rows, before the step.
-        step: int32 [R], its number.
-        count: int32 [R], evaluations before this one.
-        prediction: of ``state.z``, guided or not.
-        again: bool [R].
+        keys: [R], of the noise; consumed.
+        z: float32 [R, H, W, C].
+        t: float32 [R, h, w].
+        prediction: for both, guided or not.
+        depth: the share of a level that is taken off.
+
+    Returns:
+        Float32 [R, H, W, C]; patches at level 0 and 1 are as they were.
     """
-    moved, _ = walk.move(rows, state, step, count, prediction)
-
-    def back(moved: PassState) -> PassState:
-        return walk.rewind(rows, moved, step + 1, jnp.where(again, step, step + 1), count)
-
-    return jax.lax.cond(again.any(), back, lambda moved: moved, moved)
+    patch = z.shape[1] // t.shape[1]
+    level = patches.expand(t, patch)
+    lower = patches.expand(jnp.where(t < 1, t * (1 - depth), t), patch)
+    down, up = (random_keys.normal(each, z.shape[1:]) for each in random_keys.split(keys, 2))
+    mean = flow.step_mean(z, level, lower, prediction.velocity, 1.0)
+    std = flow.step_std(level, lower, 1.0, prediction.variance_fraction)
+    return jnp.where(level > lower, flow.raise_level(mean + std * down, lower, level, up), z)
 
 
 class Memory(NamedTuple):
-    """Where the chains of a problem are.
+    """What is remembered.
 
     Attributes:
-        start: int32 [B, c, h, w], the step at which each patch started.
-        step: int32 [B], steps that are done.
-        turn: int32 [B], how often the present one has been made.
+        method: by the method.
+        costs: those that the method knows of.
+        turn: int32 [B], how often the present levels have been visited.
     """
 
-    start: jax.Array
-    step: jax.Array
+    method: Any
+    costs: Costs
     turn: jax.Array
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["walk", "verifier", "judge", "through", "strength", "clip", "recurrences"],
-    meta_fields=["ascents", "chains"],
+    data_fields=["method", "verifier", "through", "strength", "depth", "smoothing", "clip"],
+    meta_fields=["recurrences", "ascents", "draws"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
     """The method for a grid; ``Langevin.on`` makes it.
 
     Attributes:
-        walk: the pass.
+        method: what is guided.
         verifier: whose gradient guides.
-        judge: scores the finished images of several chains.
         through: the network, or None.
         strength: float32 scalar.
+        depth: float32 scalar.
+        smoothing: float32 scalar.
         clip: float32 scalar.
-        recurrences: int32 scalar.
+        recurrences: how often levels are visited.
         ascents: gradients per evaluation.
-        chains: of which the best one is the answer.
+        draws: of the noise that smooths the score; 0 = it is not smoothed.
     """
 
-    walk: Walk
+    method: Method
     verifier: Verifier
-    judge: Verifier
     through: Denoiser | None
     strength: jax.Array
+    depth: jax.Array
+    smoothing: jax.Array
     clip: jax.Array
-    recurrences: jax.Array
+    recurrences: int
     ascents: int
-    chains: int
+    draws: int
 
     def init(self, problem: Problem) -> State:
-        """Before the first step of the pass."""
-        rows, zeros = walk.particles(problem, self.chains), jnp.zeros(problem.keys.shape, jnp.int32)
-        begun = self.walk.begin(rows)
-        t = schedule.levels(self.walk.plan(rows.editable), begun.start, 0)
-        memory = Memory(walk.grouped(begun.start, self.chains), zeros, zeros)
-        return engine.begin(problem, begun.z, t, memory)
+        """As the method begins."""
+        state = self.method.init(problem)
+        turn = jnp.zeros(problem.keys.shape, jnp.int32)
+        return state._replace(memory=Memory(state.memory, state.costs, turn))
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
-        """A guided step, made again or gone on from."""
-        rows, memory = walk.particles(problem, self.chains), state.memory
-        plan = self.walk.plan(rows.editable)
+        """Visit the levels again, or do what the method does with the guided prediction."""
+        number = state.z.shape[0] // problem.keys.shape[0]
+        keys, smooth = self._keys(problem, state, number)
+        noise = None
+        if self.draws:
+            each = random_keys.normal(smooth, (self.draws, *state.z.shape[1:]))
+            noise = self.smoothing * jnp.moveaxis(each, 1, 0)
         guided = guide(
             self.verifier,
             state.z,
@@ -264,24 +308,48 @@ class Guidance:
             strength=self.strength,
             clip=self.clip,
             ascents=self.ascents,
+            noise=noise,
             through=self.through,
         )
-        again = memory.turn + 1 < self.recurrences
-        given = (memory.step, state.costs.nfe // self.chains, again)
-        step, count, each = (jnp.repeat(part, self.chains) for part in given)
-        before = PassState(state.z, walk.flat(memory.start))
-        after = recur(self.walk, rows, before, step, count, guided, each)
-        step = memory.step + (~again).astype(jnp.int32)
-        turn = jnp.where(again, memory.turn + 1, 0)
-        gradients = self.chains * self.ascents
-        costs = state.costs._replace(
-            nbe=state.costs.nbe + gradients, nve=state.costs.nve + gradients
+        after = partial(self._go_on, problem, state, guided)
+        after = after() if self.recurrences == 1 else self._visit(keys, state, guided, after)
+        gradients = number * self.ascents
+        costs = after.costs._replace(
+            nbe=after.costs.nbe + gradients,
+            nve=after.costs.nve + gradients * max(1, self.draws),
         )
-        state = state._replace(
-            z=after.z,
-            t=schedule.levels(plan, after.start, jnp.repeat(step, self.chains)),
-            costs=costs,
-            memory=Memory(walk.grouped(after.start, self.chains), step, turn),
+        return after._replace(costs=costs)
+
+    def _go_on(self, problem: Problem, state: State, guided: Prediction) -> State:
+        """What the method does with a prediction."""
+        own, number = state.memory.costs, state.z.shape[0] // problem.keys.shape[0]
+        inner = state._replace(costs=own, memory=state.memory.method)
+        inner = self.method.update(problem, inner, guided)
+        costs = jax.tree.map(
+            lambda all_, now, before: all_ + now - before, state.costs, inner.costs, own
         )
-        over = step >= plan.num_steps[:: self.chains]
-        return walk.finish(state, over, self.chains, self.judge, prediction)
+        own = inner.costs._replace(nfe=own.nfe + number)
+        memory = Memory(inner.memory, own, jnp.zeros_like(state.memory.turn))
+        return inner._replace(costs=costs, memory=memory)
+
+    def _visit(
+        self, keys: jax.Array, state: State, guided: Prediction, go_on: Callable[[], State]
+    ) -> State:
+        """Visit the levels again where they have not been often enough; elsewhere go on."""
+        number, memory = state.z.shape[0] // state.done.shape[0], state.memory
+        between = walk.grouped((state.t > 0) & (state.t < 1), number).any(axis=(1, 2, 3))
+        again = (memory.turn + 1 < self.recurrences) & between & ~state.done
+        visited = state._replace(
+            z=recur(keys, state.z, state.t, guided, depth=self.depth),
+            memory=memory._replace(turn=memory.turn + 1),
+        )
+        return jax.lax.cond(
+            again.all(), lambda: visited, lambda: engine.where(again, visited, go_on())
+        )
+
+    def _keys(self, problem: Problem, state: State, number: int) -> list[jax.Array]:
+        """Keys of the rows, [R]: of the noise of a recurrence, and of that which smooths."""
+        rows = walk.particles(problem, number)
+        own = random_keys.fold(rows.keys, jnp.uint32(walk.LAST_KEY))
+        count = jnp.repeat(state.costs.nfe // number, number)
+        return random_keys.split(random_keys.fold(own, count), 2)

@@ -27,7 +27,8 @@ from ipr_jax.sampling import step as steps
 from ipr_jax.sampling.step import PassState, StepInfo
 
 LAST_KEY = 2**32 - 1
-"""The key of particle j > 0 is folded with this minus j, which no iteration reaches."""
+"""The key of particle j > 0 is folded with this minus j, which no iteration reaches, and that of
+what guides a particle with this."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["settings"], meta_fields=["order"])

@@ -6,6 +6,7 @@ here               paper  meaning
 num_steps          S      network evaluations of a pass: ceil(p + (n - 1)(1 - o) p)
 block_length       L      steps that one patch takes: ceil(l), l = S / ((n - 1)(1 - o) + 1)
 block_starts[k]           step at which the k-th patch starts: floor(k l (1 - o))
+clock                     how the level of a patch falls from its first step to its last
 =================  =====  ===================================================================
 
 for a region of n patches, p steps per patch and overlap o. With ``max_steps``, S is that number for
@@ -13,6 +14,10 @@ every region; with ``top_k`` > 1, blocks are of that many patches and n counts b
 patches run in parallel. Source: SRM (arXiv 2502.21075), appendix A. The published code computes
 these in float32, whose rounding changes some plans; so does this table, on the host. Where rounding
 gives several patches one start, all of them start there.
+
+The clock "vp" is that of variance-preserving diffusion, whose noise falls slowly at first: with a
+share r of its steps left, a patch has the level at which the ratio of noise to image is the one of
+Ho and others (arXiv 2006.11239, betas from 0.1 to 20; so used by Kim and others, arXiv 2503.19385).
 """
 
 import math
@@ -30,6 +35,12 @@ WAITING = np.iinfo(np.int32).max
 """The start of a patch that has not started."""
 
 
+CLOCKS = ("linear", "vp")
+"""Clocks by name."""
+LEAST_BETA, MOST_BETA = 0.1, 20.0
+"""Of the clock "vp", at r = 0 and 1."""
+
+
 class Plan(NamedTuple):
     """The schedule for every region size n = 0 to P; arrays, so that compiled programs take any.
 
@@ -37,11 +48,13 @@ class Plan(NamedTuple):
         num_steps: int32 [P + 1].
         block_length: int32 [P + 1].
         block_starts: int32 [P + 1, P]; -1 where k >= n.
+        clock: int32 [P + 1], the place of the clock in ``CLOCKS``, the same for all.
     """
 
     num_steps: np.ndarray
     block_length: np.ndarray
     block_starts: np.ndarray
+    clock: np.ndarray
 
 
 class PassPlan(NamedTuple):
@@ -52,6 +65,7 @@ class PassPlan(NamedTuple):
         num_steps: int32 [B].
         block_length: int32 [B].
         block_starts: int32 [B, P].
+        clock: int32 [B].
         level: float32 [B], in (0, 1], that of a patch that waits; 1 = it is noise.
     """
 
@@ -59,6 +73,7 @@ class PassPlan(NamedTuple):
     num_steps: jax.Array
     block_length: jax.Array
     block_starts: jax.Array
+    clock: jax.Array
     level: jax.Array
 
 
@@ -68,6 +83,7 @@ def make_plan(
     overlap: float,
     max_steps: int | None = None,
     top_k: int = 1,
+    clock: str = "linear",
 ) -> Plan:
     """Tabulate the schedule.
 
@@ -77,9 +93,10 @@ def make_plan(
         overlap: o in [0, 1]; 0 = one patch after the other, 1 = all in parallel.
         max_steps: S of every region, at least 1; None = as many as ``steps_per_patch`` calls for.
         top_k: patches that start together, at least 1.
+        clock: of ``CLOCKS``.
 
     Raises:
-        ValueError: an argument is out of range or traced.
+        ValueError: an argument is out of range, unknown or traced.
     """
     counts = [
         check.count("num_patches", num_patches),
@@ -88,12 +105,19 @@ def make_plan(
         None if max_steps is None else check.count("max_steps", max_steps),
     ]
     check.number("overlap", overlap, lambda value: 0 <= value <= 1, "in [0, 1]")
-    return _tabulate(float(overlap), *counts)
+    if clock not in CLOCKS:
+        raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {clock!r}")
+    return _tabulate(float(overlap), CLOCKS.index(clock), *counts)
 
 
 @lru_cache
 def _tabulate(
-    overlap: float, num_patches: int, steps_per_patch: int, top_k: int, max_steps: int | None
+    overlap: float,
+    clock: int,
+    num_patches: int,
+    steps_per_patch: int,
+    top_k: int,
+    max_steps: int | None,
 ) -> Plan:
     apart = np.float32(1 - overlap)
     num_steps = np.zeros(num_patches + 1, np.int32)
@@ -111,15 +135,14 @@ def _tabulate(
         block_length[n] = math.ceil(ideal_length)
         starts = (np.arange(n) // top_k).astype(np.float32) * ideal_length * apart
         block_starts[n, :n] = np.floor(starts)
-    return Plan(num_steps, block_length, block_starts)
+    return Plan(num_steps, block_length, block_starts, np.full_like(num_steps, clock))
 
 
 def plan_pass(plan: Plan, region: jax.Array) -> PassPlan:
     """Look up the schedule of each sample's region, bool [B, h, w]."""
     size = region.sum(axis=(1, 2))
-    num_steps, block_length, block_starts = (jnp.asarray(table)[size] for table in plan)
-    level = jnp.ones(size.shape, jnp.float32)
-    return PassPlan(region, num_steps, block_length, block_starts, level)
+    tables = (jnp.asarray(table)[size] for table in plan)
+    return PassPlan(region, *tables, level=jnp.ones(size.shape, jnp.float32))
 
 
 def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array:
@@ -132,13 +155,21 @@ def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array
 
     Returns:
         Float32 [B, h, w]: the plan's level for waiting patches, then down to 0 in block_length
-        steps; 0 outside the region and from the sample's last step on.
+        steps, by the plan's clock; 0 outside the region and from the sample's last step on.
     """
     length, step = plan.block_length[:, None, None], _per_patch(step)
     elapsed = jnp.maximum(step - start, 0)
     left = jnp.maximum(length - elapsed, 0).astype(jnp.float32) / length.astype(jnp.float32)
+    left = jnp.where(plan.clock[:, None, None] == CLOCKS.index("vp"), _vp(left), left)
     active = plan.region & (step < plan.num_steps[:, None, None])
     return jnp.where(active, plan.level[:, None, None] * left, 0)
+
+
+def _vp(left: jax.Array) -> jax.Array:
+    """The level that variance-preserving diffusion has with a share r of its time left; 1 at 1."""
+    faded = left**2 / 2 * (MOST_BETA - LEAST_BETA) + left * LEAST_BETA
+    noise = jnp.sqrt(-jnp.expm1(-faded))
+    return jnp.where(left < 1, noise / (noise + jnp.exp(-faded / 2)), 1)
 
 
 def start_patches(

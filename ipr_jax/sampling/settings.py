@@ -24,6 +24,8 @@ class Sampling:
         max_steps: network evaluations of a pass, whatever its region, at least 1; None = as many as
             ``steps_per_patch`` calls for.
         top_k: patches that start together, at least 1.
+        clock: how the level of a patch falls, of ``schedule.CLOCKS``: "linear", or "vp", slowly at
+            first, as in variance-preserving diffusion.
         stochasticity: in [0, 1], 0 = deterministic, 1 = ancestral; may be traced.
         temperature: factor of each step's standard deviation, at least 0; may be traced.
         order: which waiting patch starts next.
@@ -36,12 +38,13 @@ class Sampling:
     overlap: float = 0.8
     max_steps: int | None = None
     top_k: int = 1
+    clock: str = "linear"
     stochasticity: float = 0.5
     temperature: float = 1.0
     order: Order = certain_first
 
     def __post_init__(self) -> None:
-        schedule.make_plan(1, self.steps_per_patch, self.overlap, self.max_steps, self.top_k)
+        self._plan(1)
         for name, valid, rule in (
             ("stochasticity", lambda value: 0 <= value <= 1, "in [0, 1]"),
             ("temperature", lambda value: 0 <= value < math.inf, "finite and at least 0"),
@@ -51,12 +54,15 @@ class Sampling:
             "order", self.order, "(sigma, uniform, t) -> priorities, see ipr_jax.sampling.order"
         )
 
+    def _plan(self, num_patches: int) -> Plan:
+        return schedule.make_plan(
+            num_patches, self.steps_per_patch, self.overlap, self.max_steps, self.top_k, self.clock
+        )
+
     def settings(self, num_patches: int) -> "Settings":
         """The traced part, for a grid of ``num_patches``."""
         return Settings(
-            schedule.make_plan(
-                num_patches, self.steps_per_patch, self.overlap, self.max_steps, self.top_k
-            ),
+            self._plan(num_patches),
             jnp.float32(self.stochasticity),
             jnp.float32(self.temperature),
         )

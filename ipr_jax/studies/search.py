@@ -115,9 +115,9 @@ def _rollover(given: Setting) -> Rollover:
     return Rollover(verifier=given.verifier, evaluations=evaluations, sampling=given.first)
 
 
-def _langevin(given: Setting) -> Langevin:
-    number = given.budget // given.steps
-    return Langevin(verifier=given.verifier, sampling=given.first, chains=number)
+def _guided(make: Callable[[Setting], Any]) -> Callable[[Setting], Langevin]:
+    """Another method, every prediction of which follows the gradient."""
+    return lambda given: Langevin(verifier=given.verifier, method=make(given))
 
 
 def _accepting(given: Setting) -> Guided:
@@ -138,13 +138,15 @@ METHODS: dict[str, Callable[[Setting], Any]] = {
     "sop": _rounds(Paths),
     "abcd": _rounds(Cycles),
     "rbf": _rollover,
-    "langevin": _langevin,
+    "langevin": _guided(_particles("best-of-n")),
+    "bfs-langevin": _guided(_particles("bfs")),
+    "dfs-langevin": _guided(_depth_first),
     "ipr-accept": _accepting,
     "ipr-chains": _chains,
 }
 """How to make each method, by name."""
 
-GRADIENTS = ("das", "langevin")
+GRADIENTS = ("das", "langevin", "bfs-langevin", "dfs-langevin")
 """Those that follow the gradient of a score."""
 
 
@@ -214,6 +216,8 @@ def kind_of(method: Any) -> str | None:
     """Of which kind what a method chooses by is, of ``scores.KINDS``; None = it chooses by nothing
     but what the network predicts.
     """
-    fields = (getattr(method, name, None) for name in ("verifier", "score", "judge", "doubt"))
+    fields = [getattr(method, name, None) for name in ("verifier", "score", "guide", "doubt")]
     kinds = {each.kind for each in fields if isinstance(each, Verifier)}
+    if (within := getattr(method, "method", None)) is not None:
+        kinds |= {kind_of(within)} - {None}
     return max(kinds, key=scores.KINDS.index, default=None)

@@ -11,7 +11,16 @@ import pytest
 import ipr_jax
 from ipr_jax import Prediction, Refinement, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import Backtracking, Cycles, Guided, Langevin, Paths, Rollover, engine
+from ipr_jax.methods import (
+    Backtracking,
+    Cycles,
+    Guided,
+    Langevin,
+    Particles,
+    Paths,
+    Rollover,
+    engine,
+)
 from ipr_jax.methods.engine import FOREVER, Problem
 from ipr_jax.methods.scores import verifier
 
@@ -67,12 +76,10 @@ METHODS = {
     ),
     "langevin": Langevin(
         verifier=BRIGHT,
+        method=Particles.of("bfs", FLAT, 2, sampling=SAMPLING),
         strength=3.0,
-        sampling=SAMPLING,
-        chains=2,
         recurrences=2,
         through=fake,
-        judge=FLAT,
     ),
     "guided": Guided(
         refinement=REFINEMENT, verifier=BRIGHT, doubt=DARK, chains=2, strength=5.0, temperature=0.1

@@ -1,4 +1,4 @@
-"""Guidance with recurrence: its gradients, its costs, and its law where that is known."""
+"""Local search: its gradients, its costs, what it is around, and its law where that is known."""
 
 from functools import partial
 
@@ -10,13 +10,20 @@ from toys import GRID, PATCH, SHAPE, brightness, problems
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
+from ipr_jax.core import keys as random_keys
 from ipr_jax.core import patches
-from ipr_jax.methods import Langevin, walk
-from ipr_jax.methods.engine import Problem
+from ipr_jax.methods import (
+    Annealed,
+    Backtracking,
+    Guided,
+    Langevin,
+    Particles,
+    Refinement,
+    Rollover,
+)
 from ipr_jax.methods.langevin import guide, recur
 from ipr_jax.methods.scores import verifier
 from ipr_jax.sampling import step as steps
-from ipr_jax.sampling.step import PassState
 
 SAMPLING = Sampling(steps_per_patch=3, overlap=0.5, stochasticity=0.9)
 
@@ -38,17 +45,22 @@ WAVY = verifier(wavy, "independent", differentiable=True)
 BRIGHT = verifier(brightness, "independent", differentiable=True)
 
 
+PASS = Particles(particles=1, sampling=SAMPLING)
+
+
 def solve(given=None, **change):
-    method = Langevin(**({"verifier": BRIGHT, "sampling": SAMPLING} | change))
+    method = Langevin(**({"verifier": BRIGHT, "method": PASS} | change))
     return ipr_jax.solve(fake, *(given or problems()), method=method), method
 
 
-@pytest.mark.parametrize("through", [None, fake])
-def test_the_shift_is_the_gradient_of_finite_differences(through, rng):
+@pytest.mark.parametrize(("through", "smoothed"), [(None, False), (fake, False), (None, True)])
+def test_the_shift_is_the_gradient_of_finite_differences(through, smoothed, rng):
     z = jnp.asarray(rng.normal(size=(1, *SHAPE)), jnp.float32)
     t = jnp.asarray([[[0.3, 0.9], [0.0, 1.0]]], jnp.float32)
-    found = fake(z, t)
-    guided = jax.jit(partial(guide, WAVY, strength=0.7, through=through))(z, t, found)
+    found, level = fake(z, t), np.asarray(patches.expand(t, PATCH))[0]
+    share = level**2 / (level**2 + (1 - level) ** 2)
+    noise = 0.3 * rng.normal(size=(3, *z.shape)).astype(np.float32) if smoothed else None
+    guided = jax.jit(partial(guide, WAVY, strength=0.7, through=through))(z, t, found, noise=noise)
     np.testing.assert_array_equal(guided.sigma, found.sigma)
     shift = np.asarray(steps.clean(z, t, guided) - steps.clean(z, t, found))[0]
 
@@ -58,10 +70,12 @@ def test_the_shift_is_the_gradient_of_finite_differences(through, rng):
     at = z if through else steps.clean(z, t, found)
     moved = jnp.concatenate([at + every, at - every])
     image = steps.clean(moved, many, fake(moved, many)) if through else moved
-    up, down = np.split(np.asarray(wavy(image, None, None)), 2)
+    value = np.asarray(wavy(image, None, None))
+    if smoothed:
+        under = [np.exp(wavy(image + share**0.5 * each, None, None)) for each in noise]
+        value = np.log(np.mean(under, axis=0))
+    up, down = np.split(value, 2)
     slope = ((up - down) / (2 * step)).reshape(SHAPE)
-    level = np.asarray(patches.expand(t, PATCH))[0]
-    share = level**2 / (level**2 + (1 - level) ** 2)
     if through:
         share = np.where(level < 1, level**2 / np.maximum(1 - level, 1e-9), 0)
     # Differences of scores of size 10 over 0.04, in float32, and the third derivative.
@@ -93,17 +107,23 @@ def test_costs_and_a_strength_of_zero():
     np.testing.assert_array_equal(found.nfe, length)
     np.testing.assert_array_equal(found.nbe, length)
     single, method = solve(strength=3.0, recurrences=3)
-    np.testing.assert_array_equal(single.nfe, 3 * length)
-    np.testing.assert_array_equal(single.nve, 3 * length)
+    # At the first step all are noise, and there is no level to visit again.
+    np.testing.assert_array_equal(single.nfe, 3 * length - 2)
+    np.testing.assert_array_equal(single.nve, single.nfe)
     assert method.budget(GRID) == 3 * length.max()
+    smooth, _ = solve(strength=3.0, smoothing=0.1, draws=2)
+    np.testing.assert_array_equal(smooth.nbe, length)
+    np.testing.assert_array_equal(smooth.nve, 2 * length)
+    assert (smooth.image != solve(strength=3.0)[0].image).any()
     assert (brightness(single.image) > brightness(plain.image)).all()
     clue = ~np.kron(problems()[2], np.ones((1, PATCH, PATCH), bool))
     np.testing.assert_array_equal(np.asarray(single.image)[clue], problems()[1][clue])
 
 
-def test_the_judge_has_the_last_word():
+def test_another_verifier_has_the_last_word():
     """The first chain is the one that there is if it is the only one."""
-    judged, _ = solve(verifier=WAVY, chains=3, ascents=2, judge=BRIGHT)
+    best = Particles.of("best-of-n", BRIGHT, 3, sampling=SAMPLING)
+    judged, method = solve(verifier=WAVY, method=best, ascents=2)
     alone, _ = solve(verifier=WAVY, ascents=2)
     assert (brightness(judged.image) >= brightness(alone.image)).all()
     assert (brightness(judged.image) > brightness(alone.image)).any()
@@ -111,6 +131,45 @@ def test_the_judge_has_the_last_word():
     np.testing.assert_array_equal(judged.nfe, 3 * length)
     np.testing.assert_array_equal(judged.nbe, 6 * length)
     np.testing.assert_array_equal(judged.nve, 6 * length + 3)
+    assert method.least_budget(GRID) == 3 * length.max()
+
+
+AROUND = {
+    "bfs": Particles.of("bfs", BRIGHT, 3, sampling=SAMPLING),
+    "dfs": Backtracking(verifier=BRIGHT, threshold=0.3, sampling=SAMPLING, checks=3, jump=2),
+    "rbf": Rollover(verifier=BRIGHT, evaluations=42, sampling=SAMPLING, chains=2, seeds=2, block=2),
+    "ipr": Refinement(iterations=2, ratio=0.5, first=SAMPLING),
+    "ipr-chains": Guided(
+        refinement=Refinement(iterations=1, first=SAMPLING), verifier=BRIGHT, chains=2, strength=1.0
+    ),
+    "annealed": Annealed(iterations=4, cycles=2),
+}
+
+SLOW = [name for name in AROUND if name not in ("dfs", "ipr")]
+"""To compile."""
+
+
+@pytest.mark.parametrize(
+    "name", ["dfs", "ipr", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
+)
+def test_around_any_method(name):
+    """Without strength it is that method, up to rounding; with it, what it guides is brighter."""
+    inner = AROUND[name]
+    given = problems(24)
+    plain = ipr_jax.solve(fake, *given, method=inner)
+    same, _ = solve(given, method=inner, strength=0.0)
+    np.testing.assert_allclose(same.image, plain.image, atol=1e-6)
+    for field in ("iterations", "nfe"):
+        np.testing.assert_array_equal(getattr(same, field), getattr(plain, field))
+    np.testing.assert_array_equal(same.nbe, plain.nfe)
+    np.testing.assert_array_equal(same.nve, plain.nve + plain.nfe)
+    more, method = solve(given, method=inner, strength=3.0, recurrences=2)
+    assert (more.nfe <= method.budget(GRID)).all()
+    np.testing.assert_array_equal(more.iterations, plain.iterations)
+    if name != "annealed":  # which has patches at levels 0 and 1 only, but for its finish
+        assert (more.nfe > plain.nfe).all()
+    assert brightness(more.image).mean() > brightness(plain.image).mean() + 0.03
+    assert (method.start, method.passes) == (inner.start, inner.passes)
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -152,12 +211,17 @@ def test_a_whole_pass_has_the_law_of_its_recursion(recurrences):
     length, alpha, strength = 8, 0.9, 0.6
     sampling = Sampling(steps_per_patch=length, overlap=1.0, stochasticity=alpha)
     method = Langevin(
-        verifier=BELL, strength=strength, sampling=sampling, recurrences=recurrences, clip=np.inf
+        verifier=BELL,
+        method=Particles(particles=1, sampling=sampling),
+        strength=strength,
+        recurrences=recurrences,
+        depth=0.25,
+        clip=np.inf,
     )
     found = ipr_jax.solve(normal, *blank(), method=method)
-    mean, var = 0.0, 1.0
-    for step in range(length):
-        t, s = 1 - step / length, 1 - (step + 1) / length
+
+    def moved(mean, var, t, s, alpha):
+        """By a guided step from t to s."""
         spread = t**2 + (1 - t) ** 2
         pull = strength * t**2 / spread / WIDTH**2
         slope, offset = (1 - t) / spread * (1 - pull), pull * CENTRE
@@ -165,11 +229,16 @@ def test_a_whole_pass_has_the_law_of_its_recursion(recurrences):
         gamma, sigma = s * np.sqrt(1 - alpha**2 * (1 - b**2)), alpha * s * np.sqrt(1 - b**2)
         factor = (1 - s) * slope + gamma * (1 - (1 - t) * slope) / t
         added = (1 - s) * offset - gamma * (1 - t) * offset / t
-        kept = (1 - t) / (1 - s)
-        for turn in range(recurrences):
-            mean, var = factor * mean + added, factor**2 * var + sigma**2
-            if turn + 1 < recurrences:
-                mean, var = kept * mean, kept**2 * var + t**2 - (kept * s) ** 2
+        return factor * mean + added, factor**2 * var + sigma**2
+
+    mean, var = 0.0, 1.0
+    for step in range(length):
+        t, s = 1 - step / length, 1 - (step + 1) / length
+        for _ in range(recurrences - 1 if t < 1 else 0):
+            mean, var = moved(mean, var, t, 0.75 * t, 1.0)
+            kept = (1 - t) / (1 - 0.75 * t)
+            mean, var = kept * mean, kept**2 * var + t**2 - (kept * 0.75 * t) ** 2
+        mean, var = moved(mean, var, t, s, alpha)
     assert_normal(found.image, mean, var**0.5)
 
 
@@ -177,33 +246,27 @@ def test_a_whole_pass_has_the_law_of_its_recursion(recurrences):
 def test_a_step_made_again_and_again_is_langevin(through):
     """At one level, in the limit of small steps, its law is q_t(z) exp(strength score(x0(z))).
 
-    The bias is first order in the size of the step, here 1/200.
+    The bias is first order in what is taken off, here a hundredth.
     """
-    length, strength = 200, 0.6
-    sampling = Sampling(steps_per_patch=length, overlap=1.0, stochasticity=1.0)
-    own = walk.Walk.of(sampling, (1, 1))
-    rows = Problem(*map(jnp.asarray, blank()))
-    t = 0.5
-    step, turns = jnp.full(1, length // 2, jnp.int32), 300
+    t, strength, turns = 0.5, 0.6, 300
+    keys, image, _ = blank()
 
     @jax.jit
-    def run(rows):
+    def run(keys):
         level = jnp.full((1, 1, 1), t, jnp.float32)
 
-        def turn(state, count):
-            found = normal(state.z, level)
-            guided = guide(BELL, state.z, level, found, strength=strength, through=through)
-            again = jnp.ones(1, bool)
-            return recur(own, rows, state, step, count[None], guided, again), None
+        def turn(z, count):
+            guided = guide(BELL, z, level, normal(z, level), strength=strength, through=through)
+            return recur(random_keys.fold(keys, count), z, level, guided, depth=0.01), None
 
-        begun = PassState(own.begin(rows).z, jnp.zeros((1, 1, 1), jnp.int32))
-        return jax.lax.scan(turn, begun, jnp.arange(turns, dtype=jnp.int32))[0].z
+        begun = jax.random.normal(jax.random.key(0), image.shape)
+        return jax.lax.scan(turn, begun, jnp.arange(turns))[0]
 
     spread = t**2 + (1 - t) ** 2
     slope = (1 - t) / spread
     precision = 1 / spread + strength * slope**2 / WIDTH**2
     mean = strength * slope * CENTRE / WIDTH**2 / precision
-    assert_normal(run(rows), mean, precision**-0.5, bias=0.01)
+    assert_normal(run(keys), mean, precision**-0.5, bias=0.01)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +279,24 @@ def test_a_step_made_again_and_again_is_langevin(through):
         ({"clip": 0.0}, "clip must be above 0, got 0.0"),
         ({"through": 3}, r"through must be a function \(z, t\) -> Prediction, got 3"),
         ({"through": fake, "ascents": 2}, "ascents must be 1 for gradients through the network"),
-        ({"judge": BRIGHT}, "judge chooses between chains: they must be at least 2, got 1"),
-        ({"judge": wavy, "chains": 2}, "judge must be a Verifier, .* got wavy"),
+        ({"depth": 0.0}, r"depth must be in \(0, 1\], got 0.0"),
+        ({"smoothing": -0.1}, "smoothing must be finite and at least 0, got -0.1"),
+        ({"draws": 2}, "draws must be 1 without smoothing, got 2"),
     ],
 )
 def test_impossible_choices_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Langevin(**({"verifier": WAVY} | change))
+
+
+def test_a_method_without_an_end_needs_a_budget():
+    made = PASS.on(GRID)
+    with pytest.raises(
+        ValueError, match=r"method must tell how many .* as budget\(grid\), or solve"
+    ):
+        solve(method=made)
+    method = Langevin(verifier=BRIGHT, method=made, strength=0.0)
+    found = ipr_jax.solve(fake, *problems(), method=method, budget=100)
+    np.testing.assert_array_equal(found.image, solve(strength=0.0)[0].image)
+    with pytest.raises(ValueError, match=r"method must have init\(problem\) and update.* got 3"):
+        solve(method=3)

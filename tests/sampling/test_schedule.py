@@ -74,16 +74,19 @@ start_patches = jax.jit(schedule.start_patches)
     st.floats(0, 1),
     st.none() | st.integers(1, 30),
     st.integers(1, 5),
+    st.sampled_from(schedule.CLOCKS),
     st.randoms(use_true_random=False),
 )
-def test_invariants_of_a_whole_pass(grid, steps_per_patch, overlap, max_steps, top_k, random):
+def test_invariants_of_a_whole_pass(
+    grid, steps_per_patch, overlap, max_steps, top_k, clock, random
+):
     """Levels start at 1, stay in [0, 1], never rise, move while steps remain, and end at 0.
 
     The published rounding may leave nothing to do in the last step.
     """
     h, w = grid
     region = np.array([random.random() < 0.6 for _ in range(2 * h * w)]).reshape(2, h, w)
-    plan = schedule.make_plan(h * w, steps_per_patch, overlap, max_steps, top_k)
+    plan = schedule.make_plan(h * w, steps_per_patch, overlap, max_steps, top_k, clock)
     pass_plan = schedule.plan_pass(plan, jnp.asarray(region))
     start = jnp.full((2, h, w), schedule.WAITING, jnp.int32)
     sizes = region.sum((1, 2))
@@ -108,6 +111,23 @@ def test_invariants_of_a_whole_pass(grid, steps_per_patch, overlap, max_steps, t
     assert ((np.asarray(start) != schedule.WAITING) == region).all()
 
 
+def test_the_clock_of_variance_preserving_diffusion():
+    """By integrating its betas, and as published for the flow that it is matched with."""
+    length = 10
+    plan = schedule.plan_pass(
+        schedule.make_plan(1, length, 0, clock="vp"), np.ones((1, 1, 1), bool)
+    )
+    start = jnp.zeros((1, 1, 1), jnp.int32)
+    found = [float(levels(plan, start, step)[0, 0, 0]) for step in range(length + 1)]
+    assert (found[0], found[-1]) == (1, 0)
+    for step in range(1, length):
+        time = np.linspace(0, 1 - step / length, 100_001)
+        kept = np.exp(-np.trapezoid(0.1 + 19.9 * time, time))  # of the image's variance
+        want = np.sqrt(1 - kept) / (np.sqrt(1 - kept) + np.sqrt(kept))
+        np.testing.assert_allclose(found[step], want, rtol=1e-5)
+    np.testing.assert_allclose(found[1:10:2], [0.983, 0.922, 0.773, 0.552, 0.254], atol=5e-4)
+
+
 def test_lowest_priority_starts_first_and_ties_in_raster_order():
     plan = schedule.make_plan(4, 10, 0.99)  # starts all four at step 0
     pass_plan = schedule.plan_pass(plan, jnp.ones((1, 2, 2), bool))
@@ -130,6 +150,7 @@ def test_lowest_priority_starts_first_and_ties_in_raster_order():
         ((4, 3, float("nan")), r"\[0, 1\], got nan"),
         ((4, 3, 0.0, 0), "max_steps must be a whole number of at least 1, got 0"),
         ((4, 3, 0.0, None, 0), "top_k must be a whole number of at least 1, got 0"),
+        ((4, 3, 0.0, None, 1, "slow"), "clock must be one of linear, vp, got 'slow'"),
     ],
 )
 def test_impossible_schedules_are_refused(arguments, message):
