@@ -283,5 +283,16 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
     "digits-sudoku-large": dataclasses.replace(
         _BOARDS, width=256, hidden_width=768, num_layers=8, num_heads=8
     ),
+    "even-pixels-transformer": TransformerConfig(
+        image_size=(32, 32),
+        channels=3,
+        patch_size=4,
+        width=96,
+        hidden_width=256,
+        coordinates=("row", "column"),
+        attention_bias=(),
+        pixel_mean=-0.3,
+        pixel_std=0.6,
+    ),
 }
-"""Transformers for Sudoku boards by name."""
+"""Transformers by name."""

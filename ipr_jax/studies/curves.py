@@ -19,7 +19,9 @@ from ipr_jax.runtime import files
 DASHES = 12
 """From the beginning of a dash to that of the next, in widths of the line."""
 MOST_INSIDE = 8
-"""Arms whose legend is in their panel; that of more is beside it."""
+"""Arms whose legend is in their panel; that of more is beside it, or they are a list."""
+SHADES = ("#9cbfee", BLUE)
+"""Of two values of an arm in a list."""
 PUBLISHED = "paper, its own task"
 """What the hollow diamonds are."""
 ARROWS: dict[tuple[float, float], str] = {
@@ -65,8 +67,8 @@ def curves(
 ) -> None:
     """Draw scores over iterations with their 95% bands, and a paper's numbers beside them.
 
-    Arms without iterations are drawn as a list of values with their intervals. The file appears
-    whole or not at all.
+    Arms without iterations, and many against evaluations, are drawn as a list of values with their
+    intervals. The file appears whole or not at all.
 
     Args:
         path: a PNG file that does not exist, in a folder that does.
@@ -87,13 +89,15 @@ def curves(
         for name, band in panel.bands.items():
             _check_band(name, np.asarray(band), panel.share)
     listed = all(len(band) == 1 for panel in panels for band in panel.bands.values())
-    rows = max(arms) if listed else 0
-    beside = sum(2.4 for each in arms if each > MOST_INSIDE and not listed)
+    many = max(arms) > MOST_INSIDE and all(panel.spent is not None for panel in panels)
+    draw = _draw_list if listed else _draw_costs if many else _draw_curves
+    rows = 0 if draw is _draw_curves else max(arms)
+    beside = sum(2.4 for each in arms if each > MOST_INSIDE and draw is _draw_curves)
     figure = new_figure(2.2 + 4.4 * len(panels) + beside, max(4.2, 1 + 0.25 * rows))
     figure.set_layout_engine("constrained")
     figure.suptitle(title, fontsize=11, weight="bold")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        (_draw_list if listed else _draw_curves)(axes, panel, start)
+        draw(axes, panel, start)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -141,6 +145,32 @@ def _draw_list(axes: Axes, panel: Panel, start: str) -> None:
     if panel.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     _draw_published(axes, panel, [STRONG] * len(names), lambda number, _, value: (value, number))
+
+
+def _draw_costs(axes: Axes, panel: Panel, start: str) -> None:
+    """What each arm comes to, named with what it costs, and before that in the lighter shade what
+    it has come to for less, if that is a single value. The interval of the first is behind all.
+    """
+    del start
+    assert panel.spent is not None
+    names = []
+    for row, (name, band) in enumerate(panel.bands.items()):
+        least = 0 if len(band) <= len(SHADES) else -1
+        values, spent = np.asarray(band, float)[least:], panel.spent[name][least:]
+        names.append(f"{name}: {', '.join(f'{each:.0f}' for each in spent)}")
+        places = row + 0.3 * (np.arange(len(values)) - (len(values) - 1) / 2)
+        shades = SHADES[-len(values) :]
+        for (low, value, high), place, shade in zip(values, places, shades, strict=True):
+            bar = [[value - low], [high - value]]
+            axes.errorbar(value, place, xerr=bar, fmt="o", color=shade, capsize=3)
+        if not row:
+            axes.axvspan(values[-1, 0], values[-1, 2], color=FAINT, alpha=0.5, lw=0, zorder=0)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_ylabel("method: network evaluations per sample")
+    axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, bars: 95% intervals")
+    if panel.share:
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
 
 
 def _draw_published(

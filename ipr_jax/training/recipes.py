@@ -63,6 +63,20 @@ RECIPES: dict[str, Recipe] = {
         ),
         task="mini-sudoku",
     ),
+    "even-pixels-transformer": Recipe(
+        TRANSFORMERS["even-pixels-transformer"],
+        dataclasses.replace(
+            _BOARDS,
+            num_steps=60_000,
+            batch_size=64,
+            minutes=60.0,
+            data="host",
+            distortion=0.0,
+            log_every=100,
+            save_every=1000,
+        ),
+        task="even-pixels",
+    ),
     "digits-sudoku": Recipe(
         TRANSFORMERS["digits-sudoku"],
         dataclasses.replace(

@@ -695,6 +695,29 @@ def test_arms_without_iterations_are_a_list(tmp_path: Path, drawn: list[Figure])
     assert legend_of(axes) == ["paper, its own task"]
 
 
+def test_many_arms_of_some_cost_are_a_list(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Of one with iterations the last; of others both values, the cheaper one above."""
+    names = [f"arm {number}" for number in range(9)]
+    bands = dict.fromkeys(names, np.array([[0.4, 0.5, 0.7], [0.5, 0.6, 0.8]]))
+    bands["arm 0"] = panel().bands["a"]
+    spent = dict.fromkeys(names, np.array([20, 41.4])) | {"arm 0": np.array([10, 30, 50])}
+    for some in (names, names[:8]):
+        part = {name: bands[name] for name in some}
+        shown = panel(bands=part, published={}, spent=spent)
+        curves.curves(tmp_path / f"{len(some)}.png", [shown], "Many arms")
+    many, few = (figure.axes[0] for figure in drawn)
+    labels = [label.get_text() for label in many.get_yticklabels()]
+    assert labels == ["arm 0: 50", *(f"{name}: 20, 41" for name in names[1:])]
+    assert many.get_xlabel() == "valid (%), bars: 95% intervals"
+    points = [line.get_xydata()[0].tolist() for line in many.lines if line.get_marker() == "o"]
+    want = [[0.75, 0]]
+    want += [[x, row + y] for row in range(1, 9) for x, y in ((0.5, -0.15), (0.6, 0.15))]
+    np.testing.assert_allclose(points, want)
+    (behind,) = many.patches
+    np.testing.assert_allclose((behind.get_x(), behind.get_x() + behind.get_width()), (0.6, 0.8))
+    assert few.get_xlabel() == "network evaluations per sample, bands: 95% intervals"
+
+
 def test_a_papers_number_beyond_the_axes_is_named_at_the_edge(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
