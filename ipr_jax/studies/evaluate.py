@@ -110,12 +110,13 @@ def evaluate(
 
     Raises:
         ValueError: the batch is not one of images and masks, a clue or ``batch_size`` is out of
-            range.
+            range, or as ``Task.check_scores``.
         MemoryError: with "auto", if a single sample does not fit.
         PreemptionError: ``preempted`` said so.
         jax.errors.JaxRuntimeError: from the device, whose memory is full even at one sample.
     """
     check.count("batch_size", batch_size, auto=True)
+    task.check_scores()
     keys = sample_keys(key, len(batch.image), first=first)
     check.batch(keys, batch.image, batch.editable)
     check.clues(batch.image, batch.editable)
@@ -304,8 +305,9 @@ def evaluate_stream(
         are without scoring; and what ``solve`` gives, its iterations without the first pass.
 
     Raises:
-        ValueError: as ``solve``.
+        ValueError: as ``solve``, or as ``Task.check_scores``.
     """
+    task.check_scores()
     number = len(batch.image)
     keys = sample_keys(key, number)
 

@@ -398,6 +398,7 @@ def run(
         task = verifiers.seconded(task)
     for arm in experiment.arms.values():
         source(task, arm.swapped).test_batch(seed, np.arange(1))
+    task.check_scores()
     described = {
         "task": task.name,
         "samples": samples,

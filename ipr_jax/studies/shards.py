@@ -253,12 +253,13 @@ def refine(
 
     Raises:
         ValueError: before anything is written: the folder holds something else, a file is not what
-            its record says, or Orbax cannot write a state there.
+            its record says, Orbax cannot write a state there, or as ``Task.check_scores``.
         PreemptionError: ``preempted`` said so; the state is saved.
         OSError: a file cannot be written; what was written before is whole.
     """
     folder = Path(folder)
     checkpoint.check_path(folder)
+    run.task.check_scores()
     files.claim(folder, settings)
     (folder / "samples").mkdir(exist_ok=True)
     own = run.shards[jax.process_index() :: jax.process_count()]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Split = Literal["train", "test"]
@@ -91,6 +92,25 @@ class Task:
         """(h, w), the patch grid."""
         height, width, _ = self.image_shape
         return height // self.patch_size, width // self.patch_size
+
+    def check_scores(self) -> None:
+        """Refuse a task whose ``score`` does not give what is to be reported; nothing is computed.
+
+        Raises:
+            ValueError: names what is missing, or of another kind, and what there is.
+        """
+        image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        found = jax.eval_shape(self.score, image)
+        for kind, names in (("rates", self.rates), ("means", self.means)):
+            is_bool = kind == "rates"
+            valid = [name for name, each in found.items() if (each.dtype == bool) == is_bool]
+            for name in names:
+                if name not in valid:
+                    raise ValueError(
+                        f"{kind} of the task {self.name} must be scores that are "
+                        f"{'bool' if is_bool else 'numbers'}, {', '.join(valid) or 'none'}; "
+                        f"got {name!r}"
+                    )
 
 
 def generators(

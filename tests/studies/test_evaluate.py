@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import chex
 import jax
@@ -17,6 +18,7 @@ from ipr_jax.methods.engine import Costs
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.runtime import memory
 from ipr_jax.studies import evaluate as loop
+from ipr_jax.studies import shards
 from ipr_jax.studies.evaluate import Progress, evaluate, summarise, summarise_stream
 from ipr_jax.tasks import get_task
 from ipr_jax.tasks.base import Batch
@@ -371,3 +373,24 @@ def test_correction_starts_from_the_given_images():
     broken = batch._replace(image=np.where(image > 0, np.nan, image))
     with pytest.raises(ValueError, match="magnitude of nan"):
         evaluate(TASK, fake, broken, correction, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rates": ("solved",)}, "rates of the task mini-sudoku must be scores that are bool, val"),
+        ({"rates": ("violations",)}, "that are bool, valid; got 'violations'"),
+        ({"means": {"valid": 1}}, "means of the task .* that are numbers, violations; got 'valid'"),
+    ],
+)
+def test_a_task_that_does_not_score_what_it_tells_is_refused(tmp_path, batch, change, message):
+    task = dataclasses.replace(TASK, **change)
+    with pytest.raises(ValueError, match=message):
+        evaluate(task, fake, batch, EXPERIMENT, KEY, batch_size=2)
+    with pytest.raises(ValueError, match=message):
+        loop.evaluate_stream(task, fake, batch, EXPERIMENT, KEY, slots=2)
+    test = partial(task.test_batch, 0)
+    run = shards.Run(task=task, denoise=fake, source=test, experiment=EXPERIMENT, samples=2, seed=0)
+    with pytest.raises(ValueError, match=message):
+        shards.refine(run, tmp_path / "run", {})
+    assert not list(tmp_path.iterdir())
