@@ -36,11 +36,13 @@ from ipr_jax.methods import engine, walk
 from ipr_jax.methods.engine import Costs, Method, Problem, State
 from ipr_jax.methods.particles import Particles
 from ipr_jax.methods.scores import Verifier, evaluate
-from ipr_jax.methods.solving import of_grid
+from ipr_jax.methods.solving import check_method, of_grid
 from ipr_jax.sampling import flow
 from ipr_jax.sampling import step as steps
 
 TINY = np.finfo(np.float32).tiny
+LARGEST = 1e18
+"""Shifts are clipped to this size, so that their squares are numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class Langevin:
 
     Attributes:
         verifier: whose gradient guides; differentiable.
-        method: what is guided, of any kind; by default a single first pass. Where it chooses by a
-            verifier of its own, another one than guides is hard to deceive.
+        method: what is guided, of any kind; by default a single first pass. One that chooses by
+            another verifier than guides is less misled by the errors of either.
         strength: power of the score's exponential, at least 0; may be traced.
         recurrences: how often every level is visited, at least 1; those after the first are of
             patches between noise and clean ones, and are left out where there are none.
@@ -58,9 +60,11 @@ class Langevin:
         ascents: gradients per evaluation, at least 1; each goes its part of the way.
         smoothing: the score is that of images under noise, of so many standard deviations of what
             the level leaves open, at least 0.
-        draws: of that noise, over which the exponential of the score is averaged, at least 1.
+        draws: of that noise, over which the exponential of the score is averaged before it is
+            raised to ``strength``, at least 1.
         clip: the largest shift of a patch, as root mean square, above 0.
-        through: the network, for gradients through it; None = with respect to the image alone.
+        through: the network, for gradients through it, whose forward passes ``nfe`` does not count;
+            None = with respect to the image alone.
 
     Raises:
         ValueError: a value is out of range or of another type, naming it and what is valid.
@@ -81,9 +85,10 @@ class Langevin:
         walk.check_verifier("verifier", self.verifier, differentiable=True)
         for name in ("recurrences", "ascents", "draws"):
             check.count(name, getattr(self, name))
-        rule = "finite and at least 0"
-        check.number("strength", self.strength, lambda v: 0 <= v < np.inf, rule, traced=True)
-        check.number("smoothing", self.smoothing, lambda v: 0 <= v < np.inf, rule)
+        check_method(self.method)
+        rule = f"in [0, {LARGEST:.0e}]"
+        check.number("strength", self.strength, lambda v: 0 <= v <= LARGEST, rule, traced=True)
+        check.number("smoothing", self.smoothing, lambda v: 0 <= v <= LARGEST, rule)
         check.number("depth", self.depth, lambda v: 0 < v <= 1, "in (0, 1]")
         check.number("clip", self.clip, lambda value: value > 0, "above 0")
         if self.draws > 1 and not self.smoothing:
@@ -129,8 +134,9 @@ class Langevin:
         Raises:
             ValueError: ``method`` is none.
         """
+        method = of_grid(self.method, grid)
         return Guidance(
-            method=of_grid(self.method, grid),
+            method=method,
             verifier=self.verifier,
             through=None if self.through is None else check.as_pytree(self.through),
             strength=jnp.float32(self.strength),
@@ -140,6 +146,7 @@ class Langevin:
             recurrences=self.recurrences,
             ascents=self.ascents,
             draws=self.draws if self.smoothing else 0,
+            within=method.within + 1 if isinstance(method, Guidance) else 0,
         )
 
 
@@ -203,6 +210,7 @@ def guide(
         noisy = level < 1
         share = level**2 / jnp.where(noisy, 1 - level, 1)
         shift = jnp.where(noisy, strength * share * uphill(of_z, z), 0)
+    shift = jnp.clip(shift, -LARGEST, LARGEST)
     size = jnp.sqrt(patches.patch_mean((shift**2).mean(axis=3), patch))
     shift = shift * patches.expand(jnp.minimum(1, clip / jnp.maximum(size, TINY)), patch)
     some = level > 0
@@ -218,7 +226,7 @@ def recur(
     *,
     depth: jax.Array | float,
 ) -> jax.Array:
-    """Take a share of the noise off and give it back: images at the same levels, a bit later.
+    """Take a share of the noise off and give it back: about a Langevin step at these levels.
 
     Args:
         keys: [R], of the noise; consumed.
@@ -256,7 +264,7 @@ class Memory(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["method", "verifier", "through", "strength", "depth", "smoothing", "clip"],
-    meta_fields=["recurrences", "ascents", "draws"],
+    meta_fields=["recurrences", "ascents", "draws", "within"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
@@ -273,6 +281,7 @@ class Guidance:
         recurrences: how often levels are visited.
         ascents: gradients per evaluation.
         draws: of the noise that smooths the score; 0 = it is not smoothed.
+        within: how many others the method is guided by already, whose noise is not this one's.
     """
 
     method: Method
@@ -285,6 +294,7 @@ class Guidance:
     recurrences: int
     ascents: int
     draws: int
+    within: int
 
     def init(self, problem: Problem) -> State:
         """As the method begins."""
@@ -352,4 +362,4 @@ class Guidance:
         rows = walk.particles(problem, number)
         own = random_keys.fold(rows.keys, jnp.uint32(walk.LAST_KEY))
         count = jnp.repeat(state.costs.nfe // number, number)
-        return random_keys.split(random_keys.fold(own, count), 2)
+        return random_keys.split(random_keys.fold(own, count), 2 * self.within + 2)[-2:]

@@ -198,13 +198,24 @@ def of_grid(method: Any, grid: tuple[int, ...]) -> Method:
     Raises:
         ValueError: it is no method.
     """
+    check_method(method)
     made = method.on(grid) if hasattr(method, "on") else method
-    if not all(callable(getattr(made, name, None)) for name in ("init", "update")):
+    check_method(made)
+    return made
+
+
+def check_method(method: Any) -> None:
+    """Refuse what is no method and makes none.
+
+    Raises:
+        ValueError: says what it must have.
+    """
+    names = ("on",) if hasattr(method, "on") else ("init", "update")
+    if isinstance(method, type) or not all(callable(getattr(method, each, None)) for each in names):
         raise ValueError(
             f"method must have init(problem) and update(problem, state, prediction), "
             f"see ipr_jax.methods.engine; got {check.told(method)}"
         )
-    return made
 
 
 @driver

@@ -105,7 +105,7 @@ def make_plan(
         None if max_steps is None else check.count("max_steps", max_steps),
     ]
     check.number("overlap", overlap, lambda value: 0 <= value <= 1, "in [0, 1]")
-    if clock not in CLOCKS:
+    if not isinstance(clock, str) or clock not in CLOCKS:
         raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {clock!r}")
     return _tabulate(float(overlap), CLOCKS.index(clock), *counts)
 

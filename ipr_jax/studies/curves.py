@@ -89,7 +89,7 @@ def curves(
         for name, band in panel.bands.items():
             _check_band(name, np.asarray(band), panel.share)
     listed = all(len(band) == 1 for panel in panels for band in panel.bands.values())
-    many = max(arms) > MOST_INSIDE and all(panel.spent is not None for panel in panels)
+    many = min(arms) > MOST_INSIDE and all(panel.spent is not None for panel in panels)
     draw = _draw_list if listed else _draw_costs if many else _draw_curves
     rows = 0 if draw is _draw_curves else max(arms)
     beside = sum(2.4 for each in arms if each > MOST_INSIDE and draw is _draw_curves)
@@ -151,7 +151,7 @@ def _draw_costs(axes: Axes, panel: Panel, start: str) -> None:
     """What each arm comes to, named with what it costs, and before that in the lighter shade what
     it has come to for less, if that is a single value. The interval of the first is behind all.
     """
-    del start
+    del start  # what arms come to is no beginning
     assert panel.spent is not None
     names = []
     for row, (name, band) in enumerate(panel.bands.items()):
@@ -167,10 +167,13 @@ def _draw_costs(axes: Axes, panel: Panel, start: str) -> None:
             axes.axvspan(values[-1, 0], values[-1, 2], color=FAINT, alpha=0.5, lw=0, zorder=0)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_ylabel("method: network evaluations per sample")
-    axes.set_xlabel(f"{panel.label}{' (%)' if panel.share else ''}, bars: 95% intervals")
+    axes.set_ylabel("method: network evaluations per sample, light and dark")
+    share = " (%)" if panel.share else ""
+    axes.set_xlabel(f"{panel.label}{share}, bars: 95% intervals, grey: {next(iter(panel.bands))}")
     if panel.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    strong = [STRONG] * len(names)
+    _draw_published(axes, panel, strong, lambda number, _, value: (value, number))
 
 
 def _draw_published(

@@ -21,6 +21,7 @@ from ipr_jax.methods import (
     Refinement,
     Rollover,
 )
+from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.langevin import guide, recur
 from ipr_jax.methods.scores import verifier
 from ipr_jax.sampling import step as steps
@@ -94,6 +95,11 @@ def test_no_patch_is_shifted_by_more_than_may_be(rng):
         return np.sqrt(patches.patch_mean((shift**2)[..., 0], PATCH))
 
     assert (size(wild) > 0.3).all()
+    steep = verifier(lambda image, *_: 1e25 * image.sum((1, 2, 3)), "oracle", differentiable=True)
+    for clip in (0.2, np.inf):
+        moved = guide(steep, z, t, found, strength=1.0, clip=clip)
+        assert np.isfinite(moved.velocity).all()
+        assert (size(moved) > 0.19).all()
     np.testing.assert_allclose(size(clipped), 0.2, rtol=1e-4)
     broken = verifier(lambda image, *_: jnp.log(image - image).sum((1, 2, 3)), "oracle")
     np.testing.assert_array_equal(guide(broken, z, t, found, strength=1.0).velocity, found.velocity)
@@ -274,13 +280,15 @@ def test_a_step_made_again_and_again_is_langevin(through):
     [
         ({"verifier": None}, "verifier must be a Verifier, .* got None"),
         ({"verifier": verifier(wavy, "oracle")}, "verifier must be differentiable"),
-        ({"strength": -1.0}, "strength must be finite and at least 0, got -1.0"),
+        ({"strength": -1.0}, r"strength must be in \[0, 1e\+18\], got -1.0"),
+        ({"strength": 1e39}, r"strength must be in \[0, 1e\+18\], got 1e\+39"),
+        ({"method": Particles}, r"method must have init\(problem\) and update"),
         ({"recurrences": 0}, "recurrences must be a whole number of at least 1, got 0"),
         ({"clip": 0.0}, "clip must be above 0, got 0.0"),
         ({"through": 3}, r"through must be a function \(z, t\) -> Prediction, got 3"),
         ({"through": fake, "ascents": 2}, "ascents must be 1 for gradients through the network"),
         ({"depth": 0.0}, r"depth must be in \(0, 1\], got 0.0"),
-        ({"smoothing": -0.1}, "smoothing must be finite and at least 0, got -0.1"),
+        ({"smoothing": -0.1}, r"smoothing must be in \[0, 1e\+18\], got -0.1"),
         ({"draws": 2}, "draws must be 1 without smoothing, got 2"),
     ],
 )
@@ -300,3 +308,21 @@ def test_a_method_without_an_end_needs_a_budget():
     np.testing.assert_array_equal(found.image, solve(strength=0.0)[0].image)
     with pytest.raises(ValueError, match=r"method must have init\(problem\) and update.* got 3"):
         solve(method=3)
+
+
+def test_one_inside_of_another_has_noise_of_its_own():
+    """Two that visit levels twice, in a law that is linear: what is drawn twice would change it."""
+    sampling = Sampling(steps_per_patch=4, overlap=1.0, stochasticity=0.9)
+    method = Particles(particles=1, sampling=sampling)
+    for _ in range(2):
+        method = Langevin(verifier=BELL, method=method, strength=0.0, recurrences=2, depth=0.25)
+    found = ipr_jax.solve(normal, *blank(), method=method)
+    made, keys = method.on((1, 1)), blank()[0]
+    problem = Problem(keys, *map(jnp.asarray, blank()[1:]))
+    each = [
+        jax.random.key_data(key)
+        for one in (made, made.method)
+        for key in one._keys(problem, one.init(problem), 1)
+    ]
+    assert len({np.asarray(key).tobytes() for key in each}) == 4
+    assert int(found.nfe[0]) == 1 + 3 * 4
