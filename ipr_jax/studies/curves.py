@@ -169,7 +169,7 @@ def _draw_costs(axes: Axes, panel: Panel, start: str) -> None:
     axes.invert_yaxis()
     axes.set_ylabel("method: network evaluations per sample, light and dark")
     share = " (%)" if panel.share else ""
-    axes.set_xlabel(f"{panel.label}{share}, bars: 95% intervals, grey: {next(iter(panel.bands))}")
+    axes.set_xlabel(f"{panel.label}{share}\nbars: 95% intervals, grey: {next(iter(panel.bands))}")
     if panel.share:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     strong = [STRONG] * len(names)

@@ -708,7 +708,7 @@ def test_many_arms_of_some_cost_are_a_list(tmp_path: Path, drawn: list[Figure]) 
     many, few = (figure.axes[0] for figure in drawn)
     labels = [label.get_text() for label in many.get_yticklabels()]
     assert labels == ["arm 0: 50", *(f"{name}: 20, 41" for name in names[1:])]
-    assert many.get_xlabel() == "valid (%), bars: 95% intervals, grey: arm 0"
+    assert many.get_xlabel() == "valid (%)\nbars: 95% intervals, grey: arm 0"
     points = [line.get_xydata()[0].tolist() for line in many.lines if line.get_marker() == "o"]
     want = [[0.75, 0]]
     want += [[x, row + y] for row in range(1, 9) for x, y in ((0.5, -0.15), (0.6, 0.15))]
