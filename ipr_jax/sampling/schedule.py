@@ -37,7 +37,7 @@ WAITING = np.iinfo(np.int32).max
 
 CLOCKS = ("linear", "vp")
 """Clocks by name."""
-LEAST_BETA, MOST_BETA = 0.1, 20.0
+BETAS = (0.1, 20.0)
 """Of the clock "vp", at r = 0 and 1."""
 
 
@@ -167,7 +167,7 @@ def levels(plan: PassPlan, start: jax.Array, step: jax.Array | int) -> jax.Array
 
 def _vp(left: jax.Array) -> jax.Array:
     """The level that variance-preserving diffusion has with a share r of its time left; 1 at 1."""
-    faded = left**2 / 2 * (MOST_BETA - LEAST_BETA) + left * LEAST_BETA
+    faded = left**2 / 2 * (BETAS[1] - BETAS[0]) + left * BETAS[0]
     noise = jnp.sqrt(-jnp.expm1(-faded))
     return jnp.where(left < 1, noise / (noise + jnp.exp(-faded / 2)), 1)
 
