@@ -311,7 +311,7 @@ def test_a_method_without_an_end_needs_a_budget():
 
 
 def test_one_inside_of_another_has_noise_of_its_own():
-    """Two that visit levels twice, in a law that is linear: what is drawn twice would change it."""
+    """Two that each visit every level twice, but for the first, of noise: no key is used twice."""
     sampling = Sampling(steps_per_patch=4, overlap=1.0, stochasticity=0.9)
     method = Particles(particles=1, sampling=sampling)
     for _ in range(2):
