@@ -31,16 +31,18 @@ def command_of(name: str) -> Callable[..., Path]:
     def command(
         config: Annotated[trainer.TrainConfig, tyro.conf.arg(name="")] = RECIPES[name].training,
         out: Path | None = None,
+        files: Path | None = None,
         num_workers: int = 0,
         shard_params: bool = False,
         hosts: Annotated[HostOptions, tyro.conf.arg(name="")] = HostOptions(),
     ) -> Path:
-        return train(name, config, out, num_workers, shard_params, hosts)
+        return train(name, config, out, files, num_workers, shard_params, hosts)
 
     command.__doc__ = (
         f"Train by the recipe {name}; started again with the same settings, it goes on.\n\n"
         "Args:\n    config: how to train.\n"
         "    out: the folder of the run; by default runs/NAME, with other settings one beside it.\n"
+        "    files: folder of MNIST, for the recipe that needs it.\n"
         "    num_workers: processes that make the batches, 0 = a thread; results are the same.\n"
         "    shard_params: share one copy of the parameters among the devices, not one each.\n"
         "    hosts: the processes that share every batch."
@@ -52,6 +54,7 @@ def train(
     name: str,
     config: trainer.TrainConfig,
     out: Path | None = None,
+    files: Path | None = None,
     num_workers: int = 0,
     shard_params: bool = False,
     hosts: HostOptions = HostOptions(),
@@ -62,6 +65,7 @@ def train(
         name: of a recipe.
         config: how to train.
         out: the folder of the run; by default runs/NAME, with other settings one beside it.
+        files: folder of MNIST, for the recipe that needs it.
         num_workers: processes that make the batches, 0 = a thread.
         shard_params: whether the devices share one copy of the parameters, instead of one each.
         hosts: the processes that share every batch.
@@ -89,7 +93,7 @@ def train(
             preempted = stack.enter_context(signals())
         update = stack.enter_context(progress("compiling"))
         lines = trainer.train(
-            get_task(recipe.task or name),
+            get_task(recipe.task or name, data=files),
             recipe.model,
             config,
             folder,

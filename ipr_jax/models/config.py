@@ -143,6 +143,8 @@ class TransformerConfig:
             layer has a learned bias.
         pixel_mean: about the mean of the images' pixels, by which the input is centred.
         pixel_std: about their standard deviation, by which input and output are scaled.
+        gain: whether the velocity of a pixel also has a learned multiple of its input, so that a
+            token can take the noise off more pixels than it has features; for large patches.
 
     Raises:
         ValueError: a size does not fit, naming the rule and the value.
@@ -161,6 +163,7 @@ class TransformerConfig:
     attention_bias: tuple[str, ...] = ("row", "column")
     pixel_mean: float = 0.0
     pixel_std: float = 1.0
+    gain: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -282,6 +285,9 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
     "digits-sudoku": _BOARDS,
     "digits-sudoku-large": dataclasses.replace(
         _BOARDS, width=256, hidden_width=768, num_layers=8, num_heads=8
+    ),
+    "mnist-sudoku-transformer": dataclasses.replace(
+        _BOARDS, image_size=(252, 252), patch_size=28, pixel_mean=-0.74, pixel_std=0.62, gain=True
     ),
     "even-pixels-transformer": TransformerConfig(
         image_size=(32, 32),

@@ -9,7 +9,8 @@ velocity u = eps - x, with var = (1 - t)^2 s^2 + t^2,
 
 - (z - (1 - t) m) / sqrt(var) has unit variance,
 - the best linear prediction of u is (t - (1 - t) s^2) / var (z - (1 - t) m) - m,
-- what remains of u has the standard deviation s / sqrt(var), in units of which the network answers.
+- what remains of u has the standard deviation s / sqrt(var), in units of which the network answers;
+  with a gain, that answer is a + g x for the input x of unit variance, pixel by pixel.
 
 Shape letters are those of ``ipr_jax.core.types``; d = width, N = heads, P tokens.
 """
@@ -140,7 +141,8 @@ class PatchTransformer(nnx.Module):
             [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
         )
         self.last_level = nnx.Param(jnp.zeros((2, width), jnp.float32))
-        self.leave = nnx.Param(jnp.zeros((width, 2 * pixels + 1), jnp.float32))
+        outputs = (3 if config.gain else 2) * pixels + 1
+        self.leave = nnx.Param(jnp.zeros((width, outputs), jnp.float32))
 
     def __call__(self, z: jax.Array, t: jax.Array) -> Prediction:
         """Predict velocity, variance fraction and sigma.
@@ -161,9 +163,12 @@ class PatchTransformer(nnx.Module):
         level = t.reshape(t.shape[0], -1, 1)
         variance = ((1 - level) * std) ** 2 + level**2
         centred = patches.tokens(z.astype(jnp.float32), config.patch_size) - (1 - level) * mean
-        raw = self.network(centred * jax.lax.rsqrt(variance), level)
+        scaled = centred * jax.lax.rsqrt(variance)
+        raw = self.network(scaled, level)
         rest = std * jax.lax.rsqrt(variance)
-        velocity, fraction = jnp.split(raw[..., :-1], 2, axis=-1)
+        velocity, fraction, *gain = jnp.split(raw[..., :-1], 3 if config.gain else 2, axis=-1)
+        if gain:
+            velocity = velocity + gain[0] * scaled
         velocity = (level - (1 - level) * std**2) / variance * centred - mean + rest * velocity
         velocity, fraction = (
             patches.untokens(each, config.image_shape, config.patch_size)
@@ -180,7 +185,8 @@ class PatchTransformer(nnx.Module):
             t: float32 [B, P, 1], its level.
 
         Returns:
-            Float32 [B, P, 2 S S C + 1]: velocity, variance fraction, log-variance of the error.
+            Float32 [B, P, 2 S S C + 1]: velocity, variance fraction, log-variance of the error; or
+            [B, P, 3 S S C + 1], with the gain before the last.
         """
         config = self.config
         places = {name: COORDINATES[name](*config.grid) for name in COORDINATES}

@@ -65,7 +65,7 @@ def load_digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
+def max_pool(x: jax.Array) -> jax.Array:
     """The maxima of squares of 2x2: [N, 2 h, 2 w, C] -> [N, h, w, C]; nnx's has a slow gradient."""
     number, height, width, channels = x.shape
     return x.reshape(number, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
@@ -90,8 +90,8 @@ class DigitReader(nnx.Module):
         With ``rngs``, hidden units are dropped out, as in training; without, the result is exact.
         """
         x = nnx.relu(self.conv1(images))
-        x = _max_pool(nnx.relu(self.conv2(x)))
-        x = _max_pool(nnx.relu(self.conv3(x)))
+        x = max_pool(nnx.relu(self.conv2(x)))
+        x = max_pool(nnx.relu(self.conv3(x)))
         x = nnx.relu(self.hidden(x.reshape(len(x), 2 * 2 * 64)))
         return self.logits(self.dropout(x, deterministic=rngs is None, rngs=rngs))
 

@@ -36,6 +36,8 @@ NUM_TEST_BOARDS = 10_000
 """The last of the published boards; the others are for training."""
 IMAGES_PER_DIGIT = 1000
 """How many images of each digit the published models were trained with (``top_n``)."""
+NUM_SMALL = 8_000
+"""How many of the 10,000 test images of MNIST are for training where there are no others."""
 
 
 def load_mnist(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +75,38 @@ def load_mnist(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray
     if len(labels) and labels.max() > 9:
         raise ValueError(f"{labels_path} must hold labels in 0..9, got {labels.max()}")
     return _scale(images, images_path), labels.astype(np.int32)
+
+
+def load_small(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Load the test images of MNIST, split: the first 8,000 for training, the others for tests.
+
+    Args:
+        folder: has the two files of test images, as for ``load_mnist``.
+        split: "train" (8,000 images) or "test" (2,000).
+
+    Returns:
+        As ``load_mnist``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_mnist``.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    part = slice(NUM_SMALL) if split == "train" else slice(NUM_SMALL, None)
+    images, labels = load_mnist(folder, "test")
+    return images[part], labels[part]
+
+
+def is_small(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has the test images of MNIST and no training images."""
+
+    def has(name: str) -> bool:
+        try:
+            return _find(folder, f"{name}-images-idx3-ubyte").is_file()
+        except FileNotFoundError:
+            return False
+
+    return has("t10k") and not has("train")
 
 
 def load_confident(

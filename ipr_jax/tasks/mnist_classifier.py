@@ -1,14 +1,23 @@
-"""The benchmark's MNIST digit classifier, for converted weights.
+"""The benchmark's MNIST digit classifier, for converted weights or those that come with the package.
+
+``ipr_jax.training.digit_reader`` made the latter, from the first 8,000 test images of MNIST.
 
 Shapes: N images, H = W = 28, C = 1, values in [-1, 1], -1 = background, 1 = full ink.
 """
 
 import functools
+import importlib.resources
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from ipr_jax.tasks.digits import max_pool
+
+WEIGHTS = importlib.resources.files("ipr_jax.tasks") / "data" / "mnist_classifier.npz"
+"""Those that come with the package."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,7 @@ class MNISTClassifier(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Score digits: float [N, 28, 28, 1] in [-1, 1] -> logits float32 [N, 10] of 0..9."""
         x = nnx.relu(self.conv1(jnp.asarray(images, jnp.float32)))
-        x = nnx.max_pool(x, (2, 2), (2, 2))
-        x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
+        x = max_pool(nnx.relu(self.conv2(max_pool(x))))
         flat = x.transpose(0, 3, 1, 2).reshape(len(x), 64 * 7 * 7)  # channel first, as published
         return self.fc2(nnx.relu(self.fc1(flat)))
 
@@ -53,3 +61,29 @@ def read_digits(logits: jax.Array) -> jax.Array:
         int32 [N].
     """
     return jnp.argmax(logits[:, 1:], axis=1).astype(jnp.int32) + 1
+
+
+def read(tiles: jax.Array) -> jax.Array:
+    """The digits 1..9 that tiles [N, 28, 28, 1] show, by the weights that come with the package.
+
+    Returns:
+        int32 [N].
+    """
+    return read_digits(load_classifier()(tiles))
+
+
+def load_classifier() -> MNISTClassifier:
+    """The classifier with the weights that come with the package.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    classifier = nnx.eval_shape(lambda: MNISTClassifier(MNISTConfig(), rngs=nnx.Rngs(0)))
+    nnx.update(classifier, nnx.traversals.unflatten_mapping(_load_weights(), sep="."))
+    return classifier
+
+
+@functools.cache
+def _load_weights() -> dict[str, np.ndarray]:
+    with WEIGHTS.open("rb") as file, np.load(file) as weights:
+        return dict(weights)

@@ -23,7 +23,8 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
     ``data`` is one of
 
     - a folder with MNIST: boards uniform over the valid ones; digits of the split, but for those
-      that ``read_digits`` misreads;
+      that ``read_digits`` misreads; where there are test images only, the first 8,000 of them are
+      the training split (``mnist.load_small``);
     - the folder of the SRM release, with sudokus.npy, top_5000_values.csv and the training images
       of MNIST: published boards, the last 10,000 of them for tests; of each digit the published
       1,000 images, for training and for tests;
@@ -52,10 +53,11 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
             "test": published[-mnist.NUM_TEST_BOARDS :],
         }
     else:
+        load = mnist.load_small if mnist.is_small(data) else mnist.load_mnist
 
         @functools.cache
         def of_split(split: Split) -> boards.Tiles:
-            return _sort(*boards.legible(*mnist.load_mnist(data, split), read_digits))
+            return _sort(*boards.legible(*load(data, split), read_digits))
 
         of_split("test")  # now, to refuse what is missing or damaged
         return boards.DigitBoards(9, mnist.SIDE, of_split, random_boards.boards_9x9, read_digits)

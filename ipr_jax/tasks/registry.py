@@ -4,14 +4,21 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ipr_jax.tasks import counting_polygons, digits_sudoku, even_pixels, mini_sudoku, mnist_sudoku
+from ipr_jax.tasks import (
+    counting_polygons,
+    digits_sudoku,
+    even_pixels,
+    mini_sudoku,
+    mnist_classifier,
+    mnist_sudoku,
+)
 from ipr_jax.tasks.base import Task
 
 _CLASSIFIER = "the folder of a converted one"
 TAKES: dict[str, dict[str, str]] = {
     "mini-sudoku": {},
     "digits-sudoku": {"difficulty": ""},
-    "mnist-sudoku": {"difficulty": "", "data": "a folder with MNIST", "classifier": _CLASSIFIER},
+    "mnist-sudoku": {"difficulty": "", "data": "a folder with MNIST", "classifier": ""},
     "even-pixels": {},
     "counting-polygons": {"data": "", "classifier": _CLASSIFIER},
     "counting-stars": {"data": "", "classifier": _CLASSIFIER},
@@ -55,8 +62,8 @@ def get_task(
         difficulty: of the test puzzles of 9x9 Sudoku: easy, medium or hard (the default).
         data: for mnist-sudoku the folder or file of ``mnist_sudoku.open_boards``; for the counting
             tasks a folder of backgrounds, if others than the bundled ones are wanted.
-        classify: for mnist-sudoku the digits of tiles, ``[N, 28, 28, 1] -> int32 [N]``; for the
-            counting tasks ``images -> polygon_classifier.Counts``.
+        classify: for mnist-sudoku the digits of tiles, ``[N, 28, 28, 1] -> int32 [N]``, by default
+            what the classifier reads that comes with the package; for the counting tasks ``images -> polygon_classifier.Counts``.
 
     Raises:
         ValueError: the name is unknown (the known ones are listed), something is missing or is not
@@ -73,8 +80,9 @@ def get_task(
         return even_pixels.TASK
     if name == "digits-sudoku":
         return digits_sudoku.make(difficulty or "hard")
+    if name == "mnist-sudoku":
+        assert data is not None
+        boards_of = mnist_sudoku.open_boards(data, classify or mnist_classifier.read)
+        return mnist_sudoku.make(boards_of, difficulty or "hard")
     assert classify is not None
-    if name != "mnist-sudoku":
-        return counting_polygons.make(name.removeprefix("counting-"), classify, data)
-    assert data is not None
-    return mnist_sudoku.make(mnist_sudoku.open_boards(data, classify), difficulty or "hard")
+    return counting_polygons.make(name.removeprefix("counting-"), classify, data)

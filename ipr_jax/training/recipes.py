@@ -83,6 +83,19 @@ RECIPES: dict[str, Recipe] = {
             _BOARDS, num_steps=30_000, batch_size=32, curriculum=1_000, minutes=135.0, log_every=100
         ),
     ),
+    "mnist-sudoku-transformer": Recipe(
+        TRANSFORMERS["mnist-sudoku-transformer"],
+        dataclasses.replace(
+            _BOARDS,
+            num_steps=30_000,
+            batch_size=32,
+            distortion=0.3,
+            minutes=80.0,
+            weights="digits-sudoku",
+            log_every=100,
+        ),
+        task="mnist-sudoku",
+    ),
     "digits-sudoku-large": Recipe(
         TRANSFORMERS["digits-sudoku-large"],
         dataclasses.replace(

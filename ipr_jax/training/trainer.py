@@ -71,8 +71,9 @@ class TrainConfig:
         distortion: of the digits that the device draws, in [0, 1].
         curriculum: steps over which the most cells that the device hides grow to all of them.
         precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
-        weights: a shipped model or a model folder to begin from, of the same architecture; None =
-            weights are drawn from the seed.
+        weights: a shipped model or a model folder to begin from, of the same architecture; of a
+            transformer of the same but for its pixels, all but what pixels enter and leave by.
+            None = weights are drawn from the seed.
         seed: of weights, data, noise and dropout.
         log_every: steps between log lines.
         save_every: steps between checkpoints.
@@ -233,16 +234,33 @@ def init(model: Config, config: TrainConfig, params: Any = None) -> TrainState:
     )
 
 
-def weights(name: str, model: Config) -> Any:
+PIXELS = ("image_size", "channels", "patch_size", "pixel_mean", "pixel_std", "gain")
+"""What two transformers may differ in that have all but ``ENDS`` in common."""
+ENDS = ("enter", "leave")
+"""The parameters that turn pixels into tokens and back."""
+
+
+def weights(name: str, model: Config, seed: int = 0) -> Any:
     """The parameters of a shipped model or of a model folder.
+
+    Args:
+        name: of it.
+        model: the architecture that is wanted; of a transformer that differs in ``PIXELS`` only,
+            on the same grid, all parameters but ``ENDS`` are taken.
+        seed: draws what is not taken.
 
     Raises:
         ValueError, FileNotFoundError: there is none, or it is of another architecture.
     """
     found, _ = checkpoint.open_model(name)
-    if found.config != model:
-        raise ValueError(f"weights must be of {model}, {name} is of {found.config}")
-    return nnx.state(found)
+    if found.config == model:
+        return nnx.state(found)
+    if isinstance(model, TransformerConfig) and isinstance(found.config, TransformerConfig):
+        same = {each: getattr(model, each) for each in PIXELS}
+        if model.grid == found.config.grid and dataclasses.replace(found.config, **same) == model:
+            drawn = nnx.state(new_model(model, rngs=rngs(run_keys(seed).init)))
+            return nnx.merge_state(nnx.state(found), nnx.State({e: drawn[e] for e in ENDS}))
+    raise ValueError(f"weights must be of {model}, {name} is of {found.config}")
 
 
 TrainStep = Callable[..., tuple[TrainState, objective.Losses]]
@@ -435,7 +453,7 @@ def train(
         "model": dataclasses.asdict(model),
         "training": dataclasses.asdict(config),
     }
-    given = None if config.weights is None else weights(config.weights, model)
+    given = None if config.weights is None else weights(config.weights, model, config.seed)
     leads = jax.process_index() == 0
     files.claim(folder, configuration)
 

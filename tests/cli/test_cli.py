@@ -326,7 +326,7 @@ SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku"]
         ),
         (
             ("--task", "mnist-sudoku"),
-            "the --task mnist-sudoku needs --data (a folder with MNIST), --classifier (the folder",
+            "the --task mnist-sudoku needs --data (a folder with MNIST)",
         ),
         (("--difficulty", "easy"), "the --task mini-sudoku takes no --difficulty"),
         (("--classifier", "mini-sudoku"), "the --task mini-sudoku takes no --classifier"),
@@ -411,11 +411,11 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_folder, work, words, mess
 
 
 def test_all_that_a_task_needs_is_said_at_once(work):
-    code, out, err = call("evaluate", "mnist-sudoku")
+    code, out, err = call("evaluate", "counting-stars")
     assert (code, out) == (2, "")
     assert err == (
-        "error: the task mnist-sudoku needs --data (a folder with MNIST), --classifier (the folder "
-        "of a converted one), --model (a folder, none ships)\n"
+        "error: the task counting-stars needs --classifier (the folder of a converted one), --model "
+        "(a folder, none ships)\n"
     )
 
 

@@ -136,7 +136,8 @@ def slow(model, z, t):
     for p, x in enumerate(tokens):
         shift, factor = modulation[p][:2] + weights["last_level"]
         out = (norm(x) * (1 + factor) + shift) @ weights["leave"]
-        one, two = np.split(out[:-1], 2)
+        one, two, *gain = np.split(out[:-1], 3 if c.gain else 2)
+        one = one + sum(each * pixels[p] * scale[p] for each in gain)
         skip = (levels[p] - (1 - levels[p]) * c.pixel_std**2) * scale[p] ** 2
         rest = c.pixel_std * scale[p]
         velocity[p] = skip * pixels[p] - c.pixel_mean + rest * one
@@ -150,8 +151,12 @@ def slow(model, z, t):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"repeats": 2, "attention_bias": (), "coordinates": ()}, {"channels": 2, "num_heads": 4}],
-    ids=["plain", "repeated", "channels"],
+    [
+        {},
+        {"repeats": 2, "attention_bias": (), "coordinates": ()},
+        {"channels": 2, "num_heads": 4, "gain": True},
+    ],
+    ids=["plain", "repeated", "channels and gain"],
 )
 def test_the_network_equals_a_slow_copy(change, rng):
     config = dataclasses.replace(TINY, **change)

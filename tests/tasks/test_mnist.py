@@ -16,7 +16,16 @@ from safetensors.numpy import save_file
 
 from ipr_jax.models.config import PRESETS
 from ipr_jax.models.networks import open_network
-from ipr_jax.tasks import boards, mnist, mnist_classifier, mnist_sudoku, random_boards, sudoku
+from ipr_jax.tasks import (
+    boards,
+    digits,
+    mnist,
+    mnist_classifier,
+    mnist_sudoku,
+    random_boards,
+    sudoku,
+)
+from ipr_jax.training import digit_reader
 
 GRAY = np.arange(10) * 25
 """The first pixel of the images here, by digit."""
@@ -57,6 +66,33 @@ LABELS = np.arange(40) % 10
 def folder(tmp_path) -> Path:
     write_mnist(tmp_path, "test", LABELS)
     return tmp_path
+
+
+SMALL = {"train": slice(10), "test": slice(10, None)}
+"""The split of the test images, if the first ten are for training."""
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_test_images_alone_are_split(tmp_path, monkeypatch, zipped):
+    """Those that train are not those that test; with training images, nothing is split."""
+    monkeypatch.setattr(mnist, "NUM_SMALL", 10)
+    write_mnist(tmp_path, "test", LABELS, zipped=zipped)
+    images, labels = mnist.load_mnist(tmp_path, "test")
+    board_of = mnist_sudoku.open_boards(tmp_path, read_digits)
+    for split, part in SMALL.items():
+        small = mnist.load_small(tmp_path, split)
+        np.testing.assert_array_equal(small[0], images[part])
+        np.testing.assert_array_equal(small[1], labels[part])
+        wanted = boards.sort_tiles(*small, 9)
+        for found, want in zip(board_of.tiles(split), wanted, strict=True):
+            np.testing.assert_array_equal(found, want)
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'x'"):
+        mnist.load_small(tmp_path, "x")
+    write_mnist(tmp_path, "train", LABELS[:20], seed=1)
+    board_of = mnist_sudoku.open_boards(tmp_path, read_digits)
+    for split in SMALL:
+        wanted = boards.sort_tiles(*mnist.load_mnist(tmp_path, split), 9)
+        np.testing.assert_array_equal(board_of.tiles(split).images, wanted.images)
 
 
 # --- MNIST ----------------------------------------------------------------------------------------
@@ -536,6 +572,25 @@ def test_the_classifier_scores_boards(folder):
     tile = network(jnp.asarray(tiles_of(image)[1, 2, 3])[None, ..., None])
     assert read[1, 2, 3] == mnist_classifier.read_digits(tile)[0]
     assert jax.eval_shape(board_of.score, image)["violations"].shape == (2,)
+
+
+def test_the_classifier_of_the_package_reads_other_handwriting():
+    """The 8x8 digits of scikit-learn, enlarged to the size of those of MNIST."""
+    images, labels = digits.load_digits("train")
+    shown = labels > 0
+    large = jax.image.resize(jnp.asarray(images[shown]), (shown.sum(), 20, 20), "cubic")
+    large = jnp.pad(large.clip(-1, 1), ((0, 0), (4, 4), (4, 4)), constant_values=-1)[..., None]
+    read = jax.jit(mnist_classifier.read)(large)
+    assert (read.shape, read.dtype) == ((shown.sum(),), jnp.int32)
+    assert (np.asarray(read) == labels[shown]).mean() > 0.9
+
+
+def test_the_classifier_trains(folder):
+    images, labels = mnist.load_mnist(folder, "test")
+    with jax.numpy_dtype_promotion("standard"):
+        network = digit_reader.train_mnist_classifier(images[:10], labels[:10], num_steps=30)
+    logits = network(jnp.asarray(images[:10])[..., None])
+    assert (np.asarray(logits.argmax(axis=-1)) == labels[:10]).mean() > 0.5
 
 
 def test_a_file_is_no_classifier_and_says_what_it_is(tmp_path):

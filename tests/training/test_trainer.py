@@ -16,7 +16,8 @@ from scipy import stats
 
 import ipr_jax
 from ipr_jax import SRM, ModelConfig, TransformerConfig
-from ipr_jax.models import checkpoint
+from ipr_jax.core.keys import rngs
+from ipr_jax.models import checkpoint, new_model
 from ipr_jax.runtime import sharding
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import objective, trainer
@@ -489,6 +490,29 @@ def test_a_run_begins_from_given_weights(tmp_path, compiled_once):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             next(trainer.train(TASK, other, config, tmp_path / "third"))
     assert not (tmp_path / "third").exists()
+
+
+def test_a_transformer_begins_from_one_of_other_pixels(tmp_path):
+    """All but the ends are taken, those are drawn; of another grid nothing is."""
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "hidden_width": 6, "num_frequencies": 4}
+    small = TransformerConfig(image_size=(8, 8), channels=1, patch_size=2, **sizes)
+    large = TransformerConfig(
+        image_size=(12, 12), channels=2, patch_size=3, pixel_mean=0.3, gain=True, **sizes
+    )
+    first, other = (nnx.state(new_model(each, rngs=rngs(3))) for each in (small, large))
+    checkpoint.save(tmp_path / "first", small, first, {})
+    found = trainer.weights(str(tmp_path / "first"), large, seed=1)
+    assert jax.tree.structure(found) == jax.tree.structure(other)
+    drawn = trainer.init(large, dataclasses.replace(RUN, seed=1)).params
+    for name in found:
+        source = drawn if name in trainer.ENDS else first
+        chex.assert_trees_all_equal(found[name], source[name])
+    nnx.merge(nnx.graphdef(new_model(large, rngs=rngs(0))), found)(
+        jnp.zeros((1, 12, 12, 2)), jnp.zeros((1, 4, 4))
+    )
+    for change in ({"image_size": (9, 9)}, {"num_heads": 1}):
+        with pytest.raises(ValueError, match="weights must be of "):
+            trainer.weights(str(tmp_path / "first"), dataclasses.replace(large, **change))
 
 
 def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path):
