@@ -105,8 +105,10 @@ def train(
         for line in lines:
             step, loss = int(line["step"]), f"loss {line['total']:.4f}"
             rate = config.batch_size / line["seconds_per_step"]
-            said = f"step {step} of {config.num_steps}, {loss}, {rate:.3g} images/s"
-            update(said, step, config.num_steps, None)
+            said = f"step {step}, {loss}, {rate:.3g} images/s"
+            over = 0 if config.minutes is None else line["seconds"] / (60 * config.minutes)
+            share = min(1, max(over, step / config.num_steps))
+            update(said, round(10_000 * share), 10_000, None)
     say(said)
     say(f"written: {folder / 'model'}")
     return folder / "model"

@@ -1,4 +1,4 @@
-"""The benchmark's MNIST digit classifier, for converted weights or those that come with the package.
+"""The benchmark's MNIST digit classifier, for converted weights or those of the package.
 
 ``ipr_jax.training.digit_reader`` made the latter, from the first 8,000 test images of MNIST.
 

@@ -63,7 +63,8 @@ def get_task(
         data: for mnist-sudoku the folder or file of ``mnist_sudoku.open_boards``; for the counting
             tasks a folder of backgrounds, if others than the bundled ones are wanted.
         classify: for mnist-sudoku the digits of tiles, ``[N, 28, 28, 1] -> int32 [N]``, by default
-            what the classifier reads that comes with the package; for the counting tasks ``images -> polygon_classifier.Counts``.
+            what the classifier of the package reads; for the counting tasks
+            ``images -> polygon_classifier.Counts``.
 
     Raises:
         ValueError: the name is unknown (the known ones are listed), something is missing or is not

@@ -6,13 +6,14 @@ about a minute on a CPU. With ``second``, it trains another reader, for verifier
 independent of the one that grades; with ``mnist FOLDER``, the one that reads the digits of MNIST,
 from the first 8,000 of its test images (``mnist.load_small``), in some minutes.
 
-The reader of 8x8 digits that grades has learnt from the 1,276 digits 1..9 of the training split, and knows none
-of the test split. The second one has learnt, from another seed, from the 170 of the first half of
-the test split (191 images, of one writer's form and half of another's), and from nothing else. So
-neither has seen an image of the other's. Clues of test puzzles are drawn from all of the test
-split: half of the images that the second reader sees as clues it has learnt from, labels and all,
-but nothing of the boards. It reads 94.3% of the training split, whose writers it does not know, and
-97.1% of the other half of the test split.
+The reader of 8x8 digits that grades has learnt from the 1,276 digits 1..9 of the training split,
+and knows none of the test split. The second one has learnt, from another seed, from the 170 of the
+first half of the test split (191 images, of one writer's form and half of another's), and from
+nothing else. So neither has seen an image of the other's. Clues of test puzzles are drawn from all
+of the test split: half of the images that the second reader sees as clues it has learnt from,
+labels and all, but nothing of the boards. It reads 94.3% of the training split, whose writers it
+does not know, and 97.1% of the other half of the test split. The one of MNIST reads 99.27% of the
+last 2,000 test images, 1,780 of 1,793 digits 1..9.
 
 Shapes: N images, H = W = S = 8 or 28, C = 1, values in [-1, 1], -1 = background, 1 = full ink.
 """

@@ -1,5 +1,6 @@
 """The command line: what it writes, says and refuses."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -21,7 +22,7 @@ from PIL import Image
 
 import ipr_jax
 from ipr_jax import __main__, interrupts
-from ipr_jax.cli import experiment, refine, stream
+from ipr_jax.cli import experiment, refine, stream, train
 from ipr_jax.cli.evaluate import EvaluateOptions
 from ipr_jax.cli.experiment import ExperimentOptions
 from ipr_jax.cli.options import Opened, TaskOptions, get_rule, same_folder
@@ -414,8 +415,8 @@ def test_all_that_a_task_needs_is_said_at_once(work):
     code, out, err = call("evaluate", "counting-stars")
     assert (code, out) == (2, "")
     assert err == (
-        "error: the task counting-stars needs --classifier (the folder of a converted one), --model "
-        "(a folder, none ships)\n"
+        "error: the task counting-stars needs --classifier (the folder of a converted one), "
+        "--model (a folder, none ships)\n"
     )
 
 
@@ -854,7 +855,7 @@ def test_training_writes_a_model(work, monkeypatch):
         again = call(*words, 2)
     assert (code, err) == (0, "")
     written = f"written: runs/{run.name}/model\n"
-    assert re.fullmatch(rf"compiling\nstep 2 of 2, loss [\d.]+, .* images/s\n{written}", out)
+    assert re.fullmatch(rf"compiling\nstep 2, loss [\d.]+, .* images/s\n{written}", out)
     assert again == (0, f"compiling\nit was finished before\n{written}", "")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2]
@@ -863,6 +864,22 @@ def test_training_writes_a_model(work, monkeypatch):
     assert trained.config == TINY
     assert other[0] == 2
     assert "holds a run of another configuration" in other[2]
+
+
+def test_training_by_the_clock_tells_how_much_of_it_is_over(work, monkeypatch):
+    lines = [
+        {"step": step, "total": 1.0, "seconds_per_step": 1.0, "seconds": seconds}
+        for step, seconds in ((1, 30.0), (90, 40.0), (91, 90.0))
+    ]
+    told = []
+    update = contextlib.nullcontext(lambda *told_now: told.append(told_now))
+    monkeypatch.setattr(train, "progress", lambda doing: update)
+    monkeypatch.setattr(train.trainer, "train", lambda *_, **__: iter(lines))
+    code, _, err = call("train", "mini-sudoku", "--num-steps", 100, "--minutes", 1)
+    assert (code, err) == (0, "")
+    shares = [done / total for _, done, total, _ in told]
+    np.testing.assert_allclose(shares, [0.5, 0.9, 1.0])
+    assert told[0][0] == "step 1, loss 1.0000, 64 images/s"
 
 
 @pytest.mark.parametrize(
