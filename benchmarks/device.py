@@ -48,6 +48,9 @@ FIRST_BATCH = {
     "mini-sudoku-transformer": 1024,
     "digits-sudoku": 256,
     "digits-sudoku-large": 64,
+    "mnist-sudoku-transformer": 64,
+    "even-pixels-lite": 256,
+    "even-pixels-transformer": 256,
 }
 """Of every preset."""
 GROWTH = 4

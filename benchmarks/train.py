@@ -25,8 +25,9 @@ from ipr_jax.interrupts import interruptible
 from ipr_jax.models import TransformerConfig, checkpoint, compute_in, get_precision
 from ipr_jax.runtime import environment, files
 from ipr_jax.studies import evaluate, experiments
-from ipr_jax.tasks import get_task
+from ipr_jax.tasks import Task, get_task
 from ipr_jax.tasks.boards import DIFFICULTIES
+from ipr_jax.tasks.registry import TAKES
 from ipr_jax.training import RECIPES, Recipe, trainer
 
 TRAINING_SHARE = 0.8
@@ -48,10 +49,12 @@ class Args:
         width: of a transformer, if not that of the recipe; the features inside of its SwiGLU are
             three times as many.
         num_layers: of a transformer, if not those of the recipe.
-        repeats: of its layers, if not those of the recipe.
+        repeats: of its layers, if not those of the recipe. With other sizes it begins from random
+            weights.
         learning_rate: if not that of the recipe.
         samples: test puzzles of each difficulty.
         iterations: of their refinement.
+        files: folder of MNIST, for a recipe that needs it.
         smoke: only see it work.
     """
 
@@ -66,6 +69,7 @@ class Args:
     learning_rate: float | None = None
     samples: int = 256
     iterations: int = 20
+    files: Path | None = None
     smoke: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +103,7 @@ def adapted(args: Args) -> Recipe:
         num_steps=10**9,
         decay="linear",
         save_every=2_000,
+        weights=None if sizes else recipe.training.weights,
         **{name: value for name, value in settings.items() if value is not None},
     )
     return Recipe(dataclasses.replace(model, **sizes), training, recipe.task or args.recipe)
@@ -151,11 +156,10 @@ class Card:
         return "\n".join([*lines, ""])
 
 
-def train(recipe: Recipe, folder: Path, card: Card) -> None:
+def train(task: Task, recipe: Recipe, folder: Path, card: Card) -> None:
     """Train, and keep the card up to date."""
-    assert recipe.task is not None
     config, said = recipe.training, 0.0
-    for line in trainer.train(get_task(recipe.task), recipe.model, config, folder):
+    for line in trainer.train(task, recipe.model, config, folder):
         rate = config.batch_size / line["seconds_per_step"]
         images = int(line["step"]) * config.batch_size
         card.add(training={**line, "images": images, "images_per_second": rate})
@@ -172,10 +176,10 @@ def test(recipe: Recipe, folder: Path, card: Card, args: Args, end: float) -> No
     assert recipe.task is not None
     model, _ = checkpoint.open_model(folder / "model")
     denoise = compute_in(model, recipe.training.precision)
-    names = tuple(DIFFICULTIES) if recipe.task == "digits-sudoku" else (None,)
+    names = tuple(DIFFICULTIES) if "difficulty" in TAKES[recipe.task] else (None,)
     headline, running = "", {}
     for name in names:
-        task = get_task(recipe.task, difficulty=name)
+        task = get_task(recipe.task, difficulty=name, data=args.files)
         headline = task.headline
         puzzles = task.test_batch(0, np.arange(args.samples))
         refinement = experiments.as_published(task, args.iterations)
@@ -206,17 +210,20 @@ def main(args: Args) -> None:
         args = dataclasses.replace(args, **SMOKE, width=16, num_layers=1)
         end = time.monotonic() + 120
     recipe = adapted(args)
+    assert recipe.task is not None
+    task = get_task(recipe.task, data=args.files)
+    task.training_batch(recipe.training.seed, np.arange(1))  # refuses damaged files
     files.refuse_existing(args.out).mkdir()
     card = Card(
         args.out,
-        arguments=plain(args) | {"out": None},
+        arguments=plain(args) | {"out": None, "files": None},
         model=dataclasses.asdict(recipe.model),
         settings=dataclasses.asdict(recipe.training),
         test={},
         **environment.describe(),
     )
     with interruptible(f"{args.out} has what was done"):
-        train(recipe, args.out / "run", card)
+        train(task, recipe, args.out / "run", card)
         test(recipe, args.out / "run", card, args, end)
     console.print(f"written: {args.out}")
 

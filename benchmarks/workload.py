@@ -28,6 +28,9 @@ TASKS = {
     **{task: task for task in EDITABLE},
     "mini-sudoku-transformer": "mini-sudoku",
     "digits-sudoku-large": "digits-sudoku",
+    "mnist-sudoku-transformer": "mnist-sudoku",
+    "even-pixels-lite": "even-pixels",
+    "even-pixels-transformer": "even-pixels",
 }
 """Presets, and the task of each."""
 

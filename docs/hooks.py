@@ -21,6 +21,7 @@ PAGES = {
     "ipr_jax/models/mini-sudoku.md": "models/mini-sudoku.md",
     "ipr_jax/models/mini-sudoku-transformer.md": "models/mini-sudoku-transformer.md",
     "ipr_jax/models/digits-sudoku.md": "models/digits-sudoku.md",
+    "ipr_jax/models/mnist-sudoku-transformer.md": "models/mnist-sudoku-transformer.md",
 }
 """Where a file of the repository is in the site."""
 

@@ -48,7 +48,7 @@ OPTIONS = {
     "stream": fields(StreamOptions),
     "experiment": fields(ExperimentOptions),
     "export": fields(ExportOptions),
-    "train": fields(TrainConfig, HostOptions) | {"out", "num_workers", "shard_params"},
+    "train": fields(TrainConfig, HostOptions) | {"out", "files", "num_workers", "shard_params"},
     "convert": fields(ImportArgs),
     "info": {"environment"},
     "report": set(),

@@ -18,9 +18,10 @@ from ipr_jax.models.networks import open_network
 from ipr_jax.runtime import Size
 from ipr_jax.sampling import ORDERS, REFINEMENT, Sampling
 from ipr_jax.studies import experiments, search
-from ipr_jax.tasks import Task, counting_polygons, get_task, missing
+from ipr_jax.tasks import Task, counting_polygons, get_task, missing, mnist_classifier
 from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
 from ipr_jax.tasks.polygon_classifier import read_counts
+from ipr_jax.tasks.registry import TAKES
 
 Value = TypeVar("Value")
 
@@ -33,7 +34,8 @@ class TaskOptions:
         model: a shipped model or a model folder; by default the best that ships for the task.
         difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
         data: folder of MNIST or of backgrounds, for the tasks that take one.
-        classifier: model folder of a converted classifier, for the tasks that need one.
+        classifier: model folder of a converted classifier, for the tasks that need one and, instead
+            of the one that comes with the package, for mnist-sudoku.
         precision: of the network: float32, tf32 (a GPU's, float32 elsewhere) or bfloat16.
         seed: of samples and noise.
         out: the folder; by default one under results/.
@@ -87,6 +89,8 @@ class TaskOptions:
         classify, classifier = (
             _open_classifier(self.classifier, task) if self.classifier else (None, None)
         )
+        if classify is None and "classifier" in TAKES[task]:
+            classifier = {"package": mnist_classifier.WEIGHTS.name}
         made = get_task(task, difficulty=self.difficulty, data=self.data, classify=classify)
         return made, classifier
 
@@ -328,8 +332,12 @@ def same_folder(folder: Path, options: Any, default: Any) -> Path:
     """That of the same command, which goes on there: options other than by default have another."""
     usual = plain(default)
     given = {name: v for name, v in plain(options).items() if name != "out" and v != usual[name]}
-    digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]
-    return folder.with_name(f"{folder.name}-{digest}") if given else folder
+    return folder.with_name(f"{folder.name}-{digest(json.dumps(given))}") if given else folder
+
+
+def digest(text: str) -> str:
+    """A short name for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def plain(options: Any) -> dict[str, Any]:

@@ -96,12 +96,13 @@ def _lines() -> Update:
         nonlocal said, begun, shown
         del table
         now, percent = time.monotonic(), 100 * done // max(1, total)
-        begun = begun or (now, done)
+        if begun is None and done:  # what came before was compilation, too
+            begun = now, done
         if percent == shown or now - said < QUIET_SECONDS:
             return
         said, shown = now, percent
         parts = [f"{doing}: {percent}%", f"{_span(now - started)} elapsed"]
-        if (since := done - begun[1]) > 0:
+        if begun is not None and (since := done - begun[1]) > 0:
             parts.append(f"{_span((total - done) * (now - begun[0]) / since)} left")
         say(", ".join(parts))
 

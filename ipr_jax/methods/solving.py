@@ -196,11 +196,17 @@ def of_grid(method: Any, grid: tuple[int, ...]) -> Method:
     """The method for a grid, of one that is made for it (by ``on``) or serves any.
 
     Raises:
-        ValueError: it is no method.
+        ValueError: it is no method, or no pytree.
     """
     check_method(method)
     made = method.on(grid) if hasattr(method, "on") else method
     check_method(made)
+    if jax.tree_util.all_leaves([made]):
+        name = type(made).__name__
+        raise ValueError(
+            f"method must be a pytree, got a {name}, which is none: register the class, and every "
+            f"one derived from it, by jax.tree_util.register_dataclass"
+        )
     return made
 
 

@@ -23,10 +23,19 @@ from ipr_jax.models.config import Config
 from ipr_jax.models.denoiser import MODELS, Model, new_model
 from ipr_jax.runtime import files
 
-SHIPPED = ("mini-sudoku", "mini-sudoku-transformer", "digits-sudoku")
+SHIPPED = (
+    "mini-sudoku",
+    "mini-sudoku-transformer",
+    "digits-sudoku",
+    "mnist-sudoku-transformer",
+)
 """Models that come with the package."""
 
-DEFAULTS = {"mini-sudoku": "mini-sudoku-transformer", "digits-sudoku": "digits-sudoku"}
+DEFAULTS = {
+    "mini-sudoku": "mini-sudoku-transformer",
+    "digits-sudoku": "digits-sudoku",
+    "mnist-sudoku": "mnist-sudoku-transformer",
+}
 """By task, the one that solves most."""
 
 _UNFINISHED = ".unfinished"

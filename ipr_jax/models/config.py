@@ -178,6 +178,8 @@ class TransformerConfig:
             )
         if self.num_frequencies % 2:
             raise ValueError(f"num_frequencies must be even, got {self.num_frequencies}")
+        if not isinstance(self.gain, bool):
+            raise ValueError(f"gain must be True or False, got {self.gain!r}")
         for field in ("coordinates", "attention_bias"):
             self._check_names(field)
         if not abs(self.pixel_mean) < math.inf:

@@ -9,7 +9,9 @@ reader, for verifiers: another seed, and none of the images of the first, which 
 import functools
 import importlib.resources
 import math
+from collections.abc import Callable
 from importlib.resources.abc import Traversable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ import numpy as np
 from flax import nnx
 
 from ipr_jax.tasks.base import Split
+
+Network = TypeVar("Network", bound=nnx.Module)
 
 FIRST_TEST_IMAGE = 1415
 """Position of the first test image: the start of the twelfth of fourteen copies of the form."""
@@ -129,9 +133,18 @@ def load_reader(path: Traversable = WEIGHTS) -> DigitReader:
     Raises:
         FileNotFoundError: there are none.
     """
-    reader = nnx.eval_shape(lambda: DigitReader(rngs=nnx.Rngs(0)))
-    nnx.update(reader, nnx.traversals.unflatten_mapping(_load_weights(path), sep="."))
-    return reader
+    return with_weights(lambda: DigitReader(rngs=nnx.Rngs(0)), path)
+
+
+def with_weights(build: Callable[[], Network], path: Traversable) -> Network:
+    """A network with the weights of a file ``.npz``, whose names are paths joined by dots.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    network = nnx.eval_shape(build)
+    nnx.update(network, nnx.traversals.unflatten_mapping(_load_weights(path), sep="."))
+    return network
 
 
 @functools.cache

@@ -36,17 +36,17 @@ NUM_TEST_BOARDS = 10_000
 """The last of the published boards; the others are for training."""
 IMAGES_PER_DIGIT = 1000
 """How many images of each digit the published models were trained with (``top_n``)."""
-NUM_SMALL = 8_000
-"""How many of the 10,000 test images of MNIST are for training where there are no others."""
+NUM_TRAINING = 8_000
+"""How many of the 10,000 test images of MNIST are for training where there are no other images."""
 
 
 def load_mnist(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Load MNIST.
 
     Args:
-        folder: has the four IDX files under their usual names, such as train-images-idx3-ubyte or
-            train-images.idx3-ubyte, with or without .gz; itself, in raw or in MNIST/raw, where
-            torchvision puts them.
+        folder: has the two IDX files of the split under their usual names, such as
+            train-images-idx3-ubyte or train-images.idx3-ubyte, with or without .gz; itself, in raw
+            or in MNIST/raw, where torchvision puts them.
         split: "train" (60,000 images) or "test" (10,000).
 
     Returns:
@@ -77,7 +77,7 @@ def load_mnist(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray
     return _scale(images, images_path), labels.astype(np.int32)
 
 
-def load_small(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray, np.ndarray]:
+def load_split_test(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Load the test images of MNIST, split: the first 8,000 for training, the others for tests.
 
     Args:
@@ -88,25 +88,25 @@ def load_small(folder: str | os.PathLike[str], split: Split) -> tuple[np.ndarray
         As ``load_mnist``.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_mnist``.
+        FileNotFoundError, ValueError: as ``load_mnist``; or there are no images for tests.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    part = slice(NUM_SMALL) if split == "train" else slice(NUM_SMALL, None)
+    part = slice(NUM_TRAINING) if split == "train" else slice(NUM_TRAINING, None)
     images, labels = load_mnist(folder, "test")
+    if len(images) <= NUM_TRAINING:
+        raise ValueError(
+            f"the test images of MNIST in {folder} must be more than {NUM_TRAINING} to be split, "
+            f"got {len(images)}"
+        )
     return images[part], labels[part]
 
 
-def is_small(folder: str | os.PathLike[str]) -> bool:
+def has_test_alone(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder has the test images of MNIST and no training images."""
-
-    def has(name: str) -> bool:
-        try:
-            return _find(folder, f"{name}-images-idx3-ubyte").is_file()
-        except FileNotFoundError:
-            return False
-
-    return has("t10k") and not has("train")
+    return _has(folder, "t10k-images-idx3-ubyte") and not any(
+        _has(folder, f"train-{name}-ubyte") for name in ("images-idx3", "labels-idx1")
+    )
 
 
 def load_confident(
@@ -209,6 +209,14 @@ def _existing(path: Path, source: str) -> Path:
         there = files.contents(path.parent)
         raise FileNotFoundError(f"there is no file {path}, which is in {source}; {there}")
     return path
+
+
+def _has(folder: str | os.PathLike[str], name: str) -> bool:
+    try:
+        _find(folder, name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _find(folder: str | os.PathLike[str], name: str) -> Path:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from ipr_jax.tasks.digits import max_pool
+from ipr_jax.tasks.digits import max_pool, with_weights
 
 WEIGHTS = importlib.resources.files("ipr_jax.tasks") / "data" / "mnist_classifier.npz"
 """Those that come with the package."""
@@ -78,12 +77,4 @@ def load_classifier() -> MNISTClassifier:
     Raises:
         FileNotFoundError: there are none.
     """
-    classifier = nnx.eval_shape(lambda: MNISTClassifier(MNISTConfig(), rngs=nnx.Rngs(0)))
-    nnx.update(classifier, nnx.traversals.unflatten_mapping(_load_weights(), sep="."))
-    return classifier
-
-
-@functools.cache
-def _load_weights() -> dict[str, np.ndarray]:
-    with WEIGHTS.open("rb") as file, np.load(file) as weights:
-        return dict(weights)
+    return with_weights(lambda: MNISTClassifier(MNISTConfig(), rngs=nnx.Rngs(0)), WEIGHTS)

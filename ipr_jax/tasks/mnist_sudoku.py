@@ -24,7 +24,8 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
 
     - a folder with MNIST: boards uniform over the valid ones; digits of the split, but for those
       that ``read_digits`` misreads; where there are test images only, the first 8,000 of them are
-      the training split (``mnist.load_small``);
+      the training split (``mnist.load_split_test``), as for the model and the classifier that come
+      with the package;
     - the folder of the SRM release, with sudokus.npy, top_5000_values.csv and the training images
       of MNIST: published boards, the last 10,000 of them for tests; of each digit the published
       1,000 images, for training and for tests;
@@ -33,8 +34,8 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
 
     Args:
         data: the folder or the file.
-        read_digits: what tiles show, such as ``mnist_classifier.read_digits`` of a converted
-            classifier's logits.
+        read_digits: what tiles show, such as ``mnist_classifier.read``, or
+            ``mnist_classifier.read_digits`` of a converted classifier's logits.
 
     Raises:
         FileNotFoundError: names the missing file and where to get it.
@@ -53,7 +54,7 @@ def open_boards(data: str | os.PathLike[str], read_digits: boards.ReadDigits) ->
             "test": published[-mnist.NUM_TEST_BOARDS :],
         }
     else:
-        load = mnist.load_small if mnist.is_small(data) else mnist.load_mnist
+        load = mnist.load_split_test if mnist.has_test_alone(data) else mnist.load_mnist
 
         @functools.cache
         def of_split(split: Split) -> boards.Tiles:

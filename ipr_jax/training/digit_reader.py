@@ -4,7 +4,7 @@
 accuracy and writes the weights that come with the package, unless they are there already. It takes
 about a minute on a CPU. With ``second``, it trains another reader, for verifiers that are
 independent of the one that grades; with ``mnist FOLDER``, the one that reads the digits of MNIST,
-from the first 8,000 of its test images (``mnist.load_small``), in some minutes.
+from the first 8,000 of its test images (``mnist.load_split_test``), in some minutes.
 
 The reader of 8x8 digits that grades has learnt from the 1,276 digits 1..9 of the training split,
 and knows none of the test split. The second one has learnt, from another seed, from the 170 of the
@@ -13,7 +13,7 @@ nothing else. So neither has seen an image of the other's. Clues of test puzzles
 of the test split: half of the images that the second reader sees as clues it has learnt from,
 labels and all, but nothing of the boards. It reads 94.3% of the training split, whose writers it
 does not know, and 97.1% of the other half of the test split. The one of MNIST reads 99.27% of the
-last 2,000 test images, 1,780 of 1,793 digits 1..9.
+digits 1..9 among the last 2,000 test images, 1,780 of 1,793.
 
 Shapes: N images, H = W = S = 8 or 28, C = 1, values in [-1, 1], -1 = background, 1 = full ink.
 """
@@ -126,10 +126,10 @@ def _distort(key: jax.Array, image: jax.Array) -> jax.Array:
     return jnp.clip(moved + noise, -1.0, 1.0)
 
 
-def _report(name: str, read: Callable[[jax.Array], jax.Array], part: tuple[Any, Any]) -> None:
+def _report(name: str, logits_of: Callable[[jax.Array], jax.Array], part: tuple[Any, Any]) -> None:
     """Print how often logits are right, among 1..9 and, for images of 1..4, among 1..4."""
     images, labels = part
-    logits = np.asarray(read(jnp.asarray(images)[..., None]))[:, -9:]
+    logits = np.asarray(logits_of(jnp.asarray(images)[..., None]))[:, -9:]
     accuracy = []
     for largest in (9, 4):
         shown = (labels >= 1) & (labels <= largest)
@@ -146,14 +146,19 @@ def main(which: str = "first", folder: str | None = None) -> None:
         folder: with the test images of MNIST.
 
     Raises:
+        ValueError: it is none of them, or there must be a folder, or none.
         FileExistsError: if the weights are there already.
+        FileNotFoundError: the folder lacks a file.
     """
     place = {"first": WEIGHTS, "second": SECOND_WEIGHTS, "mnist": mnist_classifier.WEIGHTS}
+    if which not in place:
+        raise ValueError(f"which must be one of {', '.join(place)}, got {which!r}")
+    if (folder is None) == (which == "mnist"):
+        raise ValueError(f"mnist needs a folder and the others take none, got {folder!r}")
     path = files.refuse_existing(Path(str(place[which])))
-    if which == "mnist":
-        assert folder is not None
-        parts = {split: mnist.load_small(folder, split) for split in SPLITS}
-        reader = train_mnist_classifier(*parts["train"], seed=0)
+    if folder is not None:
+        parts = {split: mnist.load_split_test(folder, split) for split in SPLITS}
+        reader = train_mnist_classifier(*parts["train"])
     else:
         train, test = load_digits("train"), load_digits("test")
         half = len(test[0]) // 2
@@ -163,7 +168,7 @@ def main(which: str = "first", folder: str | None = None) -> None:
             "second half of test": (test[0][half:], test[1][half:]),
         }
         images, labels = parts["train" if which == "first" else "first half of test"]
-        seed = ("first", "second").index(which)
+        seed = int(which == "second")
         reader = train_reader(images[labels > 0], labels[labels > 0], seed=seed)
     for name, part in parts.items():
         _report(name, reader, part)

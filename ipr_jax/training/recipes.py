@@ -110,4 +110,4 @@ RECIPES: dict[str, Recipe] = {
         task="digits-sudoku",
     ),
 }
-"""Recipes by name, most of them that of the task. The large one is for an accelerator."""
+"""Recipes by name, which is also that of the model. The large one is for an accelerator."""

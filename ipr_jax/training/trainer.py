@@ -36,6 +36,11 @@ from ipr_jax.runtime import files, resume, sharding
 from ipr_jax.tasks import Batch, Task
 from ipr_jax.training import loader, noise_levels, objective
 
+PIXEL_FIELDS = ("image_size", "channels", "patch_size", "pixel_mean", "pixel_std", "gain")
+"""What two transformers may differ in that have all but ``PIXEL_WEIGHTS`` in common."""
+PIXEL_WEIGHTS = ("enter", "leave")
+"""The parameters of a transformer that turn pixels into tokens and back."""
+
 DECAYS: dict[str, Callable[[Any], Any]] = {
     "constant": lambda done: jnp.ones_like(done),
     "cosine": lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done)),
@@ -234,19 +239,13 @@ def init(model: Config, config: TrainConfig, params: Any = None) -> TrainState:
     )
 
 
-PIXELS = ("image_size", "channels", "patch_size", "pixel_mean", "pixel_std", "gain")
-"""What two transformers may differ in that have all but ``ENDS`` in common."""
-ENDS = ("enter", "leave")
-"""The parameters that turn pixels into tokens and back."""
-
-
 def weights(name: str, model: Config, seed: int = 0) -> Any:
     """The parameters of a shipped model or of a model folder.
 
     Args:
         name: of it.
-        model: the architecture that is wanted; of a transformer that differs in ``PIXELS`` only,
-            on the same grid, all parameters but ``ENDS`` are taken.
+        model: the architecture that is wanted; of a transformer that differs in ``PIXEL_FIELDS``
+            only, on the same grid, all parameters but ``PIXEL_WEIGHTS`` are taken.
         seed: draws what is not taken.
 
     Raises:
@@ -256,11 +255,15 @@ def weights(name: str, model: Config, seed: int = 0) -> Any:
     if found.config == model:
         return nnx.state(found)
     if isinstance(model, TransformerConfig) and isinstance(found.config, TransformerConfig):
-        same = {each: getattr(model, each) for each in PIXELS}
+        same = {each: getattr(model, each) for each in PIXEL_FIELDS}
         if model.grid == found.config.grid and dataclasses.replace(found.config, **same) == model:
             drawn = nnx.state(new_model(model, rngs=rngs(run_keys(seed).init)))
-            return nnx.merge_state(nnx.state(found), nnx.State({e: drawn[e] for e in ENDS}))
-    raise ValueError(f"weights must be of {model}, {name} is of {found.config}")
+            own = nnx.State({each: drawn[each] for each in PIXEL_WEIGHTS})
+            return nnx.merge_state(nnx.state(found), own)
+    but = ""
+    if isinstance(model, TransformerConfig):
+        but = f" (or another {', '.join(PIXEL_FIELDS)} on the same grid)"
+    raise ValueError(f"weights must be of {model}{but}, {name} is of {found.config}")
 
 
 TrainStep = Callable[..., tuple[TrainState, objective.Losses]]

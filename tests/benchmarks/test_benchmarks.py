@@ -89,7 +89,7 @@ def test_throughput_of_a_loop_and_its_network(monkeypatch, tmp_path, capsys):
 def test_evaluations_of_the_paper():
     """As docs/reproduce.md has them."""
     found = [round(throughput.paper_evaluations(name)) for name in workload.TASKS]
-    assert found == [740, 3969, 3915, 2267, 2267, 740, 2267]
+    assert found == [740, 3969, 3915, 2267, 2267, 740, 2267, 2267, 3969, 3969]
 
 
 @pytest.mark.parametrize(
@@ -418,6 +418,7 @@ def test_minutes_of_training_end_with_a_card(tmp_path, monkeypatch):
         ({"samples": 0}, "samples must be a whole number of at least 1, got 0"),
         ({"recipe": "mini-sudoku", "width": 8}, "width must be those of a transformer"),
         ({"width": 12}, "width must be a multiple of num_heads=8, got 12"),
+        ({"recipe": "mnist-sudoku-transformer"}, "the task mnist-sudoku needs data "),
     ],
     ids=str,
 )
@@ -425,6 +426,16 @@ def test_impossible_training_is_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train.main(train.Args(out=tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_of_other_sizes_begins_from_random_weights(tmp_path):
+    given = {"out": tmp_path / "run", "recipe": "mnist-sudoku-transformer"}
+    assert train.adapted(train.Args(**given)).training.weights == "digits-sudoku"
+    assert train.adapted(train.Args(**given, num_layers=1)).training.weights is None
+
+
+def test_every_architecture_can_be_measured():
+    assert set(workload.TASKS) == set(device.FIRST_BATCH) == {*PRESETS, *TRANSFORMERS}
 
 
 # --- fidelity -------------------------------------------------------------------------------------

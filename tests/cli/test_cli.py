@@ -315,7 +315,7 @@ def test_an_existing_folder_is_left_alone(tiny_folder, work):
 
 
 EXAMPLE = "1..4 .... .3.. ...."
-SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku"]
+SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku", "mnist-sudoku-transformer"]
 
 
 @pytest.mark.parametrize(
@@ -855,7 +855,7 @@ def test_training_writes_a_model(work, monkeypatch):
         again = call(*words, 2)
     assert (code, err) == (0, "")
     written = f"written: runs/{run.name}/model\n"
-    assert re.fullmatch(rf"compiling\nstep 2, loss [\d.]+, .* images/s\n{written}", out)
+    assert re.fullmatch(rf"compiling\nstep 2 of 2, loss [\d.]+, .* images/s\n{written}", out)
     assert again == (0, f"compiling\nit was finished before\n{written}", "")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2]
@@ -893,6 +893,17 @@ def test_training_by_the_clock_tells_how_much_of_it_is_over(work, monkeypatch):
         (
             ("mini-sudoku", "--num-steps", 0),
             "--num-steps must be a whole number of at least 1, got 0",
+        ),
+        (
+            ("mnist-sudoku-transformer",),
+            "the task mnist-sudoku needs --files (a folder with MNIST)",
+        ),
+        (("mini-sudoku", "--files", "x"), "the task mini-sudoku takes no --files"),
+        (
+            ("mnist-sudoku-transformer", "--files", "none"),
+            "none has no t10k-images-idx3-ubyte or t10k-images.idx3-ubyte, with or without .gz, "
+            "itself or in raw or MNIST/raw; there is no folder none; get it from "
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
         ),
         (
             ("mini-sudoku", "--num-workers", -1),

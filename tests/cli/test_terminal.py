@@ -143,6 +143,15 @@ def test_progress_is_a_line_for_a_percent_and_ten_seconds(capsys, clock):
     ]
 
 
+def test_the_time_before_anything_is_done_does_not_count(capsys, clock):
+    """A compilation of 300 s; then 2 in 20 s."""
+    assert said_of(capsys, clock, [(1, 0), (300, 2), (20, 4)]) == [
+        "compiling",
+        "refining: 1%, 0:05:01 elapsed",
+        "refining: 2%, 0:05:21 elapsed, 0:32:40 left",  # 196 to do
+    ]
+
+
 @pytest.mark.parametrize("seconds", [0.0011, 1, 3600])
 def test_there_are_never_thousands_of_lines(capsys, clock, seconds):
     lines = said_of(capsys, clock, itertools.repeat((seconds, 0), 50))

@@ -1,5 +1,6 @@
 """A method is one file: that of docs/methods.md gets all that the library's own has."""
 
+import dataclasses
 import hashlib
 import re
 from pathlib import Path
@@ -144,6 +145,10 @@ def test_what_does_not_fit_is_refused(method, given):
         evaluate(TASK, fake, batch, ipr_jax.Refinement().on((4, 4)), jax.random.key(0))
     with pytest.raises(ValueError, match=r"method must have init\(problem\) and update"):
         ipr_jax.solve(fake, *given, method="ipr", budget=1)
+    derived = type("Derived", (type(method),), {})
+    fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    with pytest.raises(ValueError, match="method must be a pytree, got a Derived, which is none: "):
+        ipr_jax.solve(fake, *given, method=derived(**fields), budget=1)
     broken = np.full_like(image, np.nan)
     whole = np.ones_like(editable)
     for starting in (ipr_jax.Refinement(first=None), ipr_jax.Annealed(from_noise=False)):

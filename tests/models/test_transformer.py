@@ -312,6 +312,7 @@ def test_a_model_of_another_grid_is_named(folder):
             r"'box' in coordinates needs a square grid whose side is a square, the grid is 4 x 3; "
             r"those that fit: \['row', 'column', 'cell'\]",
         ),
+        ({"gain": 1}, "gain must be True or False, got 1"),
         ({"pixel_std": 0.0}, "pixel_std must be positive, got 0.0"),
         ({"pixel_mean": float("nan")}, "pixel_mean must be finite, got nan"),
     ],

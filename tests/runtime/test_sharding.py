@@ -12,11 +12,23 @@ FILE = Path(__file__).parents[1] / "eight_devices.py"
 
 @pytest.mark.parametrize("kind", ["not heavy", pytest.param("heavy", marks=pytest.mark.heavy)])
 def test_on_eight_devices(kind):
-    """In the gate also with XLA as users have it, which takes long to compile."""
-    usual = os.environ["XLA_FLAGS"] if kind == "not heavy" else ""
-    flags = f"{usual} --xla_force_host_platform_device_count=8"
-    words = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", kind, str(FILE)]
+    run(os.environ.get("XLA_FLAGS", ""), "-m", kind)
+
+
+@pytest.mark.heavy
+def test_bits_on_eight_devices_with_xla_as_users_have_it():
+    run("", "-m", "heavy or not heavy", "-k", "what_one_device_makes or stream_too or shipped")
+
+
+def run(flags, *words):
+    """Run the tests of eight devices, or some of them, with flags of XLA."""
+    flags += " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        words, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", "-n", "0", "-q", *words, str(FILE)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

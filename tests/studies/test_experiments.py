@@ -359,7 +359,7 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
         (("even-pixels",), "the task even-pixels needs --model (a folder, none ships)"),
         (
             ("sudoku-hard",),
-            "the task mnist-sudoku needs --data (a folder with MNIST), --classifier",
+            "the task mnist-sudoku needs --data (a folder with MNIST)",
         ),
         (("ratio", "--samples", 0), "--samples must be a whole number of at least 1, got 0"),
         (("ratio", "--classifier", "mini-sudoku"), "the task mini-sudoku takes no --classifier"),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import call
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from ipr_jax.models.networks import open_network
 from ipr_jax.tasks import (
     boards,
     digits,
+    get_task,
     mnist,
     mnist_classifier,
     mnist_sudoku,
@@ -75,19 +77,19 @@ SMALL = {"train": slice(10), "test": slice(10, None)}
 @pytest.mark.parametrize("zipped", [False, True])
 def test_test_images_alone_are_split(tmp_path, monkeypatch, zipped):
     """Those that train are not those that test; with training images, nothing is split."""
-    monkeypatch.setattr(mnist, "NUM_SMALL", 10)
+    monkeypatch.setattr(mnist, "NUM_TRAINING", 10)
     write_mnist(tmp_path, "test", LABELS, zipped=zipped)
     images, labels = mnist.load_mnist(tmp_path, "test")
     board_of = mnist_sudoku.open_boards(tmp_path, read_digits)
     for split, part in SMALL.items():
-        small = mnist.load_small(tmp_path, split)
+        small = mnist.load_split_test(tmp_path, split)
         np.testing.assert_array_equal(small[0], images[part])
         np.testing.assert_array_equal(small[1], labels[part])
         wanted = boards.sort_tiles(*small, 9)
         for found, want in zip(board_of.tiles(split), wanted, strict=True):
             np.testing.assert_array_equal(found, want)
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'x'"):
-        mnist.load_small(tmp_path, "x")
+        mnist.load_split_test(tmp_path, "x")
     write_mnist(tmp_path, "train", LABELS[:20], seed=1)
     board_of = mnist_sudoku.open_boards(tmp_path, read_digits)
     for split in SMALL:
@@ -484,6 +486,7 @@ def test_boards_of_plain_mnist(folder):
 
 
 def test_images_that_are_misread_are_left_out(folder):
+    write_mnist(folder, "train", LABELS)
     path = folder / "t10k-labels-idx1-ubyte"
     path.write_bytes(idx(np.where(np.arange(40) < 10, LABELS, (LABELS + 2) % 10).astype(np.uint8)))
     board_of = mnist_sudoku.open_boards(folder, read_digits)
@@ -540,6 +543,9 @@ def test_published_puzzles_are_those_of_a_slow_account(release, difficulty, numb
 
 
 def test_other_settings_are_refused(release, folder):
+    with pytest.raises(ValueError, match="must be more than 8000 to be split, got 40"):
+        mnist_sudoku.open_boards(folder, read_digits)
+    write_mnist(folder, "train", LABELS)
     board_of = mnist_sudoku.open_boards(folder, read_digits)
     for wrong in (mnist_sudoku.make, mnist_sudoku.published_test):
         with pytest.raises(ValueError, match=r"unknown difficulty 'x'; known: \['easy'"):
@@ -574,15 +580,45 @@ def test_the_classifier_scores_boards(folder):
     assert jax.eval_shape(board_of.score, image)["violations"].shape == (2,)
 
 
-def test_the_classifier_of_the_package_reads_other_handwriting():
-    """The 8x8 digits of scikit-learn, enlarged to the size of those of MNIST."""
+def other_handwriting():
+    """The 8x8 digits of scikit-learn, enlarged to the size of those of MNIST, and their labels."""
     images, labels = digits.load_digits("train")
-    shown = labels > 0
-    large = jax.image.resize(jnp.asarray(images[shown]), (shown.sum(), 20, 20), "cubic")
-    large = jnp.pad(large.clip(-1, 1), ((0, 0), (4, 4), (4, 4)), constant_values=-1)[..., None]
-    read = jax.jit(mnist_classifier.read)(large)
-    assert (read.shape, read.dtype) == ((shown.sum(),), jnp.int32)
-    assert (np.asarray(read) == labels[shown]).mean() > 0.9
+    large = jax.image.resize(jnp.asarray(images), (len(images), 20, 20), "cubic").clip(-1, 1)
+    return np.pad(large, ((0, 0), (4, 4), (4, 4)), constant_values=-1), labels
+
+
+def test_the_classifier_of_the_package_reads_other_handwriting():
+    images, labels = other_handwriting()
+    images, labels = images[labels > 0], labels[labels > 0]
+    read = jax.jit(mnist_classifier.read)(images[..., None])
+    assert (read.shape, read.dtype) == (labels.shape, jnp.int32)
+    assert (np.asarray(read) == labels).mean() > 0.9
+
+
+@pytest.mark.heavy
+def test_the_shipped_model_solves_boards_of_a_folder_of_test_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mnist, "NUM_TRAINING", 1000)
+    images, labels = other_handwriting()
+    gray = np.round((images + 1) * 127.5).astype(np.uint8)
+    for name, array in (("images", gray), ("labels", labels.astype(np.uint8))):
+        (tmp_path / f"t10k-{name}-idx{array.ndim}-ubyte").write_bytes(idx(array))
+    words = ("--task", "mnist-sudoku", "--data", ".", "--difficulty", "easy", "--samples", 4)
+    code, _, err = call("refine", *words, "--cycles", 1, "--iterations", 20, "--out", "run")
+    assert (code, err) == (0, "")
+    with np.load("run/samples/00000.npz") as file:
+        found = {name: file[name] for name in file.files}
+    task = get_task("mnist-sudoku", data=".", difficulty="easy")
+    puzzles = task.test_batch(0, np.arange(4))
+    kept = np.kron(puzzles.editable, np.ones((1, 28, 28), bool))[..., None]
+    assert found["refined"].shape == puzzles.image.shape == (4, 252, 252, 1)
+    started = np.round((puzzles.image + 1) * 127.5)
+    np.testing.assert_array_equal(found["refined"][~kept], started[~kept])
+    hidden = np.where(kept, -1, puzzles.image)
+    refined, before = jnp.float32(found["refined"]) / 127.5 - 1, jnp.float32(hidden)
+    assert task.score(refined)["valid"].any()
+    assert task.score(refined)["violations"].mean() < task.score(before)["violations"].mean() / 4
+    assert call("report", "run") == (0, "written: run/report.html\n", "")
 
 
 def test_the_classifier_trains(folder):

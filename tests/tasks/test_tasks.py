@@ -274,8 +274,16 @@ def test_reader_trains():
 
 
 def test_weights_are_never_overwritten():
-    with pytest.raises(FileExistsError, match="exists and is not overwritten"):
-        digit_reader.main()
+    for words in ((), ("second",), ("mnist", "folder")):
+        with pytest.raises(FileExistsError, match="exists and is not overwritten"):
+            digit_reader.main(*words)
+    for words, message in (
+        (("third",), "which must be one of first, second, mnist, got 'third'"),
+        (("mnist",), "mnist needs a folder and the others take none, got None"),
+        (("first", "x"), "mnist needs a folder and the others take none, got 'x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            digit_reader.main(*words)
 
 
 # --- mini-sudoku ------------------------------------------------------------------------------

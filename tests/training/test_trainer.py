@@ -505,7 +505,7 @@ def test_a_transformer_begins_from_one_of_other_pixels(tmp_path):
     assert jax.tree.structure(found) == jax.tree.structure(other)
     drawn = trainer.init(large, dataclasses.replace(RUN, seed=1)).params
     for name in found:
-        source = drawn if name in trainer.ENDS else first
+        source = drawn if name in trainer.PIXEL_WEIGHTS else first
         chex.assert_trees_all_equal(found[name], source[name])
     nnx.merge(nnx.graphdef(new_model(large, rngs=rngs(0))), found)(
         jnp.zeros((1, 12, 12, 2)), jnp.zeros((1, 4, 4))
