@@ -19,7 +19,6 @@ from ipr_jax.runtime import Size
 from ipr_jax.sampling import ORDERS, REFINEMENT, Sampling
 from ipr_jax.studies import experiments, search
 from ipr_jax.tasks import Task, counting_polygons, get_task, missing, mnist_classifier
-from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
 from ipr_jax.tasks.polygon_classifier import read_counts
 from ipr_jax.tasks.registry import TAKES
 
@@ -354,15 +353,15 @@ def _open_classifier(path: Path, task: str) -> tuple[Callable[[jax.Array], Any],
     """
     with naming({"model": "classifier"}):
         network, provenance = open_network(path)
-    needed = {"mnist-sudoku": MNISTConfig()} | {
+    needed = {"mnist-sudoku": mnist_classifier.MNISTConfig()} | {
         f"counting-{name}": variant.counts for name, variant in counting_polygons.VARIANTS.items()
     }
     if task in needed and network.config != needed[task]:
         raise ValueError(
             f"{path} must hold the classifier of {task}, {needed[task]}, it holds {network.config}"
         )
-    if isinstance(network.config, MNISTConfig):
-        return lambda tiles: read_digits(network(tiles)), provenance
+    if isinstance(network.config, mnist_classifier.MNISTConfig):
+        return lambda tiles: mnist_classifier.read_digits(network(tiles)), provenance
     return lambda images: read_counts(network(images), network.config), provenance
 
 
