@@ -1,97 +1,15 @@
-"""What damaged checkpoints do; test_shards.py runs this file in a process of its own."""
+"""Damaged checkpoints of a training; test_trainer.py runs this file in a process of its own."""
 
 import os
 import shutil
 
+import jax
+import numpy as np
 import pytest
-from small_run import bits, compile_once, done, stopped_after, train, trained
+from small_run import compile_once, damage, train, trained
 
 from ipr_jax.interrupts import PreemptionError
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, done(folder)
-
-
-@pytest.fixture
-def half(tmp_path):
-    """A run of which one file is written, and two checkpoints of the next are there."""
-    stopped_after(9, tmp_path / "run")
-    assert len(checkpoints(tmp_path / "run")) == 2
-    return tmp_path / "run"
-
-
-def checkpoints(folder):
-    """The older one and the newer one."""
-    return sorted((folder / "state-0").iterdir(), key=lambda step: int(step.name))
-
-
-def damage(path, how):
-    """Cut a file in half, or flip a bit of it there."""
-    data = bytearray(path.read_bytes())
-    at = len(data) // 2
-    if how == "flipped":
-        data[at] ^= 16
-    path.write_bytes(data if how == "flipped" else data[:at])
-
-
-def by_size(step):
-    """The files of a checkpoint; the images are in the largest."""
-    return sorted((path for path in step.rglob("*") if path.is_file()), key=os.path.getsize)
-
-
-@pytest.mark.parametrize("how", ["truncated", "flipped"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(finished, half, how):
-    newest = checkpoints(half)[-1]
-    damage(by_size(newest)[-1], how)
-    with pytest.warns(UserWarning, match=f"state-0/{newest.name} is damaged and left out"):
-        said = done(half)
-    assert bits(half) == bits(finished[0])
-    assert [status.done for status in said[:3]] == [24, 28, 32]
-
-
-@pytest.mark.filterwarnings("ignore:.*is damaged and left out")
-@pytest.mark.parametrize("how", ["truncated", "flipped", "removed"])
-def test_whatever_is_damaged_results_are_the_same(finished, half, how, tmp_path):
-    names = [path.relative_to(half) for path in by_size(checkpoints(half)[-1])]
-    assert len(names) > 5
-    for number, name in enumerate(names):
-        folder = tmp_path / str(number)
-        shutil.copytree(half, folder)
-        if how == "removed":
-            (folder / name).unlink()
-        else:
-            damage(folder / name, how)
-        done(folder)
-        assert bits(folder) == bits(finished[0])
-
-
-def test_checkpoints_of_what_is_done_may_be_damaged(finished, half):
-    """They are there if it was killed just before it removed them."""
-    shutil.copytree(half / "state-0", half.parent / "state-0")
-    stopped_after(3, half)
-    assert (half / "samples" / "00001.json").exists()
-    shutil.rmtree(half / "state-0")
-    shutil.copytree(half.parent / "state-0", half / "state-0")
-    for step in checkpoints(half):
-        damage(by_size(step)[-1], "truncated")
-    done(half)
-    assert bits(half) == bits(finished[0])
-
-
-def test_without_a_whole_checkpoint_it_says_what_to_do(finished, half):
-    for step in checkpoints(half):
-        damage(by_size(step)[-1], "truncated")
-    warned = pytest.warns(UserWarning, match="is damaged and left out")
-    with warned, pytest.raises(ValueError, match=r"no checkpoint in .*state-0 is whole; remove it"):
-        done(half)
-    for path in sorted((half / "state-0").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    done(half)
-    assert bits(half) == bits(finished[0])
+from ipr_jax.runtime import resume, sharding
 
 
 def test_training_told_to_end_saves_and_goes_on_from_the_last_that_is_whole(tmp_path, monkeypatch):
@@ -102,8 +20,34 @@ def test_training_told_to_end_saves_and_goes_on_from_the_last_that_is_whole(tmp_
     with pytest.raises(PreemptionError):
         told.extend(line["step"] for line in steps)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "5"]
-    damage(by_size(folder / "checkpoints" / "5")[-1], "flipped")
+    parts = (path for path in (folder / "checkpoints" / "5").rglob("*") if path.is_file())
+    damage(max(parts, key=os.path.getsize), "flipped")
     with pytest.warns(UserWarning, match="checkpoints/5 is damaged and left out"):
         told.extend(line["step"] for line in train(folder))
     assert told == [1, 2, 3, 4, 5, 6, 7, 8]
     assert trained(folder) == trained(tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged and left out")
+@pytest.mark.parametrize("how", ["truncated", "flipped", "removed"])
+def test_whatever_is_damaged_a_whole_one_is_found(tmp_path, how):
+    where = sharding.whole(sharding.data_mesh())
+    states = {
+        step: {"weights": jax.device_put(step + np.arange(3e5, dtype="f4"), where)}
+        for step in (4, 5)
+    }
+    wanted = jax.eval_shape(lambda: states[5])
+    wanted = jax.tree.map(lambda leaf: leaf.update(sharding=where), wanted)
+    with resume.checkpoints(tmp_path / "half") as manager:
+        for step, state in states.items():
+            resume.save(manager, step, state)
+    names = [path.relative_to(tmp_path) for path in tmp_path.rglob("5/**/*") if path.is_file()]
+    assert len(names) > 5
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "half", folder)
+        path = folder / name.relative_to("half")
+        path.unlink() if how == "removed" else damage(path, how)
+        with resume.checkpoints(folder) as manager:
+            step, state = resume.restore(manager, wanted)
+        np.testing.assert_array_equal(state["weights"], states[step]["weights"])

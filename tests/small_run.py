@@ -85,6 +85,15 @@ def stopped_after(number, folder, **changes):
     return said
 
 
+def damage(path, how, at=0.5):
+    """Cut a file, or flip a bit of it, at a share of its bytes."""
+    data = bytearray(path.read_bytes())
+    at = int(at * len(data))
+    if how == "flipped":
+        data[at] ^= 16
+    path.write_bytes(data if how == "flipped" else data[:at])
+
+
 TRAINING = trainer.TrainConfig(
     num_steps=8,
     batch_size=4,

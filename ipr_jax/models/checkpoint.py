@@ -101,7 +101,7 @@ def check_path(path: str | os.PathLike[str], signs: str = "*?[]\\") -> Path:
     """The absolute path, if Orbax can write a checkpoint there.
 
     Args:
-        path: of a model, or of the folder of a run.
+        path: of a model, or of the folder of a training.
         signs: those that it must be without.
 
     Raises:
@@ -111,7 +111,7 @@ def check_path(path: str | os.PathLike[str], signs: str = "*?[]\\") -> Path:
     path = files.utf8(Path(path).absolute())
     found = [char for char in signs if char in str(path)]
     if found:
-        rule = "the path of a model or of a run that goes on must be without"
+        rule = "the path of a model or of a training must be without"
         raise ValueError(f"{path} has {' '.join(found)}: {rule}")
     for mark in (ocp.utils.TMP_DIR_SUFFIX, _UNFINISHED):
         if mark in path.name:

@@ -1,9 +1,9 @@
-"""The state of a run on disk, from which it goes on: Orbax checkpoints, known to be whole."""
+"""What all processes have together, on disk: Orbax checkpoints that are known to be whole."""
 
 import contextlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +17,48 @@ from ipr_jax.runtime.files import printable
 
 
 @contextlib.contextmanager
-def checkpoints(folder: Path, *, own: bool = False) -> Iterator[ocp.CheckpointManager]:
+def checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints in a folder, of which the last two are kept; written in the background.
 
-    What a killed process left unfinished is removed. At the end, what is being written is finished.
+    All processes save together. What a killed one left unfinished is removed. At the end, what is
+    being written is finished.
 
     Args:
         folder: made if it does not exist.
-        own: whether every process has a folder of its own; otherwise all processes save together.
 
     Raises:
         ValueError: another run is using the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    process = jax.process_index()
     stack = contextlib.ExitStack()
-    if own or process == 0:
+    if jax.process_index() == 0:
         stack.enter_context(files.locked(folder))
         for unfinished in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             shutil.rmtree(unfinished)
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=process,
-        active_processes={process},
-        barrier_sync_key_prefix=f"process-{process}",
-    )
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=2,
-        create=False,
-        multiprocessing_options=alone if own else ocp.options.MultiprocessingOptions(),
-    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False)
     with stack, ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         yield manager
 
 
-def checksum(tree: Any) -> np.ndarray:
+def _checksum(tree: Any) -> np.ndarray:
     """A number that differs if one value of a tree does, uint32 [].
 
     The tree holds arrays of 32 bits, or integers or booleans of fewer.
-    Sums of integers do not depend on their order, so it is the same on any number of devices. Of
-    NumPy's arrays it is computed without the devices, which may be busy.
+    Sums of integers do not depend on their order, so it is the same on any number of devices.
     """
-    if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)):
-        return np.asarray(_checksum(tree, np))
     return np.asarray(_on_devices(tree).addressable_data(0))
 
 
-def _checksum(tree: Any, xp: Any = jnp) -> Any:
+@jax.jit
+def _on_devices(tree: Any) -> jax.Array:
     def weigh(numbers: Any) -> Any:
-        place = xp.arange(numbers.size, dtype=np.uint32).reshape(numbers.shape)
+        place = jnp.arange(numbers.size, dtype=np.uint32).reshape(numbers.shape)
         return (numbers * (2 * place + 1)).sum(dtype=np.uint32)
 
     def bits(leaf: Any) -> Any:
         return leaf.view(np.uint32) if leaf.dtype.itemsize == 4 else leaf.astype(np.uint32)
 
-    return weigh(xp.stack([weigh(bits(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-_on_devices = jax.jit(_checksum)
+    return weigh(jnp.stack([weigh(bits(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
@@ -82,26 +67,17 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     Raises:
         ValueError: the step is not larger than that of every checkpoint that is there.
     """
-    given = ocp.args.StandardSave({"state": state, "checksum": checksum(state)})
+    given = ocp.args.StandardSave({"state": state, "checksum": _checksum(state)})
     if not manager.save(step, args=given):
         raise ValueError(f"{manager.directory} has later checkpoints than step {step}")
 
 
-def remove(manager: ocp.CheckpointManager, unwanted: Callable[[int], bool]) -> None:
-    """Remove the checkpoints of some steps."""
-    manager.wait_until_finished()
-    for step in manager.all_steps():
-        if unwanted(step):
-            manager.delete(step)
-
-
-def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tuple[int, Any] | None:
+def restore(manager: ocp.CheckpointManager, wanted: Any) -> tuple[int, Any] | None:
     """The last state that is whole; damaged ones after it are removed, with a warning.
 
     Args:
         manager: from ``checkpoints``.
-        wanted: the tree of ``jax.ShapeDtypeStruct`` by step; what has a sharding becomes an array
-            of JAX, the rest one of NumPy.
+        wanted: the tree of ``jax.ShapeDtypeStruct``, with their shardings.
 
     Returns:
         Its step and the state; None if there is no checkpoint.
@@ -111,10 +87,10 @@ def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tup
     """
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
-        given = {"state": wanted(step), "checksum": jax.ShapeDtypeStruct((), np.uint32)}
+        given = {"state": wanted, "checksum": jax.ShapeDtypeStruct((), np.uint32)}
         try:
             found = manager.restore(step, args=ocp.args.StandardRestore(given))
-            if checksum(found["state"]) != found["checksum"]:
+            if _checksum(found["state"]) != found["checksum"]:
                 raise ValueError("its checksum differs")
         except MemoryError:
             raise
@@ -125,7 +101,9 @@ def restore(manager: ocp.CheckpointManager, wanted: Callable[[int], Any]) -> tup
                 stacklevel=2,
             )
             continue
-        remove(manager, lambda other, step=step: other > step)
+        manager.wait_until_finished()
+        for damaged in (other for other in steps if other > step):
+            manager.delete(damaged)
         return step, found["state"]
     if steps:
         raise ValueError(

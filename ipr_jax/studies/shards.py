@@ -21,13 +21,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from ipr_jax.core import Denoiser, check, sample_keys
 from ipr_jax.interrupts import PreemptionError
 from ipr_jax.methods import engine, of_grid
-from ipr_jax.models import checkpoint
-from ipr_jax.runtime import files, memory, resume
+from ipr_jax.runtime import files, memory, snapshots
 from ipr_jax.studies import metrics
 from ipr_jax.studies.evaluate import Progress, evaluate, last_iteration
 from ipr_jax.studies.metrics import Line, Moments, Tally
@@ -253,12 +251,12 @@ def refine(
 
     Raises:
         ValueError: before anything is written: the folder holds something else, a file is not what
-            its record says, Orbax cannot write a state there, or as ``Task.check_scores``.
+            its record says, its path is not UTF-8, or as ``Task.check_scores``; later, that no
+            state of the samples in work is whole.
         PreemptionError: ``preempted`` said so; the state is saved.
         OSError: a file cannot be written; what was written before is whole.
     """
-    folder = Path(folder)
-    checkpoint.check_path(folder)
+    folder = files.utf8(Path(folder).absolute())
     run.task.check_scores()
     files.claim(folder, settings)
     (folder / "samples").mkdir(exist_ok=True)
@@ -307,13 +305,13 @@ def _refine(
         if work is not None:
             state = state._replace(work=work)
         if _progress(state) != kept and time.monotonic() - saved >= 60 * minutes:
-            _save(run, manager, shard, state)
+            snapshots.save(folder_of_state, shard.number, state)
             saved, kept = time.monotonic(), _progress(state)
 
     save_if_due = partial(save, minutes=run.storage.save_minutes)
-    with resume.checkpoints(folder_of_state, own=True) as manager:
-        begun = _begun(run, manager, todo)
-        todo.sort(key=lambda shard: shard not in begun)  # its checkpoints go before others come
+    with snapshots.own(folder_of_state):
+        begun = _begun(run, folder_of_state, todo)
+        todo.sort(key=lambda shard: shard not in begun)  # its state goes before others come
         yield status(*begun.values())
         for shard, batch in zip(todo, _ahead(run.source, todo), strict=True):
             state = begun.get(shard) or _before(run, shard)
@@ -345,7 +343,7 @@ def _refine(
                 save()
                 raise
             _write(run, folder, shard, batch.editable, state)
-            resume.remove(manager, lambda _: True)
+            snapshots.remove(folder_of_state)
             saved = time.monotonic()
             found[shard] = _tallies(state, slice(0, shard.samples), run.passes)
             total = _sum([found[shard]], total)
@@ -458,26 +456,11 @@ def _progress(state: State) -> int:
     return spent + len(state.costs.nfe) * int(state.samples) + int(state.iteration) + 1
 
 
-def _save(run: Run, manager: ocp.CheckpointManager, shard: Shard, state: State) -> None:
-    """Begin to write a copy of the state.
-
-    Its step is the number of the file plus a multiple of how many files there are, which grows by
-    one from checkpoint to checkpoint: between processes, Orbax has 32 bits for it.
-    """
-    number, before = len(run.shards), manager.latest_step() or 0
-    step = (before // number + 1) * number + shard.number
-    resume.save(manager, step, jax.tree.map(np.array, state._asdict()))
-
-
-def _begun(run: Run, manager: ocp.CheckpointManager, todo: Sequence[Shard]) -> dict[Shard, State]:
+def _begun(run: Run, folder: Path, todo: Sequence[Shard]) -> dict[Shard, State]:
     """The state that was saved last, and of which samples, of those that are to do."""
-
-    def shard_of(step: int) -> Shard:
-        return run.shards[step % len(run.shards)]
-
-    resume.remove(manager, lambda step: shard_of(step) not in todo)
-    saved = resume.restore(manager, lambda step: run.state(shard_of(step))._asdict())
-    return {} if saved is None else {shard_of(saved[0]): jax.tree.map(np.array, State(**saved[1]))}
+    snapshots.remove(folder, lambda number: run.shards[number] not in todo)
+    saved = snapshots.restore(folder, lambda number: run.state(run.shards[number]))
+    return {} if saved is None else {run.shards[saved[0]]: saved[1]}
 
 
 # --- files ----------------------------------------------------------------------------------------

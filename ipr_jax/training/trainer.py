@@ -479,7 +479,7 @@ def train(
     )
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(resume.checkpoints(folder / "checkpoints"))
-        saved = resume.restore(manager, lambda _: wanted)
+        saved = resume.restore(manager, wanted)
         start, state = saved or (0, sharding.place(init(model, config, given), placed))
         log = folder / "log.jsonl"
         before = _trim_log(log, start) if leads else 0.0

@@ -349,10 +349,6 @@ SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku", "mnist-sud
             f"no --model at 'no[v2]': give a model folder or one of {SHIPPED}",
         ),
         (("--model", "."), "is not a model of ipr_jax: "),
-        (
-            ("--out", "run[v2]"),
-            "run[v2] has [ ]: the path of a model or of a run that goes on must",
-        ),
         (("--order", "x"), "unknown --order 'x'; known: certain, uncertain, random, raster"),
         (("--regions", "x"), "unknown --regions 'x'; known: fresh, fixed"),
         (("--noise", "[x]"), "unknown --noise '[x]'; known: fresh, initial"),
@@ -494,13 +490,13 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tiny_folder, work, monke
     words = ("refine", *IPR, "--model", tiny_folder, *SHORT, "--seed", 4, "--dtype", "float32")
     with monkeypatch.context() as patch:
         patch.setattr(shards, "evaluate", interrupted)
-        code, _, err = call(*words, "--out", "run :x:")
+        code, _, err = call(*words, "--out", "run :x: [v2]")
     assert code == 130
-    assert err == "interrupted: started again with --out run :x:, it goes on\n"
-    assert names_in(work / "run :x:") == ["config.json", "samples", "state-0"]
-    assert call(*words, "--out", "run :x:")[0] == 0
+    assert err == "interrupted: started again with --out run :x: [v2], it goes on\n"
+    assert names_in(work / "run :x: [v2]") == ["config.json", "samples", "state-0"]
+    assert call(*words, "--out", "run :x: [v2]")[0] == 0
     for name, want in samples_of(finished[0]).items():
-        np.testing.assert_array_equal(samples_of(work / "run :x:")[name], want)
+        np.testing.assert_array_equal(samples_of(work / "run :x: [v2]")[name], want)
 
 
 def test_an_interrupted_training_says_how_to_go_on(work, monkeypatch):

@@ -51,12 +51,27 @@ def address():
 
 @pytest.mark.heavy
 def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
+    """Both told to end with samples in work, they go on from there."""
     words = ("-m", "ipr_jax", "refine", *IPR, "--model", tiny_folder, "--samples", 10)
-    words += ("--iterations", 2, "--shard-size", 4, "--save-minutes", 0, "--out")
+    words += ("--iterations", 6, "--shard-size", 4, "--save-minutes", 0, "--out")
     processes([(*words, tmp_path / "one")], 4)
-    coordinator = ("--coordinator", address(), "--num-processes", 2, "--process-id")
-    said = processes([(*words, tmp_path / "two", *coordinator, k) for k in range(2)], 4)
-    assert bits(tmp_path / "one") == bits(tmp_path / "two")
+    two = tmp_path / "two"
+
+    def parts():
+        coordinator = ("--coordinator", address(), "--num-processes", 2, "--process-id")
+        return [(*words, two, *coordinator, k) for k in range(2)]
+
+    both = begun(parts(), 4)
+    while not list(two.glob("state-1/[0-9]*")):
+        assert [each.poll() for each in both] == [None, None]
+        time.sleep(0.01)
+    for each in both:
+        each.send_signal(signal.SIGTERM)
+    errors = [each.communicate(timeout=200)[1] for each in both]
+    assert [each.returncode for each in both] == [143, 143], errors
+    assert list(two.glob("state-1/[0-9]*"))
+    said = processes(parts(), 4)
+    assert bits(tmp_path / "one") == bits(two)
     assert "written: " in said[0] + said[1]
 
 

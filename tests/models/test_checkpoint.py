@@ -164,7 +164,7 @@ def test_a_folder_of_something_else_is_said_to_be_one(tmp_path, names, seen):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (b"a\\b", r"has \\: the path of a model or of a run that goes on must be without"),
+        (b"a\\b", r"has \\: the path of a model or of a training must be without"),
         (b"\xff", r"is not UTF-8, rename it"),
         (b"a.orbax-checkpoint-tmp", "marks unfinished models, rename it|it was never finished$"),
         (b".a.unfinished", "marks unfinished models, rename it|it was never finished$"),

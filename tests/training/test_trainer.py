@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -627,3 +630,13 @@ def test_every_shipped_model_is_made_by_its_recipe():
         model, provenance = checkpoint.open_model(name)
         assert model.config == RECIPES[name].model
         assert TrainConfig(**provenance["training"]) == RECIPES[name].training
+
+
+@pytest.mark.heavy
+def test_damaged_checkpoints():
+    """In a process of its own: what Orbax has under way when a read fails complains at any time."""
+    plugins = ("-p", "no:unraisableexception", "-p", "no:threadexception")
+    file = Path(__file__).parents[1] / "damaged_checkpoints.py"
+    words = [sys.executable, "-m", "pytest", "-n", "0", "-q", *plugins, str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
