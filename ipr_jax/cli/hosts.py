@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 
 import jax
 
+from ipr_jax.core import check
 from ipr_jax.interrupts import PREEMPTED
 
 SHUTDOWN_SECONDS = 7 * 24 * 3600
@@ -44,9 +46,14 @@ class HostOptions:
             )
         if self.distributed and self.coordinator is not None:
             raise ValueError("--distributed finds the others itself, leave out --coordinator")
-        processes = self.num_processes or 0
-        if self.process_id is not None and not 0 <= self.process_id < processes:
-            raise ValueError(f"--process-id must be in [0, {processes}), got {self.process_id}")
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            return
+        if not re.fullmatch(r".+:\d+", self.coordinator):
+            raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator!r}")
+        check.count("--num-processes", self.num_processes)
+        if not 0 <= self.process_id < self.num_processes:
+            known = f"[0, {self.num_processes})"
+            raise ValueError(f"--process-id must be in {known}, got {self.process_id}")
 
     def join(self) -> None:
         """Join the other processes, if there are any; before anything else is done by JAX.

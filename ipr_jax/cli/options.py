@@ -31,7 +31,8 @@ class TaskOptions:
 
     Attributes:
         model: a shipped model or a model folder; by default the best that ships for the task.
-        difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells).
+        difficulty: of 9x9 puzzles: easy, medium or hard (54-80, 27-53 or 0-26 given cells); by
+            default medium for refine, else hard.
         data: folder of MNIST or of backgrounds, for the tasks that take one.
         classifier: model folder of a converted classifier, for the tasks that need one and, instead
             of the one that comes with the package, for mnist-sudoku.

@@ -34,6 +34,7 @@ from ipr_jax.runtime import environment
 from ipr_jax.studies import experiments, metrics, search, shards
 from ipr_jax.studies.shards import Storage
 from ipr_jax.tasks import TASKS, Batch, Task
+from ipr_jax.tasks.registry import TAKES
 from ipr_jax.tasks.sudoku import names
 
 
@@ -183,11 +184,11 @@ def _completed(options: RefineOptions) -> RefineOptions:
         )
     task, difficulty, puzzle = options.task, options.difficulty, options.puzzle
     if task is None and options.model is not None:
-        task = checkpoint.open_model(options.model)[1].get("task")
+        task = checkpoint.provenance_of(options.model).get("task")
     if task not in TASKS and options.task is None:
         small = puzzle is not None and len("".join(puzzle.split())) < 40
         task = "mini-sudoku" if small else "digits-sudoku"
-    if options.task is None and task == "digits-sudoku" and puzzle is None and not options.swapped:
+    if "difficulty" in TAKES.get(task, ()) and puzzle is None and not options.swapped:
         difficulty = difficulty or "medium"
     method = options.method or ("ipr" if options.swapped else "annealed")
     return dataclasses.replace(options, task=task, difficulty=difficulty, method=method)

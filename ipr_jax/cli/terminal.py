@@ -193,6 +193,8 @@ def signals() -> Iterator[Callable[..., bool]]:
     before = signal.signal(signal.SIGTERM, interrupts.receive)
     try:
         with interrupts.asked() as preempted:
+            if jax.distributed.is_initialized():
+                preempted()  # from now on, as one that ends at once would end the others
             yield preempted
     finally:
         # One of several processes waits for the others when it is done, and must not end first.

@@ -1,5 +1,6 @@
 """Models on disk: an Orbax checkpoint that holds parameters, architecture and provenance."""
 
+import contextlib
 import dataclasses
 import errno
 import importlib.resources
@@ -7,7 +8,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,52 @@ def open_as(
         FileNotFoundError: neither a folder nor a shipped model; lists the shipped ones.
         ValueError: the folder holds none of these networks, with the reason.
     """
+    path = _found(path_or_name)
+    _check(path)
+    with _opening(path) as checkpointer:
+        parts = {name: ocp.args.JsonRestore() for name in ("config", "provenance")}
+        described = checkpointer.restore(path, args=ocp.args.Composite(**parts))
+        provenance = dict(described["provenance"])
+        config = from_json(dict(described["config"]), networks)
+        build = networks[type(config)]
+        graph, state = nnx.split(nnx.eval_shape(lambda: build(config)))
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            nnx.to_pure_dict(state),
+        )
+        restored = checkpointer.restore(
+            path,
+            args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)),
+        )
+    # Through the host: arrays that are bound to no device follow where the caller computes.
+    params = jax.device_put(jax.tree.map(np.asarray, restored["params"]))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state), provenance
+
+
+def provenance_of(path_or_name: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was saved beside the weights of a model, or of another network, without them.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a shipped model; lists the shipped ones.
+        ValueError: the folder is not a model, with the reason; its weights are not looked at.
+    """
+    path = _found(path_or_name)
+    if reason := _lacking(path):
+        raise ValueError(reason)
+    with _opening(path) as checkpointer:
+        wanted = ocp.args.Composite(provenance=ocp.args.JsonRestore())
+        return dict(checkpointer.restore(path, args=wanted)["provenance"])
+
+
+def _found(path_or_name: str | os.PathLike[str]) -> Path:
+    """The folder of a model.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a shipped model; lists the shipped ones.
+        ValueError: the folder is that of an unfinished one, or Orbax cannot open it.
+    """
     path = Path(path_or_name)
     if str(path_or_name) in SHIPPED:
         path = Path(str(importlib.resources.files("ipr_jax") / "models" / str(path_or_name)))
@@ -175,37 +222,24 @@ def open_as(
             f"; {_WRITERS}" if there else ""
         )
         raise FileNotFoundError(f"no model at {str(path_or_name)!r}{there}: {wanted}")
-    _check(path)
+    return path
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[ocp.Checkpointer]:
+    """Read parts of a model.
+
+    Raises:
+        ValueError: something in the folder is no part of a model, or damaged.
+    """
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            described = checkpointer.restore(
-                path,
-                args=ocp.args.Composite(
-                    config=ocp.args.JsonRestore(), provenance=ocp.args.JsonRestore()
-                ),
-            )
-            provenance = dict(described["provenance"])
-            config = from_json(dict(described["config"]), networks)
-            build = networks[type(config)]
-            graph, state = nnx.split(nnx.eval_shape(lambda: build(config)))
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            placed = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                nnx.to_pure_dict(state),
-            )
-            restored = checkpointer.restore(
-                path,
-                args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)),
-            )
+            yield checkpointer
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # without checksums, a damaged file may raise anything
         reason = files.printable(str(error), 300)
         raise ValueError(f"{path} is not a model of ipr_jax: {reason}") from error
-    # Through the host: arrays that are bound to no device follow where the caller computes.
-    params = jax.device_put(jax.tree.map(np.asarray, restored["params"]))
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state), provenance
 
 
 _WRITERS = "ipr-jax train and ipr-jax convert import write models"
@@ -228,11 +262,19 @@ def _check(path: Path) -> None:
     """
     if (path / files.SUMS).exists():
         files.check_seal(path)
-    elif missing := [part for part in _PARTS if not (path / part).is_dir()]:
-        seen = _seen(path) or f"it has no {missing[0]}"
-        raise ValueError(f"{path} is not a model of ipr_jax: {seen}; {_WRITERS}")
+    elif reason := _lacking(path):
+        raise ValueError(reason)
     else:
         warnings.warn(f"{path} has no {files.SUMS}: it cannot be checked for damage", stacklevel=4)
+
+
+def _lacking(path: Path) -> str:
+    """Why a folder cannot be a model; empty where it can."""
+    missing = [part for part in _PARTS if not (path / part).is_dir()]
+    if not missing:
+        return ""
+    seen = _seen(path) or f"it has no {missing[0]}"
+    return f"{path} is not a model of ipr_jax: {seen}; {_WRITERS}"
 
 
 def _seen(path: Path) -> str:

@@ -3,7 +3,7 @@
 Imports ``core``.
 """
 
-from ipr_jax.runtime import cache, environment, files, flops, memory, resume, sharding
+from ipr_jax.runtime import cache, environment, files, flops, memory, resume, sharding, snapshots
 from ipr_jax.runtime.ahead import compile
 from ipr_jax.runtime.memory import EXHAUSTED, Size
 from ipr_jax.runtime.program import Compiled, Memory, Program, driver, memory_of
@@ -26,4 +26,5 @@ __all__ = [
     "memory_of",
     "resume",
     "sharding",
+    "snapshots",
 ]

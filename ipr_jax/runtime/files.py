@@ -134,7 +134,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process is at work in {folder}") from None
+            raise ValueError(
+                f"another process is at work in {folder}; wait for it, or choose another folder"
+            ) from None
         except OSError:  # not all file systems of networks have locks
             pass
         yield

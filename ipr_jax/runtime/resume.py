@@ -62,7 +62,7 @@ def _on_devices(tree: Any) -> jax.Array:
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Begin to write a state, a tree of arrays that must not change any more, as of a step.
+    """Begin to write a copy of a state, a tree of arrays of JAX, as of a step.
 
     Raises:
         ValueError: the step is not larger than that of every checkpoint that is there.
@@ -84,6 +84,7 @@ def restore(manager: ocp.CheckpointManager, wanted: Any) -> tuple[int, Any] | No
 
     Raises:
         ValueError: there are checkpoints and none is whole.
+        MemoryError, jax.errors.JaxRuntimeError: the state does not fit on the devices.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
@@ -92,8 +93,8 @@ def restore(manager: ocp.CheckpointManager, wanted: Any) -> tuple[int, Any] | No
             found = manager.restore(step, args=ocp.args.StandardRestore(given))
             if _checksum(found["state"]) != found["checksum"]:
                 raise ValueError("its checksum differs")
-        except MemoryError:
-            raise
+        except (MemoryError, AssertionError, jax.errors.JaxRuntimeError):
+            raise  # from the devices or the other processes
         except Exception as error:  # a damaged file may raise anything
             warnings.warn(
                 f"{manager.directory / str(step)} is damaged and left out: "

@@ -5,6 +5,7 @@ savers that know nothing of each other wait for the same signals.
 """
 
 import contextlib
+import io
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -34,8 +35,8 @@ def own(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
-        for unfinished in folder.glob(".*"):
-            unfinished.unlink()
+        for unfinished in folder.glob(".*.npz"):
+            unfinished.unlink(missing_ok=True)
         yield
 
 
@@ -55,7 +56,7 @@ def save(folder: Path, subject: int, tree: Any) -> None:
     with files.whole(folder / f"{number:08}-{subject:05}.npz") as part, part.open("xb") as file:
         np.savez(file, allow_pickle=False, **_flat(tree))
     for old in sorted(before)[: len(before) + 1 - KEPT]:
-        before[old].unlink()
+        before[old].unlink(missing_ok=True)
 
 
 def restore(folder: Path, wanted: Callable[[int], Tree]) -> tuple[int, Tree] | None:
@@ -75,14 +76,15 @@ def restore(folder: Path, wanted: Callable[[int], Tree]) -> tuple[int, Tree] | N
     damaged = []
     for path in (found[number] for number in sorted(found, reverse=True)):
         subject = _subject(path)
+        shapes = wanted(subject)
         try:
-            tree = _read(path, wanted(subject))
+            tree = _read(path, shapes)
         except ValueError as error:
             warnings.warn(f"{error}; it is left out", stacklevel=2)
             damaged.append(path)
             continue
         for other in damaged:
-            other.unlink()
+            other.unlink(missing_ok=True)
         return subject, tree
     if found:
         raise ValueError(
@@ -95,7 +97,7 @@ def remove(folder: Path, unwanted: Callable[[int], bool] = lambda subject: True)
     """Remove the snapshots of some subjects."""
     for path in _found(folder).values():
         if unwanted(_subject(path)):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _found(folder: Path) -> dict[int, Path]:
@@ -120,12 +122,28 @@ def _read(path: Path, wanted: Tree) -> Tree:
         ValueError: it is damaged, or has other arrays.
     """
     with files.reading(path):
-        with zipfile.ZipFile(path) as archive:
+        data = io.BytesIO(path.read_bytes())  # so that an OSError is one of the disk
+        with zipfile.ZipFile(data) as archive:
             if broken := archive.testzip():
                 raise ValueError(f"{broken} is not what was written")
-        with np.load(path) as file:
+        data.seek(0)
+        with np.load(data) as file:
             arrays = dict(file)
-        shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in _flat(wanted).items()}
-        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != shapes:
+        shapes = _flat(wanted)
+        if arrays.keys() != shapes.keys():
             raise ValueError("its arrays are others")
-        return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in shapes])
+        leaves = [_as(arrays[name], leaf) for name, leaf in shapes.items()]
+        return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+
+def _as(array: np.ndarray, wanted: Any) -> np.ndarray:
+    """An array of a file, if it has the shape and the dtype that are wanted.
+
+    Raises:
+        ValueError: it has others.
+    """
+    if array.dtype.kind == "V" and array.dtype.itemsize == wanted.dtype.itemsize:
+        array = array.view(wanted.dtype)  # what NumPy does not know, such as bfloat16
+    if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+        raise ValueError("its arrays are others")
+    return array

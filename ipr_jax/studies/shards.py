@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,9 @@ FOLLOWED = 64
 
 FOLLOWED_BYTES = 2**25
 """What these images may take; of as many as fit, but of at least 8 samples."""
+
+MADE_AT_ONCE = 64
+"""Samples; a run that is told to end does not wait for more of them."""
 
 Tallies = list[Tally]
 """Of the same samples, after the first pass (or of the input) and after every iteration."""
@@ -251,12 +255,14 @@ def refine(
 
     Raises:
         ValueError: before anything is written: the folder holds something else, a file is not what
-            its record says, its path is not UTF-8, or as ``Task.check_scores``; later, that no
-            state of the samples in work is whole.
+            its record says, its path is not UTF-8, or as ``Task.check_scores``. Later: another
+            process is at work in it, no state of the samples in work is whole, or metrics or
+            manifest do not agree with the files of samples.
         PreemptionError: ``preempted`` said so; the state is saved.
         OSError: a file cannot be written; what was written before is whole.
     """
-    folder = files.utf8(Path(folder).absolute())
+    folder = Path(folder)
+    files.utf8(folder.absolute())
     run.task.check_scores()
     files.claim(folder, settings)
     (folder / "samples").mkdir(exist_ok=True)
@@ -309,11 +315,13 @@ def _refine(
             saved, kept = time.monotonic(), _progress(state)
 
     save_if_due = partial(save, minutes=run.storage.save_minutes)
-    with snapshots.own(folder_of_state):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(snapshots.own(folder_of_state))
         begun = _begun(run, folder_of_state, todo)
         todo.sort(key=lambda shard: shard not in begun)  # its state goes before others come
         yield status(*begun.values())
-        for shard, batch in zip(todo, _ahead(run.source, todo), strict=True):
+        batches = stack.enter_context(contextlib.closing(_ahead(run.source, todo)))
+        for shard, batch in zip(todo, batches, strict=True):
             state = begun.get(shard) or _before(run, shard)
             kept = _progress(state)
             try:
@@ -352,16 +360,31 @@ def _refine(
     _finish(run, folder)
 
 
-def _ahead(source: Callable[[np.ndarray], Batch], shards: Sequence[Shard]) -> Iterator[Batch]:
-    """The samples of each file; while one is in use, the next is being made."""
+def _ahead(
+    source: Callable[[np.ndarray], Batch], shards: Sequence[Shard]
+) -> Generator[Batch, None, None]:
+    """The samples of each file; while one is in use, the next is being made, until it is closed."""
+    closed = threading.Event()
+
+    def make(shard: Shard) -> Batch:
+        end, parts = shard.first + shard.samples, []
+        for first in range(shard.first, end, MADE_AT_ONCE):
+            if closed.is_set():
+                break
+            parts.append(source(np.arange(first, min(first + MADE_AT_ONCE, end))))
+        return jax.tree.map(lambda *each: np.concatenate(each), *parts)
+
     made: Future[Batch] | None = None
     with ThreadPoolExecutor(1) as maker:
-        for _, first, samples in shards:
-            before, made = made, maker.submit(source, np.arange(first, first + samples))
-            if before is not None:
-                yield before.result()
-        if made is not None:
-            yield made.result()
+        try:
+            for shard in shards:
+                before, made = made, maker.submit(make, shard)
+                if before is not None:
+                    yield before.result()
+            if made is not None:
+                yield made.result()
+        finally:
+            closed.set()
 
 
 # --- the samples in work --------------------------------------------------------------------------
@@ -484,8 +507,8 @@ def _write(run: Run, folder: Path, shard: Shard, editable: np.ndarray, state: St
         if (array := getattr(state, name)) is not None:
             arrays[name] = array
     path = shard.path(folder, ".npz")
-    for killed in path.parent.glob(f".*.{path.name}"):
-        killed.unlink()
+    for killed in path.parent.glob(f".*.{path.stem}.*"):
+        killed.unlink(missing_ok=True)
     with files.whole(path) as part:
         with part.open("xb") as file:
             np.savez(file, allow_pickle=False, **arrays)

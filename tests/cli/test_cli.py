@@ -620,7 +620,10 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
         ({"model": "mini-sudoku"}, "mini-sudoku", None),
         ({"model": "digits-sudoku"}, "digits-sudoku", "medium"),
         ({"model": "digits-sudoku", "difficulty": "hard"}, "digits-sudoku", "hard"),
-        ({"model": "mini-sudoku", "task": "digits-sudoku"}, "digits-sudoku", None),
+        ({"model": "mini-sudoku", "task": "digits-sudoku"}, "digits-sudoku", "medium"),
+        ({"task": "mnist-sudoku"}, "mnist-sudoku", "medium"),
+        ({"task": "mnist-sudoku", "swapped": 2}, "mnist-sudoku", None),
+        ({"task": "even-pixels"}, "even-pixels", None),
     ],
 )
 def test_the_task_is_that_of_the_model_or_of_the_puzzle(options, task, difficulty):

@@ -61,8 +61,9 @@ def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
         coordinator = ("--coordinator", address(), "--num-processes", 2, "--process-id")
         return [(*words, two, *coordinator, k) for k in range(2)]
 
-    both = begun(parts(), 4)
+    both, deadline = begun(parts(), 4), time.monotonic() + 200
     while not list(two.glob("state-1/[0-9]*")):
+        assert time.monotonic() < deadline
         assert [each.poll() for each in both] == [None, None]
         time.sleep(0.01)
     for each in both:
@@ -126,6 +127,14 @@ def test_two_processes_train_as_one_does(tmp_path):
         (
             ("--coordinator", "here:1", "--num-processes", 2, "--process-id", 2),
             "error: --process-id must be in [0, 2), got 2",
+        ),
+        (
+            ("--coordinator", "here:1", "--num-processes", 0, "--process-id", 0),
+            "error: --num-processes must be a whole number of at least 1, got 0",
+        ),
+        (
+            ("--coordinator", "here", "--num-processes", 2, "--process-id", 1),
+            "error: --coordinator must be HOST:PORT, got 'here'",
         ),
         (
             ("--distributed", "--coordinator", "a:1", "--num-processes", 1, "--process-id", 0),

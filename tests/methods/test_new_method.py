@@ -16,7 +16,7 @@ from ipr_jax.core import patches
 from ipr_jax.interrupts import PreemptionError
 from ipr_jax.studies import shards
 from ipr_jax.studies.evaluate import evaluate, summarise
-from ipr_jax.tasks import get_task
+from ipr_jax.tasks import Batch, get_task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 DEFINED, USED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -51,14 +51,9 @@ def found(method, given):
 
 def test_the_lines_of_the_page_run(method, given, found):
     keys, images, editable = given
-    names = {
-        "ipr_jax": ipr_jax,
-        "model": fake,
-        "Remask": type(method),
-        "keys": keys,
-        "images": images,
-        "editable": editable,
-    }
+    puzzles = Batch(images, editable, None)
+    names = {"ipr_jax": ipr_jax, "model": fake, "Remask": type(method), "keys": keys}
+    names["puzzles"] = puzzles
     exec(USED, names)
     np.testing.assert_array_equal(names["found"].image, found.image)
     np.testing.assert_array_equal(found.nfe, np.where(editable.any(axis=(1, 2)), 8, 0))

@@ -56,6 +56,19 @@ def test_a_loaded_model_is_the_saved_one(saved, tiny_model):
         np.testing.assert_array_equal(got, want)
 
 
+def test_provenance_is_read_without_the_weights(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / "params" / "manifest.ocdbt").unlink()
+    assert checkpoint.provenance_of(tmp_path / "copy") == PROVENANCE
+    with pytest.raises(FileNotFoundError, match=r"'no-such-model'.*mini-sudoku"):
+        checkpoint.provenance_of("no-such-model")
+    with pytest.raises(ValueError, match=r"is not a model of ipr_jax: it has no config"):
+        checkpoint.provenance_of(tmp_path)
+    (tmp_path / "copy" / "provenance" / "metadata").write_text("{")
+    with pytest.raises(ValueError, match=r"copy is not a model of ipr_jax: "):
+        checkpoint.provenance_of(tmp_path / "copy")
+
+
 def test_every_field_of_the_architecture_is_kept(tmp_path):
     config = ModelConfig(
         image_size=(6, 4),

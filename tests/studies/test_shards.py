@@ -11,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import IPR, call
@@ -336,7 +338,7 @@ def test_a_halved_batch_stays_halved_in_a_short_file(tmp_path, monkeypatch):
 
 
 def test_the_state_of_a_process_that_is_still_at_work_is_left(finished, tmp_path):
-    """It may be done, and not yet have closed its checkpoints."""
+    """It may be done, and not yet have closed its folder."""
     stopped_after(1, tmp_path / "run")
     others = [tmp_path / "run" / f"state-{number}" for number in (1, 2)]
     for other in others:
@@ -375,7 +377,8 @@ def test_wherever_it_is_damaged_results_are_the_same(finished, half, how):
     states = list(map(run.state, run.shards))
     _, want = snapshots.restore(half / "state-0", states.__getitem__)
     data, left = newest.read_bytes(), []
-    for at in np.linspace(0, 1, 100, endpoint=False):
+    ends = 1 - np.arange(1, 30) / len(data)  # where the archive says what is where
+    for at in (*np.linspace(0, 1, 100, endpoint=False), *ends):
         damage(newest, how, at)
         older.write_bytes(data)
         number, state = snapshots.restore(half / "state-0", states.__getitem__)
@@ -383,9 +386,46 @@ def test_wherever_it_is_damaged_results_are_the_same(finished, half, how):
         jax.tree.map(np.testing.assert_array_equal, state, want)
         left.append(newest.exists())
         newest.write_bytes(data)
-    assert sum(left) < 10  # no array hangs on some bytes of an archive
+    assert sum(left) < 20  # no array hangs on some bytes of an archive
     done(half)
     assert bits(half) == bits(finished[0])
+
+
+def test_a_state_of_any_dtype_goes_on(tmp_path):
+    tree = {"a": np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), "b": (np.True_, None)}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    with snapshots.own(tmp_path / "state"):
+        for subject in (7, 8, 9):
+            snapshots.save(tmp_path / "state", subject, tree)
+        snapshots.remove(tmp_path / "state", lambda subject: subject == 9)
+        subject, found = snapshots.restore(tmp_path / "state", lambda _: shapes)
+        assert subject == 8
+        assert jax.tree.structure(found) == jax.tree.structure(tree)
+        assert found["a"].dtype == tree["a"].dtype
+        jax.tree.map(np.testing.assert_array_equal, found, tree)
+        snapshots.remove(tmp_path / "state")
+        assert snapshots.restore(tmp_path / "state", lambda _: shapes) is None
+
+
+def test_closed_it_makes_no_more_samples(tmp_path, monkeypatch):
+    """The sixth was being made."""
+    monkeypatch.setattr(shards, "MADE_AT_ONCE", 1)
+    made, ended = [], threading.Event()
+
+    def slow(indices):
+        made.extend(indices.tolist())
+        if indices[0] == 5:
+            ended.wait()
+        return source(indices)
+
+    steps = shards.refine(run_of(source=slow), tmp_path / "run", SETTINGS)
+    for _ in range(2):
+        next(steps)
+    while made[-1] < 5:
+        time.sleep(0.01)
+    threading.Timer(0.3, ended.set).start()
+    steps.close()
+    assert made == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_state_of_what_is_done_may_be_damaged(finished, half):
