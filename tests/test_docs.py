@@ -9,7 +9,6 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -228,22 +227,3 @@ def test_the_task_of_the_page_is_evaluated_run_and_shown(tmp_path, monkeypatch, 
     exec(compile("\n".join(code_of("tasks.md")), "tasks.md", "exec"), {"__name__": "page"})
     assert capsys.readouterr().out.count("'striped_rate'") == 3
     assert {"manifest.json", "report.html"} <= {path.name for path in Path("stripes").iterdir()}
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("page", ["annealed.md", "search.md"])
-def test_the_lines_of_a_page_solve_puzzles(page):
-    puzzles = SUDOKU.test_batch(0, np.arange(8))
-    model = ipr_jax.load("mini-sudoku-transformer")
-    keys = ipr_jax.sample_keys(jax.random.key(0), 8)
-    names = {"ipr_jax": ipr_jax, "model": model, "keys": keys, "puzzles": puzzles}
-    code = code_of(page)
-    assert len(code) == {"annealed.md": 1, "search.md": 3}[page]
-    for lines in code:
-        names.pop("found", None)
-        exec(compile(lines, page, "exec"), names)
-        method = names.get("method")
-        found = names.get("found") or ipr_jax.solve(
-            model, keys, puzzles.image, puzzles.editable, method=method
-        )
-        assert SUDOKU.score(found.image)["valid"].sum() >= 6

@@ -358,17 +358,13 @@ def test_a_sample_does_not_depend_on_its_batch():
     )
 
 
-def test_iterations_can_be_continued_and_jit_changes_nothing():
+def test_iterations_can_be_continued():
     image, editable = puzzle(5)
     keys = ipr_jax.sample_keys(jax.random.key(1), 4)
     whole = ipr_jax.refine(fake, keys, image, editable, iterations=4)
     half = ipr_jax.refine(fake, keys, image, editable, iterations=2)
     rest = ipr_jax.refine(fake, keys, half.image, editable, iterations=2, start=2)
     np.testing.assert_array_equal(rest.image, whole.image)
-    with jax.disable_jit():
-        eager = ipr_jax.refine(fake, keys, image, editable, iterations=1)
-    compiled = ipr_jax.refine(fake, keys, image, editable, iterations=1)
-    np.testing.assert_allclose(eager.image, compiled.image, atol=1e-5)
 
 
 def test_regions_and_noise_fixed_or_fresh():
