@@ -188,7 +188,7 @@ def _completed(options: RefineOptions) -> RefineOptions:
     if task not in TASKS and options.task is None:
         small = puzzle is not None and len("".join(puzzle.split())) < 40
         task = "mini-sudoku" if small else "digits-sudoku"
-    if "difficulty" in TAKES.get(task, ()) and puzzle is None and not options.swapped:
+    if "difficulty" in TAKES.get(task or "", ()) and puzzle is None and not options.swapped:
         difficulty = difficulty or "medium"
     method = options.method or ("ipr" if options.swapped else "annealed")
     return dataclasses.replace(options, task=task, difficulty=difficulty, method=method)
