@@ -137,3 +137,5 @@ if __name__ == "__main__":
         HostOptions(coordinator=others[0], num_processes=2, process_id=int(others[1])).join()
     for _ in train(Path(out)):
         pass
+    if jax.process_index() == jax.process_count() - 1:  # each reads for itself
+        checkpoint.load(Path(out) / "model")

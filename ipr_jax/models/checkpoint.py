@@ -227,13 +227,16 @@ def _found(path_or_name: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def _opening(path: Path) -> Iterator[ocp.Checkpointer]:
-    """Read parts of a model.
+    """Read parts of a model; of several processes each reads for itself.
 
     Raises:
         ValueError: something in the folder is no part of a model, or damaged.
     """
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        handler = ocp.CompositeCheckpointHandler()
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             yield checkpointer
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise

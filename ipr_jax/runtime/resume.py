@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from ipr_jax.runtime import files
 from ipr_jax.runtime.files import printable
@@ -83,7 +84,7 @@ def restore(manager: ocp.CheckpointManager, wanted: Any) -> tuple[int, Any] | No
         Its step and the state; None if there is no checkpoint.
 
     Raises:
-        ValueError: there are checkpoints and none is whole.
+        ValueError: there are checkpoints and none is whole, or processes differ in which is.
         MemoryError, jax.errors.JaxRuntimeError: the state does not fit on the devices.
     """
     steps = sorted(manager.all_steps(), reverse=True)
@@ -105,9 +106,25 @@ def restore(manager: ocp.CheckpointManager, wanted: Any) -> tuple[int, Any] | No
         manager.wait_until_finished()
         for damaged in (other for other in steps if other > step):
             manager.delete(damaged)
+        _agree(step)
         return step, found["state"]
+    _agree(0)
     if steps:
         raise ValueError(
             f"no checkpoint in {manager.directory} is whole; remove it to start from the beginning"
         )
     return None
+
+
+def _agree(step: int) -> None:
+    """Make sure that all processes go on from the same step, 0 = from the beginning.
+
+    Raises:
+        ValueError: they do not.
+    """
+    steps = sorted({*np.ravel(multihost_utils.process_allgather(np.int32(step))).tolist()})
+    if len(steps) > 1:
+        raise ValueError(
+            f"the processes would go on from different steps, {', '.join(map(str, steps))}; start "
+            "them again when all see the same files"
+        )

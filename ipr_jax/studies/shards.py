@@ -265,6 +265,10 @@ def refine(
     files.utf8(folder.absolute())
     run.task.check_scores()
     files.claim(folder, settings)
+    for other in folder.glob("state-*"):  # of a start with more processes, which may be at work
+        if other.name[6:].isdigit() and int(other.name[6:]) >= jax.process_count():
+            with files.locked(other):
+                pass
     (folder / "samples").mkdir(exist_ok=True)
     own = run.shards[jax.process_index() :: jax.process_count()]
     found = {shard: _recorded(_verified(folder, shard)) for shard in own if _done(folder, shard)}

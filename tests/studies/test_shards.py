@@ -339,14 +339,25 @@ def test_a_halved_batch_stays_halved_in_a_short_file(tmp_path, monkeypatch):
 
 def test_the_state_of_a_process_that_is_still_at_work_is_left(finished, tmp_path):
     """It may be done, and not yet have closed its folder."""
-    stopped_after(1, tmp_path / "run")
+    steps = shards.refine(run_of(), tmp_path / "run", SETTINGS)
+    next(steps)
     others = [tmp_path / "run" / f"state-{number}" for number in (1, 2)]
     for other in others:
         other.mkdir()
     with files.locked(others[0]):
-        done(tmp_path / "run")
+        list(steps)
     assert [other.is_dir() for other in others] == [True, False]
     others[0].rmdir()
+    assert bits(tmp_path / "run") == bits(finished[0])
+
+
+def test_more_processes_at_work_in_a_folder_are_not_disturbed(finished, tmp_path):
+    stopped_after(1, tmp_path / "run")
+    other = tmp_path / "run" / "state-1"
+    other.mkdir()
+    with files.locked(other), pytest.raises(ValueError, match=r"at work in .*state-1; wait for it"):
+        done(tmp_path / "run")
+    done(tmp_path / "run")
     assert bits(tmp_path / "run") == bits(finished[0])
 
 

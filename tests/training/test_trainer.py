@@ -21,7 +21,7 @@ import ipr_jax
 from ipr_jax import SRM, ModelConfig, TransformerConfig
 from ipr_jax.core.keys import rngs
 from ipr_jax.models import checkpoint, new_model
-from ipr_jax.runtime import sharding
+from ipr_jax.runtime import resume, sharding
 from ipr_jax.tasks.base import Batch, Task
 from ipr_jax.training import objective, trainer
 from ipr_jax.training.recipes import RECIPES
@@ -382,6 +382,13 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, compiled_once):
     before = lines_of(whole)
     assert list(trainer.train(TASK, SMALL, RUN, whole)) == []
     assert lines_of(whole) == before
+
+
+def test_processes_that_would_go_on_from_different_steps_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume.multihost_utils, "process_allgather", lambda step: [step, 4])
+    message = "processes would go on from different steps, 0, 4; start them again when"
+    with pytest.raises(ValueError, match=message):
+        next(trainer.train(TASK, SMALL, RUN, tmp_path / "run"))
 
 
 def test_a_checkpoint_is_there_when_its_line_is_yielded(tmp_path, compiled_once):
