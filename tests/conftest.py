@@ -146,6 +146,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=30, help="how often -k killed kills each run")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest of the heavy tests begins first, so that no worker waits for it in the end."""
+    items.sort(key=lambda item: item.name != "test_on_eight_devices[heavy]")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
