@@ -79,10 +79,7 @@ def both(denoise, keys, image, editable, mesh, **options):
     return jax.tree.leaves((first, refined))
 
 
-HEAVY = [pytest.param(number, marks=pytest.mark.heavy) for number in (7, 64)]
-
-
-@pytest.mark.parametrize("number", [9, *HEAVY])
+@pytest.mark.parametrize("number", [9, pytest.param(64, marks=pytest.mark.heavy)])
 def test_every_sample_is_what_one_device_makes_of_it(number):
     given = queue(number)
 
