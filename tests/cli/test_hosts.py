@@ -52,7 +52,7 @@ def address():
 @pytest.mark.heavy
 def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
     """Both told to end with samples in work, they go on from there."""
-    words = ("-m", "ipr_jax", "refine", *IPR, "--model", tiny_folder, "--samples", 10)
+    words = ("-m", "ipr_jax", "refine", *IPR, "--model", tiny_folder, "--samples", 16)
     words += ("--iterations", 6, "--shard-size", 4, "--save-minutes", 0, "--out")
     processes([(*words, tmp_path / "one")], 4)
     two = tmp_path / "two"

@@ -51,9 +51,8 @@ def found(method, given):
 
 def test_the_lines_of_the_page_run(method, given, found):
     keys, images, editable = given
-    puzzles = Batch(images, editable, None)
     names = {"ipr_jax": ipr_jax, "model": fake, "Remask": type(method), "keys": keys}
-    names["puzzles"] = puzzles
+    names["puzzles"] = Batch(images, editable, None)
     exec(USED, names)
     np.testing.assert_array_equal(names["found"].image, found.image)
     np.testing.assert_array_equal(found.nfe, np.where(editable.any(axis=(1, 2)), 8, 0))

@@ -421,12 +421,13 @@ def test_a_state_of_any_dtype_goes_on(tmp_path):
 def test_closed_it_makes_no_more_samples(tmp_path, monkeypatch):
     """The sixth was being made."""
     monkeypatch.setattr(shards, "MADE_AT_ONCE", 1)
+    monkeypatch.setattr(shards.snapshots, "save", lambda *given: None)  # closing waits for nothing
     made, ended = [], threading.Event()
 
     def slow(indices):
         made.extend(indices.tolist())
         if indices[0] == 5:
-            ended.wait()
+            ended.wait(60)
         return source(indices)
 
     steps = shards.refine(run_of(source=slow), tmp_path / "run", SETTINGS)
@@ -434,7 +435,7 @@ def test_closed_it_makes_no_more_samples(tmp_path, monkeypatch):
         next(steps)
     while made[-1] < 5:
         time.sleep(0.01)
-    threading.Timer(0.3, ended.set).start()
+    threading.Timer(1, ended.set).start()
     steps.close()
     assert made == [0, 1, 2, 3, 4, 5]
 
