@@ -27,6 +27,7 @@ from hypothesis import settings
 
 settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("project")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # pytest's stack, for every operation
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")

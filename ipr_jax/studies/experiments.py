@@ -349,10 +349,12 @@ def get_experiment(name: str) -> Definition:
 def describe(experiment: Experiment | Refinement) -> dict[str, Any]:
     """What is done, as JSON data; functions and networks by name."""
 
-    def name(value: Any) -> str:
+    def plain(value: Any) -> dict[str, Any] | str:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
         return getattr(value, "__name__", type(value).__name__)
 
-    return json.loads(json.dumps(dataclasses.asdict(experiment), default=name))
+    return json.loads(json.dumps(experiment, default=plain))
 
 
 def run(

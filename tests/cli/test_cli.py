@@ -47,8 +47,15 @@ TASK = get_task("mini-sudoku")
 FILES = ["config.json", "manifest.json", "metrics.jsonl"]
 PICTURES = ["refinement.gif", "refinement.png", "report.html", "samples.png"]
 HOSTS = {"distributed", "coordinator", "num_processes", "process_id"}
-SHORT = ("--samples", 3, "--iterations", 2)
 FEW = ("--first-steps-per-patch", 1, "--steps-per-patch", 1)
+SHORT = ("--samples", 3, "--iterations", 2, *FEW)
+PAPER = ipr_jax.Refinement(iterations=2)
+METHOD = dataclasses.replace(
+    PAPER,
+    first=dataclasses.replace(PAPER.first, steps_per_patch=1),
+    later=dataclasses.replace(PAPER.later, steps_per_patch=1),
+)
+"""What ``SHORT`` says."""
 
 
 def lines_of(folder):
@@ -114,9 +121,7 @@ def test_the_samples_are_those_of_the_library(finished, tiny_model):
     folder, _ = finished
     saved = samples_of(folder)
     batch = TASK.test_batch(4, np.arange(3))
-    run = evaluate.evaluate(
-        TASK, tiny_model, batch, ipr_jax.Refinement(iterations=2), jax.random.key(4)
-    )
+    run = evaluate.evaluate(TASK, tiny_model, batch, METHOD, jax.random.key(4))
     first, *_, last = history = list(run)
     assert set(saved) == {
         *("first_pass", "refined", "followed", "editable"),
@@ -204,6 +209,7 @@ def test_an_own_puzzle_is_printed_before_and_after(tiny_folder, work):
         3,
         "--iterations",
         1,
+        *FEW,
     )
     assert (code, err) == (0, "")
     assert "\n0 of 3 tries are valid\n" in out
@@ -583,7 +589,7 @@ def test_a_task_without_puzzles_and_without_clues(tmp_path, work):
     colour = dataclasses.replace(TINY, channels=3, patch_size=4)
     model = save_random(tmp_path / "colour", colour)
     words = ("refine", "--task", "even-pixels", "--method", "ipr", "--model", model)
-    code, out, err = call(*words, *SHORT, *FEW, "--out", "run")
+    code, out, err = call(*words, *SHORT, "--out", "run")
     assert (code, err) == (0, "")
     for part in ("balanced %", "95% interval", "imbalance", "saturation_std", "value_std"):
         assert part in out
@@ -599,8 +605,9 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
     starts = []
     for name in ("samples", "refinement", "animation"):
         monkeypatch.setattr(pictures, name, lambda *given: starts.append(given[-1]))
+    few = ("--samples", 3, "--iterations", 2, "--steps-per-patch", 1)
     words = ("--swapped", 2, "--seed", 4, "--dtype", "float32", "--out", "run")
-    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
+    code, out, _ = call("refine", *IPR, "--model", tiny_folder, *few, *words)
     assert code == 0
     assert starts == ["input"] * 3
     assert re.search(r"^ *input +0\.0 ", out, re.MULTILINE)
@@ -688,7 +695,7 @@ def test_a_stream_gives_what_refinement_gives(finished, tiny_folder, work):
     np.testing.assert_array_equal(saved["iterations"], [2, 2, 2])
     told = json.loads((run / "results.json").read_text())
     assert told["arguments"].keys() == {field.name for field in dataclasses.fields(StreamOptions)}
-    assert told["refinement"] == experiments.describe(ipr_jax.Refinement(iterations=2))
+    assert told["refinement"] == experiments.describe(METHOD)
     assert (told["provenance"], told["verifier"]) == ({"made": "at random"}, None)
     assert {"versions", "device", "commit"} <= told.keys()
     line = told["metrics"]

@@ -59,9 +59,8 @@ def test_arms_differ_in_what_the_paper_varies(name):
     for arms in experiment.published.values():
         assert arms.keys() <= experiment.arms.keys()
     refinements = [arm.refinement for arm in experiment.arms.values()]
-    assert len(
-        {json.dumps(experiments.describe(experiment)["arms"][k]) for k in experiment.arms}
-    ) == len(refinements)
+    described = experiments.describe(experiment)["arms"]
+    assert len({json.dumps(described[label]) for label in experiment.arms}) == len(refinements)
     if name in ("frontier", "search", "search-choices"):  # see below and test_search
         return
     if name != "samplers":
@@ -313,6 +312,10 @@ def test_another_experiment_in_the_folder_is_refused(tmp_path, tiny_model):
 
 def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_folder):
     monkeypatch.chdir(tmp_path)
+    few = tuple(
+        dataclasses.replace(each, steps_per_patch=1) for each in experiments.SETTINGS[TASK.name]
+    )
+    monkeypatch.setitem(experiments.SETTINGS, TASK.name, few)
     options = ("--model", tiny_folder, "--samples", 6, "--iterations", 2)
     code, out, err = call("experiment", "ratio", *options)
     assert (code, err) == (0, "")
