@@ -147,9 +147,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=30, help="how often -k killed kills each run")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest of the heavy tests begins first, so that no worker waits for it in the end."""
-    items.sort(key=lambda item: item.name != "test_on_eight_devices[heavy]")
+    """What the gate runs is heavy; the longest begin first, so that no worker waits in the end."""
+    for item in items:
+        if item.get_closest_marker("gate"):
+            item.add_marker("heavy")
+    first = ("test_on_eight_devices", "test_two_processes")
+    items.sort(key=lambda item: not ("heavy" in item.keywords and item.name.startswith(first)))
 
 
 @pytest.fixture

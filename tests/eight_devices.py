@@ -115,10 +115,10 @@ def test_a_stream_too(number):
 @pytest.mark.parametrize(
     ("driver", "options"),
     [
-        pytest.param(ipr_jax.refine, {"iterations": 2}, marks=pytest.mark.heavy),
+        pytest.param(ipr_jax.refine, {"iterations": 2}, marks=pytest.mark.gate),
         (ipr_jax.stream, {"iterations": 2}),
         *(
-            pytest.param(*(ipr_jax.solve, {"method": method, "slots": 8}), marks=pytest.mark.heavy)
+            pytest.param(*(ipr_jax.solve, {"method": method, "slots": 8}), marks=pytest.mark.gate)
             for method in (ipr_jax.Refinement(iterations=2), ipr_jax.Annealed(iterations=3))
         ),
     ],
@@ -133,14 +133,19 @@ def test_devices_exchange_nothing(driver, options):
     assert re.findall(exchanged, reduced.compile().as_text())
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", ["annealed", "bfs", "rbf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("annealed", marks=pytest.mark.heavy),
+        pytest.param("bfs", marks=pytest.mark.gate),
+        pytest.param("rbf", marks=pytest.mark.heavy),
+    ],
+)
 def test_every_method_is_the_same_on_each(name):
     task, first, later = get_task("mini-sudoku"), FIRST, LATER
-    verifier = "independent-soft" if name == "langevin" else "oracle"
     method = ipr_jax.Annealed(iterations=4)
     if name != "annealed":
-        method = search.made(task, name, verifier, first=first, later=later)
+        method = search.made(task, name, "oracle", first=first, later=later)
     puzzles, keys = task.test_batch(0, np.arange(9)), ipr_jax.sample_keys(jax.random.key(0), 9)
     many, one = (
         ipr_jax.solve(
@@ -153,7 +158,7 @@ def test_every_method_is_the_same_on_each(name):
     np.testing.assert_allclose(many.image, one.image, atol=1e-5)
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_the_shipped_model_makes_the_same_boards():
     task, model = get_task("mini-sudoku"), ipr_jax.load("mini-sudoku")
     puzzles = task.test_batch(0, np.arange(9))
@@ -198,8 +203,13 @@ def train(made, folder, mesh, **options):
     return lines, jax.tree.leaves(nnx.state(model))
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("made", RUNS.values(), ids=list(RUNS))
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(RUNS["U-Net"], marks=pytest.mark.heavy, id="U-Net"),
+        pytest.param(RUNS["transformer"], marks=pytest.mark.gate, id="transformer"),
+    ],
+)
 def test_training_does_not_depend_on_the_devices(made, tmp_path, monkeypatch):
     compile_once(monkeypatch)
     assert len(jax.devices()) == 8

@@ -299,7 +299,7 @@ def test_every_file_here_is_collected(path):
 README = ROOT / "README.md"
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_the_first_python_example_of_the_readme_runs(tmp_path, monkeypatch):
     example = re.search(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
     assert example, "the README has a Python example"

@@ -49,7 +49,7 @@ def address():
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_two_processes_make_what_one_makes(tiny_folder, tmp_path):
     """Both told to end with samples in work, they go on from there."""
     words = ("-m", "ipr_jax", "refine", *IPR, "--model", tiny_folder, "--samples", 16)
@@ -108,7 +108,7 @@ def test_training_in_two_processes_ends_with_143_at_the_same_step(tmp_path):
     assert last["step"] == int(saved.name)
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_two_processes_train_as_one_does(tmp_path):
     program = ROOT / "tests" / "small_run.py"
     where = address()

@@ -49,7 +49,7 @@ def test_a_method_with_a_memory_is_exported(tiny_model, rng):
     np.testing.assert_array_equal(found["nfe"], want.nfe)
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_the_documented_lines_run_without_the_library_and_equal_it(
     tiny_folder, tiny_model, rng, tmp_path, monkeypatch
 ):

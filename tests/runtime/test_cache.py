@@ -83,7 +83,7 @@ def test_commands_of_the_tests_keep_nothing():
     assert jax.config.jax_compilation_cache_dir is None
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_the_second_run_compiles_nothing(tmp_path):
     """Of the shipped model on one sample."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}

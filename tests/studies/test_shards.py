@@ -560,7 +560,7 @@ def commanded(tiny_folder, tmp_path_factory):
     return folder
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_sigterm_saves_and_ends_with_143(commanded, tiny_folder, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     words = ("--model", tiny_folder, *WORDS, "--out", folder)

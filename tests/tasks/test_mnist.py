@@ -595,7 +595,7 @@ def test_the_classifier_of_the_package_reads_other_handwriting():
     assert (np.asarray(read) == labels).mean() > 0.9
 
 
-@pytest.mark.heavy
+@pytest.mark.gate
 def test_the_shipped_model_solves_boards_of_a_folder_of_test_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mnist, "NUM_TRAINING", 1000)
