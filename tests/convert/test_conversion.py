@@ -252,7 +252,7 @@ def test_an_export_is_the_state_dict_of_the_denoiser(tmp_path, weights):
         assert exported[name].tobytes() == tensor.tobytes()
 
 
-@pytest.mark.gate
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:the published class")
 def test_an_import_of_an_export_is_the_same_model(tmp_path):
     other = PolygonConfig(min_vertices=4, max_vertices=8)  # heads like those of the published one

@@ -639,7 +639,7 @@ def test_every_shipped_model_is_made_by_its_recipe():
         assert TrainConfig(**provenance["training"]) == RECIPES[name].training
 
 
-@pytest.mark.gate
+@pytest.mark.heavy
 def test_damaged_checkpoints():
     """In a process of its own: what Orbax has under way when a read fails complains at any time."""
     plugins = ("-p", "no:unraisableexception", "-p", "no:threadexception")
