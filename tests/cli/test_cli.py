@@ -605,7 +605,7 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
     starts = []
     for name in ("samples", "refinement", "animation"):
         monkeypatch.setattr(pictures, name, lambda *given: starts.append(given[-1]))
-    few = ("--samples", 3, "--iterations", 2, "--steps-per-patch", 1)
+    few = ("--samples", 3, "--iterations", 2, "--steps-per-patch", 1)  # there is no first pass
     words = ("--swapped", 2, "--seed", 4, "--dtype", "float32", "--out", "run")
     code, out, _ = call("refine", *IPR, "--model", tiny_folder, *few, *words)
     assert code == 0
