@@ -99,8 +99,8 @@ class Doubting:
 
 @partial(jax.jit, static_argnames="mesh")
 def _doubts(denoise: Denoiser, method: Doubting, queue: Problem, *, mesh: Mesh | None) -> jax.Array:
-    state = begin_on(method, queue, mesh=mesh)
-    return advance_on(denoise, method, queue, state, FOREVER, mesh=mesh).memory.doubt
+    state, most = begin_on(method, queue, mesh=mesh), sharding.rows_at_once(mesh)
+    return advance_on(denoise, method, queue, state, FOREVER, most=most, mesh=mesh).memory.doubt
 
 
 @driver

@@ -184,6 +184,7 @@ def advance(
     iterations: jax.Array | int = FOREVER,
     budget: jax.Array | int = FOREVER,
     parts: tuple[int, ...] = (1,),
+    most: int | None = None,
 ) -> Work:
     """Evaluate the network until nothing is left to do. Jittable; nothing is exchanged with others.
 
@@ -197,6 +198,9 @@ def advance(
         budget: int32 scalar; a problem that could exceed so many evaluations is done.
         parts: the network is compiled for B / part rows for each of them, and sees the fewest rows
             that hold all problems that are not done.
+        most: rows that the network sees at once, as ``sharding.rows_at_once``; None = all. Of more,
+            it sees those of problems that are not done, so many at a time, and ``parts`` say
+            nothing.
 
     Raises:
         ValueError: while tracing: the method's state changes its form, naming the leaf; or the
@@ -206,6 +210,8 @@ def advance(
     rows, images = work.state.z.shape, work.state.image.shape
     particles = 1 if rows == images else rows[0] // images[0]
     widths = tuple(sorted({-(-slots // part) for part in parts})) if len(parts) > 1 else (slots,)
+    if most is not None and rows[0] > most:
+        widths = (max(1, most // particles),)
 
     given = (method, queue, work, jnp.int32(0), jnp.asarray(iterations, jnp.int32))
     method, queue, work, tick, iterations = settled(denoise, method, queue, work.state, given)
@@ -220,7 +226,13 @@ def advance(
         if work.answers is not None:
             problem = jax.tree.map(lambda part: part[work.place], queue)
         prediction = on_rows(
-            partial(step.predict, denoise), busy, widths, old.z, old.t, each=particles
+            partial(step.predict, denoise),
+            busy,
+            widths,
+            old.z,
+            old.t,
+            like=Prediction(old.z, old.z, old.t),
+            each=particles,
         )
         new = method.update(problem, old, prediction)
         _check_form(old, new)
@@ -331,8 +343,15 @@ def _narrowest(where: jax.Array, widths: tuple[int, ...]) -> jax.Array:
     return (jnp.asarray(widths, jnp.int32) < where.sum(dtype=jnp.int32)).sum(dtype=jnp.int32)
 
 
+def _calls(where: jax.Array, width: int) -> jax.Array:
+    """How many batches of a width hold what is True."""
+    return -(-where.sum(dtype=jnp.int32) // width)
+
+
 def _width(where: jax.Array, widths: tuple[int, ...]) -> jax.Array | int:
-    """The smallest of the widths, increasing, that is not below the count of True."""
+    """Of how many rows, for ``on_rows``, the function is evaluated."""
+    if widths[-1] < where.shape[0]:
+        return widths[-1] * _calls(where, widths[-1])
     if len(widths) == 1:
         return widths[0]
     return jnp.asarray(widths, jnp.int32)[_narrowest(where, widths)]
@@ -343,6 +362,7 @@ def on_rows(
     where: jax.Array,
     widths: tuple[int, ...],
     *arrays: jax.Array,
+    like: Any,
     each: int = 1,
 ) -> Any:
     """Evaluate a function on the rows that count, in the smallest batch that holds them.
@@ -351,29 +371,31 @@ def on_rows(
         function: of arrays [n, ...] for every n in ``widths`` (times ``each``), a pytree of arrays
             [n, ...]; each of its rows follows from the same rows of its arguments.
         where: bool [B], what counts.
-        widths: sizes of a batch, increasing; the last is B.
+        widths: sizes of a batch, increasing; the last is B, or there is one that is less, and as
+            many such batches as hold the rows are evaluated one after the other.
         arrays: the arguments, each [B each, ...].
+        like: arrays [B each, ...] of the dtypes and shapes that all rows of the result have.
         each: rows that each entry of ``where`` stands for.
 
     Returns:
         What ``function`` gives, [B each, ...]; without meaning in the rows that do not count.
     """
-    if len(widths) == 1:
+    size, last = where.shape[0], widths[-1]
+    if widths == (size,):
         return function(*arrays)
-    first, size = jnp.argsort(~where), where.shape[0] * each
+    first = jnp.argsort(~where)
 
-    def narrow(width: int) -> Callable[..., Any]:
-        def branch(*arrays: jax.Array) -> Any:
-            rows = first[:width]
-            if each > 1:
-                rows = (rows[:, None] * each + jnp.arange(each, dtype=rows.dtype)).reshape(-1)
-            found = function(*(part[rows] for part in arrays))
-            return jax.tree.map(
-                lambda part: jnp.zeros((size, *part.shape[1:]), part.dtype).at[rows].set(part),
-                found,
-            )
+    def put(found: Any, start: jax.Array | int, width: int) -> Any:
+        """With the rows from some place in the order filled in."""
+        rows = jax.lax.dynamic_slice_in_dim(first, start, width)
+        if each > 1:
+            rows = (rows[:, None] * each + jnp.arange(each, dtype=rows.dtype)[None]).reshape(-1)
+        new = function(*(part[rows] for part in arrays))
+        return jax.tree.map(lambda part, new: part.at[rows].set(new), found, new)
 
-        return branch
-
-    branches = [*map(narrow, widths[:-1]), function]
-    return jax.lax.switch(_narrowest(where, widths), branches, *arrays)
+    if last < size:
+        return jax.lax.fori_loop(
+            0, _calls(where, last), lambda i, found: put(found, i * last, last), like
+        )
+    branches = [lambda width=width: put(like, 0, width) for width in widths[:-1]]
+    return jax.lax.switch(_narrowest(where, widths), [*branches, lambda: function(*arrays)])

@@ -275,7 +275,7 @@ class IPR:
         if self.stop is not stopping.never:
             widths = tuple(sorted({-(-over.shape[0] // part) for part in PARTS}))
             given = (number, state.image, state.z, *(seen or ()))
-            holds = engine.on_rows(self._holds, over, widths, *given)
+            holds = engine.on_rows(self._holds, over, widths, *given, like=over)
             streak = jnp.where(over, jnp.where(holds, streak + 1, 0), streak)
         image = by_sample(over, state.z, state.image)
         iteration = state.iteration + over.astype(jnp.int32)

@@ -104,7 +104,7 @@ _AXES = Refined(0, 1, 1, 1)  # pyright: ignore[reportArgumentType]
 """Of the samples in a result."""
 
 
-@partial(jax.jit, static_argnames=("iterations", "record", "mesh"))
+@partial(jax.jit, static_argnames=("iterations", "record", "most", "mesh"))
 def _refine(
     denoise: Denoiser,
     method: IPR,
@@ -112,12 +112,13 @@ def _refine(
     *,
     iterations: int,
     record: Record | None,
+    most: int | None,
     mesh: Mesh | None,
 ) -> Refined:
     def every(denoise: Denoiser, method: IPR, queue: Problem) -> Refined:
         def body(state: State, iteration: jax.Array) -> tuple[State, tuple[Any, ...]]:
             work = engine.at_once(state)
-            work = engine.advance(denoise, method, queue, work, iterations=iteration)
+            work = engine.advance(denoise, method, queue, work, iterations=iteration, most=most)
             new = work.state
             kept = None if record is None else _recorded(record, new.image)
             return new, (new.costs.nfe - state.costs.nfe, engine.is_finite(new.image), kept)
@@ -203,7 +204,12 @@ def refine(
             refinement.on(editable.shape[1:], start=start),
             solving.spread(mesh, keys, image, editable),
         ),
-        {"iterations": iterations, "record": record, "mesh": mesh},
+        {
+            "iterations": iterations,
+            "record": record,
+            "most": sharding.rows_at_once(mesh),
+            "mesh": mesh,
+        },
         lambda found: sharding.cut(found, keys.shape[0], mesh, _AXES),
     )
 

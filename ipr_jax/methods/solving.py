@@ -38,13 +38,14 @@ def _solve(
     *,
     slots: int | None,
     parts: tuple[int, ...],
+    most: int | None,
 ) -> Found:
     order = None
     if slots is not None and slots < queue.image.shape[0]:
         order = jnp.argsort(-queue.editable.sum(axis=(1, 2)))
         queue = jax.tree.map(lambda part: part[order], queue)
     work = engine.start(method, queue, slots)
-    work = engine.advance(denoise, method, queue, work, budget=budget, parts=parts)
+    work = engine.advance(denoise, method, queue, work, budget=budget, parts=parts, most=most)
     answers = engine.answers(work)
     if order is not None:
         place = jnp.argsort(order)
@@ -53,7 +54,7 @@ def _solve(
     return Found(answers._replace(iteration=iteration), work.spent)
 
 
-@partial(jax.jit, static_argnames=("slots", "parts", "mesh"))
+@partial(jax.jit, static_argnames=("slots", "parts", "most", "mesh"))
 def _solve_on(
     denoise: Denoiser,
     method: Method,
@@ -81,7 +82,7 @@ def begin_on(method: Method, problem: Problem, *, mesh: Mesh | None) -> State:
     return each(method, problem)
 
 
-@partial(jax.jit, static_argnames="mesh")
+@partial(jax.jit, static_argnames=("most", "mesh"))
 def advance_on(
     denoise: Denoiser,
     method: Method,
@@ -90,6 +91,7 @@ def advance_on(
     iterations: jax.Array | int,
     ticks: jax.Array | int = FOREVER,
     *,
+    most: int | None,
     mesh: Mesh | None,
 ) -> State:
     """``engine.advance`` with a slot for each problem, compiled, spread over a mesh."""
@@ -103,7 +105,9 @@ def advance_on(
         ticks: jax.Array,
     ) -> State:
         work = engine.at_once(state)
-        work = engine.advance(denoise, method, problem, work, iterations=iterations, ticks=ticks)
+        work = engine.advance(
+            denoise, method, problem, work, iterations=iterations, ticks=ticks, most=most
+        )
         return work.state
 
     each = sharding.each_device(every, mesh, in_axes=(None, None, 0, 0, None, None), out_axes=0)
@@ -155,8 +159,10 @@ def program(
             found = Found(answers, found.spent.sum(dtype=jnp.int32))
         return finish(found)
 
+    static = {"parts": parts, "most": sharding.rows_at_once(mesh), "mesh": mesh}
+
     def at(slots: int | None) -> Program[Result]:
-        return Program(_solve_on, arguments, {"slots": slots, "parts": parts, "mesh": mesh}, own)
+        return Program(_solve_on, arguments, static | {"slots": slots}, own)
 
     if slots is None:
         return at(None)

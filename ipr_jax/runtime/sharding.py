@@ -17,6 +17,9 @@ from ipr_jax.core import check
 
 AXIS = "data"
 
+CPU_ROWS = 16
+"""Images that a network sees at once on a CPU: what it computes with them stays in the cache."""
+
 Carry = TypeVar("Carry")
 
 
@@ -82,6 +85,16 @@ def of_samples(mesh: Mesh | None, *given: Any) -> Mesh | None:
     else:
         check_mesh(mesh)
     return None if mesh is None or mesh.size == 1 else mesh
+
+
+def rows_at_once(mesh: Mesh | None) -> int | None:
+    """How many images a network should see at once on a device; None = the more the better.
+
+    Args:
+        mesh: the devices; None = the default one.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return CPU_ROWS if platform == "cpu" else None
 
 
 def spread(mesh: Mesh | None, keys: jax.Array, image: Any, editable: Any) -> tuple[Any, ...]:

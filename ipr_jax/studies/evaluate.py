@@ -1,7 +1,7 @@
 """Refine many samples of a task and score them after every iteration."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -144,41 +144,43 @@ def _run(
     method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
     score, told = jax.jit(task.score), (*task.rates, *task.means)
+    most = sharding.rows_at_once(mesh)
     doubts = (made := getattr(method, "doubts", None)) and jax.jit(made)
 
-    def on_devices(rows: np.ndarray, tree: Any) -> Any:
-        """Some samples of arrays [N, ...], or [N p, ...] where a sample has p particles."""
-
-        def some(leaf: Any) -> Any:
-            if len(leaf) == number:
-                return leaf[rows]
-            split = leaf.reshape(number, -1, *leaf.shape[1:])
-            return split[rows].reshape(-1, *leaf.shape[1:])
-
-        return jax.device_put(jax.tree.map(some, tree), placed)
-
-    def in_parts(each: int, function: Callable[..., Any], *trees: Any) -> Any:
-        """A function of all samples, ``each`` at once on a device, of such arrays."""
-        padded = _batches(number, each * devices).size
+    def in_parts(each: int, function: Callable[..., Any], which: np.ndarray, *trees: Any) -> Any:
+        """A function of arrays [N, ...], or [N p, ...] where a sample has p particles, of some
+        samples, ``each`` at once on a device.
+        """
+        batches = _batches(len(which), each * devices)
+        if len(which) == number == each * devices:
+            found = function(*jax.device_put(trees, placed))
+            _wait(found, preempted)
+            return found
         parts = []
-        for rows in _batches(number, each * devices):
+        for places in batches:
             if preempted():
                 raise PreemptionError
-            parts.append(function(*on_devices(rows, trees)))
+            own = _take(trees, which[places], number)
+            parts.append(function(*jax.device_put(own, placed)))
         _wait(parts, preempted)
-        whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        return jax.tree.map(lambda leaf: leaf[: len(leaf) // padded * number], whole)
+        return _joined(parts, batches.size, len(which))
 
     def advance(problem: Problem, state: State, passes: int, ticks: int) -> State:
         if not experiment.passes:
             return state
-        return advance_on(denoise, method, problem, state, passes, ticks, mesh=mesh)
+        return advance_on(denoise, method, problem, state, passes, ticks, most=most, mesh=mesh)
 
     def scores_of(image: jax.Array) -> dict[str, jax.Array]:
         scores = score(image)
         return {name: scores[name] for name in told}
 
-    start = time.perf_counter()
+    def score_some(
+        each: int, which: np.ndarray, image: jax.Array | np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The scores of some samples."""
+        return jax.device_get(in_parts(min(each, most or each), scores_of, which, image))
+
+    start, every = time.perf_counter(), np.arange(number)
     problem = Problem(keys, jnp.asarray(batch.image), jnp.asarray(batch.editable))
     begin = 0 if done is None else done[0] + 1
     iterations = range(begin, last + 1)
@@ -195,23 +197,28 @@ def _run(
             ),
             (problem, jax.eval_shape(method.init, problem)),
         )
-        return Program(advance_on, (denoise, method, *shapes, 0, 0), {"mesh": mesh})
+        static = {"most": most, "mesh": mesh}
+        return Program(advance_on, (denoise, method, *shapes, 0, 0), static)
 
     def warm_up(each: int) -> None:
         """Compile everything; of no iterations, the loop runs zero times."""
-        own = on_devices(_batches(number, each * devices)[0], problem)
+        own = _take(problem, _batches(number, each * devices)[0], number)
+        own = jax.device_put(own, placed)
         state = advance(own, begin_on(method, own, mesh=mesh), 0, 0)
-        jax.block_until_ready(scores_of(state.image))
+        score_some(each, every[:1], batch.image)
+        jax.block_until_ready(state)
 
     # From here on, sizes are those of one device.
     size = batch_size if batch_size == "auto" else -(-batch_size // devices)
     size = memory.choose(size, -(-number // devices), program, besides=4 * batch.image.nbytes)
     _, size = memory.halving(warm_up, size)
     if done is None:
-        state = in_parts(size, partial(begin_on, method, mesh=mesh), problem)
+        state = in_parts(size, partial(begin_on, method, mesh=mesh), every, problem)
     else:
         state = jax.tree.map(jnp.asarray, done[1])
     compiled = before = time.perf_counter()
+    scored: jax.Array | None = None
+    scores: dict[str, np.ndarray] = {}
     found: Any = None
     pace: float | None = None  # seconds that an evaluation of a part takes
     for iteration in iterations:
@@ -222,18 +229,22 @@ def _run(
                 run = partial(advance, passes=passes, ticks=ticks)
                 begun = time.perf_counter()
                 state, size = memory.halving(
-                    lambda each: in_parts(each, run, problem, state),  # noqa: B023
+                    lambda each: in_parts(each, run, every, problem, state),  # noqa: B023
                     size,
                 )
                 if _active(state, passes, size * devices):
                     keep(state)
                     pace = (time.perf_counter() - begun) / (ticks * active)
-            scores, size = memory.halving(
-                lambda each: in_parts(each, scores_of, state.image),  # noqa: B023
-                size,
-            )
-            found = jax.device_get((state.finite, state.costs, scores, state.done.all()))
-        finite, costs, scores, _ = found
+            changed = every if scored is None else np.flatnonzero(_differ(state.image, scored))
+            scored = state.image
+            if len(changed):
+                new, size = memory.halving(
+                    lambda each: score_some(each, changed, state.image),  # noqa: B023
+                    size,
+                )
+                scores = {name: _with(scores.get(name), changed, new[name]) for name in told}
+            found = jax.device_get((state.finite, state.costs, state.done.all()))
+        finite, costs, _ = found
         now = time.perf_counter()
         yield Progress(
             iteration=iteration,
@@ -256,6 +267,39 @@ def _active(state: State, passes: int, size: int) -> int:
     done, iteration = jax.device_get((state.done, state.iteration))
     waiting = ~done & (iteration < passes)
     return int(waiting[_batches(len(waiting), size)].any(axis=1).sum())
+
+
+@partial(jax.jit, static_argnames="number")
+def _take(tree: Any, rows: jax.Array | np.ndarray, number: int) -> Any:
+    """Some samples of arrays [N, ...], or [N p, ...] where a sample has p particles."""
+
+    def some(leaf: jax.Array) -> jax.Array:
+        split = leaf.reshape(number, -1, *leaf.shape[1:])
+        return split[rows].reshape(-1, *leaf.shape[1:])
+
+    return jax.tree.map(some, tree)
+
+
+@partial(jax.jit, static_argnames=("padded", "number"))
+def _joined(parts: Sequence[Any], padded: int, number: int) -> Any:
+    """The first samples of parts that hold ``padded`` of them together, particles as above."""
+    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return jax.tree.map(lambda leaf: leaf[: len(leaf) // padded * number], whole)
+
+
+@jax.jit
+def _differ(image: jax.Array, other: jax.Array) -> jax.Array:
+    """Which of the images [N, ...] are not the same as the others: bool [N]."""
+    return (image != other).any(axis=tuple(range(1, image.ndim)))
+
+
+def _with(values: np.ndarray | None, rows: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """A copy of values [N] with new ones in some rows; None = in all."""
+    if values is None:
+        return new
+    values = values.copy()
+    values[rows] = new
+    return values
 
 
 def _wait(arrays: Any, preempted: Callable[[], bool]) -> None:

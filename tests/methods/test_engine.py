@@ -148,6 +148,29 @@ def test_nor_do_interruptions(name):
         chex.assert_trees_all_equal(engine.answers(work), want)
 
 
+@pytest.mark.parametrize("most", [1, 3, 5])
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_that_the_network_sees_at_once_change_nothing_and_are_counted(name, most):
+    method, queue, seen = METHODS[name], Problem(*map(jnp.asarray, problems(7))), set()
+
+    def watched(z, t):
+        seen.add(len(z))
+        return fake(z, t)
+
+    whole, found = (
+        jax.jit(partial(engine.advance, watched, most=most))(
+            method, queue, engine.at_once(method.init(queue))
+        )
+        for most in (None, most)
+    )
+    chex.assert_trees_all_close(found.state, whole.state, atol=2e-6)
+    assert seen == {7, most}
+    nfe = np.asarray(found.state.costs.nfe)
+    ticks = [(nfe > tick).sum() for tick in range(nfe.max())]
+    assert int(found.spent[0]) == sum(most * -(-active // most) for active in ticks)
+    assert int(whole.spent[0]) == 7 * nfe.max()
+
+
 def test_costs():
     _, image, editable = problems(4)
     some = editable.any(axis=(1, 2))

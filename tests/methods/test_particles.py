@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -465,3 +466,17 @@ def test_so_are_unknown_names_and_budgets_that_end_before_an_answer():
     with pytest.raises(ValueError, match="budget must be a whole number of at least 60, got 59"):
         ipr_jax.solve(fake, *problems(), method=chosen, budget=59)
     assert (np.asarray(ipr_jax.solve(fake, *problems(), method=chosen, budget=60).nfe) <= 60).all()
+
+
+def test_all_particles_of_a_problem_are_seen_at_once():
+    """Of two problems here, as more rows than seven would be."""
+    chosen, problem = method("bfs").on(GRID), Problem(*map(jnp.asarray, problems()))
+    whole, found = (
+        jax.jit(partial(engine.advance, fake, most=most))(
+            chosen, problem, engine.start(chosen, problem)
+        )
+        for most in (None, 2 * N + 1)
+    )
+    chex.assert_trees_all_close(found.state, whole.state, atol=2e-6)
+    assert int(found.spent[0]) % (2 * N) == 0
+    assert 0 < int(found.spent[0]) < 2 * int(whole.spent[0])

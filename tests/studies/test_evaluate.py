@@ -13,7 +13,7 @@ import pytest
 import ipr_jax
 from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import Solved, selection
+from ipr_jax.methods import Annealed, Solved, selection
 from ipr_jax.methods.engine import Costs
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.runtime import memory
@@ -206,6 +206,31 @@ def always_valid(images):
         "valid": jnp.ones(images.shape[0], bool),
         "violations": (images.sum((1, 2, 3)) > 0).astype(jnp.int32),
     }
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_only_what_has_changed_is_scored_again(batch, size):
+    """Of several cycles, after the first one the answer changes at the end of a cycle at most."""
+    scored = []
+
+    def score(image):
+        jax.debug.callback(lambda image: scored.append(len(image)), image)
+        return TASK.score(image)
+
+    task = dataclasses.replace(TASK, score=score)
+    method = Annealed(iterations=3, cycles=3, calm=0.0, finish_steps=0)
+    run = list(evaluate(task, fake, batch, method, KEY, batch_size=size))
+    jax.effects_barrier()
+    before = np.full_like(batch.image, np.nan)
+    want = [size]  # to compile
+    for progress in run:
+        image = np.asarray(progress.image)
+        changed = (image != before).any(axis=(1, 2, 3)).sum()
+        want += [size] * -(-changed // size)
+        chex.assert_trees_all_equal(progress.scores, jax.device_get(TASK.score(image)))
+        before = image
+    assert scored == want
+    assert len(want) <= 1 + 5 * -(-7 // size)  # of nine iterations
 
 
 @pytest.mark.parametrize("broken", [0, 4])
