@@ -14,9 +14,11 @@ if "matplotlib" not in sys.modules:  # it cannot be imported if MPLBACKEND is of
         with contextlib.suppress(ValueError):
             matplotlib.rcParams["backend"] = _named  # for the figures of others: all here are files
 
+import numpy as np
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ipr_jax.runtime import files
 
@@ -34,6 +36,13 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """A figure as a picture, RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def write(figure: Figure, path: Path) -> None:

@@ -8,9 +8,11 @@ stands in a green frame, a clue has a blue border, a cell that violates a rule i
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import isqrt
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Before any import of matplotlib, which MPLBACKEND would make fail.
 from ipr_jax.studies.figures import (
@@ -23,18 +25,18 @@ from ipr_jax.studies.figures import (
     RED,
     STRONG,
     new_figure,
+    rendered,
     require,
-    write,
 )
 
 # isort: split
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from scipy.ndimage import minimum_filter
 
 from ipr_jax.runtime import files
+
+WHITE = np.full(3, 255, np.uint8)
 
 TINT = 0.42
 """Opacity of the red over a violating cell: the digit stays legible."""
@@ -106,7 +108,7 @@ def refinement(
         heads=[(name, f"{each} {headline}") for name, each in zip(names, found, strict=True)],
         legend=_legend(moments.values(), headline),
     )
-    write(_draw_sheet(sheet), path)
+    _write(_draw_sheet(sheet), path)
 
 
 @PLAIN
@@ -155,7 +157,7 @@ def samples(
         says=note,
         legend=_legend([shown], headline),
     )
-    write(_draw_sheet(sheet), path)
+    _write(_draw_sheet(sheet), path)
 
 
 @PLAIN
@@ -201,7 +203,8 @@ def animation(
             colour=GREEN if solved else RED,
             legend=legend,
         )
-        frames.append(_frame(_draw_sheet(sheet, MIN_FRAME_WIDTH)))
+        picture = _draw_sheet(sheet, MIN_FRAME_WIDTH)
+        frames.append(picture.quantize(256, dither=Image.Dither.NONE))
     durations = [FIRST, *[NEXT] * (len(frames) - 2), LAST][-len(frames) :]
     with files.whole(path) as part:
         looks = {"append_images": frames[1:], "duration": durations, "loop": 0}
@@ -230,13 +233,10 @@ class _Sheet(NamedTuple):
     heads: Sequence[tuple[str, str]] = ()
 
 
-def _draw_sheet(sheet: _Sheet, min_width: int = MIN_WIDTH) -> Figure:
+def _draw_sheet(sheet: _Sheet, min_width: int = MIN_WIDTH) -> Image.Image:
     rows, columns, height, width, _ = sheet.boards.shape
     captions = np.full((rows, columns), "") if sheet.captions is None else sheet.captions
-    room = [(0, 0), (0, 0), (0, 0 if sheet.captions is None else CAPTION), (0, 0), (0, 0)]
-    boards = np.pad(sheet.boards, room, constant_values=255)
-    height = boards.shape[2]
-    boards = boards.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    height += 0 if sheet.captions is None else CAPTION
     left = max(MARGIN, (min_width - columns * width) // 2)
     across = columns * width + 2 * left
     legend_columns = min(len(sheet.legend), 2 if across < MIN_WIDTH else 4)
@@ -245,7 +245,6 @@ def _draw_sheet(sheet: _Sheet, min_width: int = MIN_WIDTH) -> Figure:
     top = marked + (HEADS if sheet.heads else 0)
     down = top + rows * height + MARGIN
     figure = new_figure(across / DPI, down / DPI)
-    figure.figimage(boards, left, MARGIN, origin="upper")
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         figure.text(x / across, 1 - y / down, text, ha="center", va="center", **style)
@@ -265,7 +264,10 @@ def _draw_sheet(sheet: _Sheet, min_width: int = MIN_WIDTH) -> Figure:
         place = {"loc": "center", "bbox_to_anchor": (0.5, 1 - (says + marked) / 2 / down)}
         looks = {"fontsize": 8, "frameon": False, "handlelength": 1.2, "handleheight": 1.2}
         figure.legend(handles=sheet.legend, ncols=legend_columns, **place, **looks)
-    return figure
+    picture = rendered(figure)
+    for row, boards in enumerate(sheet.boards):
+        picture.paste(Image.fromarray(np.concatenate(boards, axis=1)), (left, top + row * height))
+    return picture
 
 
 def _legend(shown: Iterable[Samples], headline: str, outlined: bool = False) -> list[Patch]:
@@ -319,7 +321,7 @@ def _boards(shown: Samples, least: int = WIDTH, outlined: np.ndarray | None = No
     number, height, width, channels = shown.image.shape
     h, w = shown.editable.shape[1:]
     shade = np.clip((shown.image + 1) / 2, 0, 1)
-    shade = shade if channels == 3 else np.repeat(1 - shade, 3, axis=-1)
+    shade = _rgb(shade if channels == 3 else np.repeat(1 - shade, 3, axis=-1))
     scale = -(-least // width)
     shade = shade.repeat(scale, axis=1).repeat(scale, axis=2)
     if shown.violating is None and shown.editable.all():
@@ -331,30 +333,30 @@ def _boards(shown: Samples, least: int = WIDTH, outlined: np.ndarray | None = No
         boards = tiles.swapaxes(2, 3).reshape(number, h * side, w * side, 3)
         if h == w == isqrt(h) ** 2:
             for line in range(isqrt(h) * side, h * side, isqrt(h) * side):
-                boards[:, line - 1 : line + 1] = STRONG
-                boards[:, :, line - 1 : line + 1] = STRONG
+                boards[:, line - 1 : line + 1] = _rgb(STRONG)
+                boards[:, :, line - 1 : line + 1] = _rgb(STRONG)
     if outlined is not None:
         region = outlined.repeat(side, axis=1).repeat(side, axis=2)
-        for colour, line in ((ORANGE, 4), (np.ones(3), 2)):
+        for colour, line in ((_rgb(ORANGE), 4), (WHITE, 2)):
             size = (1, 2 * line + 1, 2 * line + 1)
             inside = np.asarray(minimum_filter(region, size=size, mode="constant"))
             boards = np.where((region != inside)[..., None], colour, boards)
             region = inside
-    boards = _pad(boards, OUTLINE, np.array(STRONG))
-    boards = _pad(boards, FRAME, np.where(_per_pixel(shown.solved), GREEN, 1.0))
-    return np.rint(_pad(boards, GAP, np.ones(3)) * 255).astype(np.uint8)
+    boards = _pad(boards, OUTLINE, _rgb(STRONG))
+    boards = _pad(boards, FRAME, np.where(_per_pixel(shown.solved), _rgb(GREEN), WHITE))
+    return _pad(boards, GAP, WHITE)
 
 
 def _cells(tiles: np.ndarray, clue: np.ndarray, violating: np.ndarray | None) -> np.ndarray:
-    """Surround cells [B, h, w, S, S, 3] by grid lines, and mark them."""
-    tiles = _pad(tiles, GUTTER, np.ones(3))
+    """Surround cells, uint8 [B, h, w, S, S, 3], by grid lines, and mark them."""
+    tiles = _pad(tiles, GUTTER, WHITE)
     inset = np.minimum(np.arange(tiles.shape[3]), np.arange(tiles.shape[3])[::-1])
     inset = np.minimum(inset[:, None], inset)[..., None]
     ring = (inset > 0) & (inset < GUTTER)
-    if violating is not None:
-        tiles = np.where(_per_pixel(violating), _tint(tiles), tiles)
-    tiles = np.where(_per_pixel(clue) & ring, BLUE, tiles)
-    return np.where(inset == 0, FAINT, tiles)
+    if violating is not None and violating.any():
+        tiles[violating] = _tint(tiles[violating])
+    tiles = np.where(_per_pixel(clue) & ring, _rgb(BLUE), tiles)
+    return np.where(inset == 0, _rgb(FAINT), tiles)
 
 
 def _per_pixel(mask: np.ndarray) -> np.ndarray:
@@ -362,13 +364,18 @@ def _per_pixel(mask: np.ndarray) -> np.ndarray:
     return mask[..., None, None, None]
 
 
+def _rgb(colour: ArrayLike) -> np.ndarray:
+    """Colours [..., 3] in [0, 1] as uint8."""
+    return np.rint(np.asarray(colour) * np.float32(255)).astype(np.uint8)
+
+
 def _tint(colour: np.ndarray) -> np.ndarray:
-    """Lay translucent red over colours [..., 3] in [0, 1]."""
-    return (1 - TINT) * colour + TINT * np.array(RED)
+    """Lay translucent red over colours, uint8 [..., 3]."""
+    return _rgb((1 - TINT) * colour.astype(np.float32) / 255 + TINT * np.array(RED, np.float32))
 
 
 def _pad(pictures: np.ndarray, width: int, colour: np.ndarray) -> np.ndarray:
-    """Surround pictures [..., H, W, 3] by ``width`` pixels of a colour that broadcasts to them."""
+    """Surround pictures, uint8 [..., H, W, 3], by ``width`` pixels of such colours."""
     *lead, height, across, _ = pictures.shape
     shape = (*lead, height + 2 * width, across + 2 * width, 3)
     padded = np.broadcast_to(colour, shape).astype(pictures.dtype)
@@ -426,9 +433,7 @@ def _check_samples(shown: Samples) -> None:
     require(texts == number, f"captions must be {number} texts or None", texts)
 
 
-def _frame(figure: Figure) -> Image.Image:
-    """The picture in at most 256 colours."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    colours = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    return colours.quantize(256, dither=Image.Dither.NONE)
+def _write(picture: Image.Image, path: Path) -> None:
+    """As PNG, whole or not at all."""
+    with files.whole(path) as part:
+        picture.save(part, format="PNG", dpi=(DPI, DPI))

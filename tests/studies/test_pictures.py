@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -113,24 +114,15 @@ def draw(tmp_path: Path) -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved from now on."""
-    figures = []
-    savefig = Figure.savefig
+    """The figures that are drawn from now on."""
+    figures, draw = [], FigureCanvasAgg.draw
 
-    def save(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        savefig(self, *args, **kwargs)
+    def watched(self: FigureCanvasAgg) -> None:
+        if self.figure not in figures:
+            figures.append(self.figure)
+        draw(self)
 
-    monkeypatch.setattr(Figure, "savefig", save)
-    return figures
-
-
-@pytest.fixture
-def framed(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that become frames of an animation from now on."""
-    figures = []
-    frame = pictures._frame
-    monkeypatch.setattr(pictures, "_frame", lambda figure: figures.append(figure) or frame(figure))
+    monkeypatch.setattr(FigureCanvasAgg, "draw", watched)
     return figures
 
 
@@ -167,13 +159,13 @@ def test_a_valid_board_has_a_green_frame(draw: Any) -> None:
     arrays = boards()
     plain = draw(**arrays)
     arrays["solved"][0, 0] = True
-    framed = draw(**arrays)
-    where, y, x = changed(plain, framed)
-    assert (framed[where] == GREEN).all()
+    drawn = draw(**arrays)
+    where, y, x = changed(plain, drawn)
+    assert (drawn[where] == GREEN).all()
     assert y.stop - y.start > 4 * CELL
     assert x.stop - x.start > 4 * CELL
     assert x.stop <= plain.shape[1] / 2
-    assert (framed[y, x][10:-10, 10:-10] == plain[y, x][10:-10, 10:-10]).all()
+    assert (drawn[y, x][10:-10, 10:-10] == plain[y, x][10:-10, 10:-10]).all()
 
 
 def test_a_clue_has_a_blue_border_in_every_column_and_keeps_its_pixels(draw: Any) -> None:
@@ -257,18 +249,16 @@ def test_the_texts_tell_what_happened(tmp_path: Path, drawn: list[Figure]) -> No
     ]
 
 
-def test_what_is_corrected_is_the_input(
-    tmp_path: Path, drawn: list[Figure], framed: list[Figure]
-) -> None:
+def test_what_is_corrected_is_the_input(tmp_path: Path, drawn: list[Figure]) -> None:
     shown = moments(boards())
     pictures.refinement(tmp_path / "a.png", shown, "valid", "input")
     pictures.samples(tmp_path / "b.png", shown[0], 0, "valid", "input")
     pictures.animation(tmp_path / "c.gif", shown, 0, "valid", "input")
     curves.curves(tmp_path / "d.png", [panel()], "Two arms", "input")
-    strip, grid, lines = drawn
+    strip, grid, frame, *_, lines = drawn
     assert texts_of(strip)[1:3] == ["0 of 1 valid in the input, 0 of 1 after 1 iteration", "input"]
     assert texts_of(grid)[0] == "1 sample in the input: 0 valid"
-    assert texts_of(framed[0])[0] == "input"
+    assert texts_of(frame)[0] == "input"
     assert lines.axes[0].get_xlabel() == "iteration (0 = input), bands: 95% intervals"
 
 
@@ -433,20 +423,20 @@ def test_what_was_regenerated_is_outlined(tmp_path: Path) -> None:
 
 
 def test_a_frame_says_when_it_is_and_whether_it_is_solved(
-    tmp_path: Path, framed: list[Figure]
+    tmp_path: Path, drawn: list[Figure]
 ) -> None:
     arrays = boards(columns=3) | {"captions": [["a"], ["b"], ["c"]], "iterations": [0, 1, 7]}
     arrays["solved"][2] = True
     pictures.animation(tmp_path / "new.gif", moments(arrays), 0, "valid")
-    assert [texts_of(figure) for figure in framed] == [
+    assert [texts_of(figure) for figure in drawn] == [
         ["first pass", "not valid", "a"],
         ["iteration 1 of 7", "not valid", "b"],
         ["iteration 7 of 7", "valid", "c"],
     ]
-    assert [figure.texts[1].get_color() for figure in framed] == [
+    assert [figure.texts[1].get_color() for figure in drawn] == [
         *(figures.RED, figures.RED, figures.GREEN)
     ]
-    assert [legend_of(figure) for figure in framed] == [["valid"]] * 3
+    assert [legend_of(figure) for figure in drawn] == [["valid"]] * 3
     frames, _ = frames_of(tmp_path / "new.gif")
     below = slice(len(frames[0]) // 2, None)
     assert [near(GREEN, each)[below].any() for each in frames] == [False, False, True]
@@ -510,9 +500,7 @@ class TestFile:
             function(tmp_path / "nowhere" / "new.png")
 
 
-def test_texts_are_printed_as_they_are(
-    tmp_path: Path, drawn: list[Figure], framed: list[Figure]
-) -> None:
+def test_texts_are_printed_as_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
     name = r"$\alpha_{ [bold]x[/bold] $5 % \no"
     arrays = boards() | {"captions": [[name], [name]]}
     shown = moments(arrays)
@@ -524,7 +512,7 @@ def test_texts_are_printed_as_they_are(
     rows = panel(label=name, bands={name: bands[:1]}, published={name: {0: 0.1}})
     curves.curves(tmp_path / "d.png", [lines], name, name)
     curves.curves(tmp_path / "e.png", [rows], name, name)
-    for figure in (*drawn, *framed):
+    for figure in drawn:
         texts = [text for text in figure.findobj(Text) if text.get_text()]
         assert not any(text.get_parse_math() for text in texts)
         assert sum(name in text.get_text() for text in texts) >= 2
