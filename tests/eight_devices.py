@@ -115,10 +115,10 @@ def test_a_stream_too(number):
 @pytest.mark.parametrize(
     ("driver", "options"),
     [
-        pytest.param(ipr_jax.refine, {"iterations": 2}, marks=pytest.mark.gate),
+        pytest.param(ipr_jax.refine, {"iterations": 2}, marks=pytest.mark.heavy),
         (ipr_jax.stream, {"iterations": 2}),
         *(
-            pytest.param(*(ipr_jax.solve, {"method": method, "slots": 8}), marks=pytest.mark.gate)
+            pytest.param(*(ipr_jax.solve, {"method": method, "slots": 8}), marks=pytest.mark.heavy)
             for method in (ipr_jax.Refinement(iterations=2), ipr_jax.Annealed(iterations=3))
         ),
     ],
@@ -158,7 +158,7 @@ def test_every_method_is_the_same_on_each(name):
     np.testing.assert_allclose(many.image, one.image, atol=1e-5)
 
 
-@pytest.mark.gate
+@pytest.mark.heavy
 def test_the_shipped_model_makes_the_same_boards():
     task, model = get_task("mini-sudoku"), ipr_jax.load("mini-sudoku")
     puzzles = task.test_batch(0, np.arange(9))

@@ -99,7 +99,8 @@ class Doubting:
 
 @partial(jax.jit, static_argnames="mesh")
 def _doubts(denoise: Denoiser, method: Doubting, queue: Problem, *, mesh: Mesh | None) -> jax.Array:
-    state, most = begin_on(method, queue, mesh=mesh), sharding.rows_at_once(mesh)
+    state = begin_on(method, queue, mesh=mesh)
+    most = sharding.rows_at_once(mesh, queue.editable.shape[1:])
     return advance_on(denoise, method, queue, state, FOREVER, most=most, mesh=mesh).memory.doubt
 
 

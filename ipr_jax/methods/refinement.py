@@ -207,7 +207,7 @@ def refine(
         {
             "iterations": iterations,
             "record": record,
-            "most": sharding.rows_at_once(mesh),
+            "most": sharding.rows_at_once(mesh, editable.shape[1:]),
             "mesh": mesh,
         },
         lambda found: sharding.cut(found, keys.shape[0], mesh, _AXES),

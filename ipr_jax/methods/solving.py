@@ -159,7 +159,8 @@ def program(
             found = Found(answers, found.spent.sum(dtype=jnp.int32))
         return finish(found)
 
-    static = {"parts": parts, "most": sharding.rows_at_once(mesh), "mesh": mesh}
+    most = sharding.rows_at_once(mesh, queue.editable.shape[1:])
+    static = {"parts": parts, "most": most, "mesh": mesh}
 
     def at(slots: int | None) -> Program[Result]:
         return Program(_solve_on, arguments, static | {"slots": slots}, own)

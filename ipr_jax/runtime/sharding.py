@@ -4,6 +4,7 @@ Refinement exchanges nothing: every device runs the whole program on its own sam
 for another. Training sums gradients over the devices; parameters are whole on each, or in parts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,8 +18,9 @@ from ipr_jax.core import check
 
 AXIS = "data"
 
-CPU_ROWS = 16
-"""Images that a network sees at once on a CPU: what it computes with them stays in the cache."""
+CPU_PATCHES = 1296
+"""Of all images that a network sees at once on a CPU: few enough that what it computes stays in the
+cache, and enough that its operations take longer than to begin them."""
 
 Carry = TypeVar("Carry")
 
@@ -87,14 +89,15 @@ def of_samples(mesh: Mesh | None, *given: Any) -> Mesh | None:
     return None if mesh is None or mesh.size == 1 else mesh
 
 
-def rows_at_once(mesh: Mesh | None) -> int | None:
-    """How many images a network should see at once on a device; None = the more the better.
+def rows_at_once(mesh: Mesh | None, grid: tuple[int, ...]) -> int | None:
+    """How many images of (h, w) patches a network should see at once; None = the more the better.
 
     Args:
         mesh: the devices; None = the default one.
+        grid: (h, w).
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return CPU_ROWS if platform == "cpu" else None
+    return max(1, CPU_PATCHES // math.prod(grid)) if platform == "cpu" else None
 
 
 def spread(mesh: Mesh | None, keys: jax.Array, image: Any, editable: Any) -> tuple[Any, ...]:

@@ -144,7 +144,7 @@ def _run(
     method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
     score, told = jax.jit(task.score), (*task.rates, *task.means)
-    most = sharding.rows_at_once(mesh)
+    most = sharding.rows_at_once(mesh, grid)
     doubts = (made := getattr(method, "doubts", None)) and jax.jit(made)
 
     def in_parts(each: int, function: Callable[..., Any], which: np.ndarray, *trees: Any) -> Any:
