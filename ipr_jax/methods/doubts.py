@@ -97,10 +97,11 @@ class Doubting:
         return renoise(problem.image, hidden, noise), hidden.astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames="mesh")
-def _doubts(denoise: Denoiser, method: Doubting, queue: Problem, *, mesh: Mesh | None) -> jax.Array:
+@partial(jax.jit, static_argnames=("most", "mesh"))
+def _doubts(
+    denoise: Denoiser, method: Doubting, queue: Problem, *, most: int | None, mesh: Mesh | None
+) -> jax.Array:
     state = begin_on(method, queue, mesh=mesh)
-    most = sharding.rows_at_once(mesh, queue.editable.shape[1:])
     return advance_on(denoise, method, queue, state, FOREVER, most=most, mesh=mesh).memory.doubt
 
 
@@ -138,9 +139,11 @@ def doubts(
     check.batch(keys, image, editable)
     check.samples(image, editable)
     check.count("parts", parts, least=2, below=grid[0] * grid[1] + 1)
+    most = sharding.rows_at_once(mesh, grid)
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
     queue = spread(mesh, keys, image, editable)
     arguments = check.as_pytree(denoise), Doubting(parts), queue
+    static = {"most": most, "mesh": mesh}
     return Program(
-        _doubts, arguments, {"mesh": mesh}, lambda found: sharding.cut(found, len(keys), mesh, 0)
+        _doubts, arguments, static, lambda found: sharding.cut(found, len(keys), mesh, 0)
     )

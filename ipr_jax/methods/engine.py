@@ -1,7 +1,7 @@
 """One loop around the network, for every way of spending its evaluations.
 
 A method says what follows from an evaluation (``Method``); the loop does the rest, the same for all
-of them: it evaluates the network on all rows at once, every row at its own noise levels, keeps what
+of them: it evaluates the network on all rows, every row at its own noise levels, keeps what
 is finished, gives its slot to the next problem of the queue, and counts.
 
 Everything that a problem draws hangs on its own key and on what it has been through, so that its
@@ -198,9 +198,9 @@ def advance(
         budget: int32 scalar; a problem that could exceed so many evaluations is done.
         parts: the network is compiled for B / part rows for each of them, and sees the fewest rows
             that hold all problems that are not done.
-        most: rows that the network sees at once, as ``sharding.rows_at_once``; None = all. Of more,
-            it sees those of problems that are not done, so many at a time, and ``parts`` say
-            nothing.
+        most: rows that the network sees at once, as ``sharding.rows_at_once`` says; None = all. If
+            there are more, they are split evenly, and only as many parts as hold the problems that
+            are not done are evaluated, one after the other; ``parts`` say nothing then.
 
     Raises:
         ValueError: while tracing: the method's state changes its form, naming the leaf; or the
@@ -210,8 +210,9 @@ def advance(
     rows, images = work.state.z.shape, work.state.image.shape
     particles = 1 if rows == images else rows[0] // images[0]
     widths = tuple(sorted({-(-slots // part) for part in parts})) if len(parts) > 1 else (slots,)
-    if most is not None and rows[0] > most:
-        widths = (max(1, most // particles),)
+    if most is not None and isinstance(slots, int) and slots * particles > most:
+        calls = -(-slots // max(1, most // particles))
+        widths = (-(-slots // calls),)
 
     given = (method, queue, work, jnp.int32(0), jnp.asarray(iterations, jnp.int32))
     method, queue, work, tick, iterations = settled(denoise, method, queue, work.state, given)
@@ -365,7 +366,7 @@ def on_rows(
     like: Any,
     each: int = 1,
 ) -> Any:
-    """Evaluate a function on the rows that count, in the smallest batch that holds them.
+    """Evaluate a function on the rows that count, in the smallest batches that hold them.
 
     Args:
         function: of arrays [n, ...] for every n in ``widths`` (times ``each``), a pytree of arrays

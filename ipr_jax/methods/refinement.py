@@ -104,7 +104,7 @@ _AXES = Refined(0, 1, 1, 1)  # pyright: ignore[reportArgumentType]
 """Of the samples in a result."""
 
 
-@partial(jax.jit, static_argnames=("iterations", "record", "most", "mesh"))
+@partial(jax.jit, static_argnames=("iterations", "record", "mesh"))
 def _refine(
     denoise: Denoiser,
     method: IPR,
@@ -112,13 +112,12 @@ def _refine(
     *,
     iterations: int,
     record: Record | None,
-    most: int | None,
     mesh: Mesh | None,
 ) -> Refined:
     def every(denoise: Denoiser, method: IPR, queue: Problem) -> Refined:
         def body(state: State, iteration: jax.Array) -> tuple[State, tuple[Any, ...]]:
             work = engine.at_once(state)
-            work = engine.advance(denoise, method, queue, work, iterations=iteration, most=most)
+            work = engine.advance(denoise, method, queue, work, iterations=iteration)
             new = work.state
             kept = None if record is None else _recorded(record, new.image)
             return new, (new.costs.nfe - state.costs.nfe, engine.is_finite(new.image), kept)
@@ -204,12 +203,7 @@ def refine(
             refinement.on(editable.shape[1:], start=start),
             solving.spread(mesh, keys, image, editable),
         ),
-        {
-            "iterations": iterations,
-            "record": record,
-            "most": sharding.rows_at_once(mesh, editable.shape[1:]),
-            "mesh": mesh,
-        },
+        {"iterations": iterations, "record": record, "mesh": mesh},
         lambda found: sharding.cut(found, keys.shape[0], mesh, _AXES),
     )
 
@@ -336,6 +330,7 @@ def stream(
         stop=stop,
         patience=patience,  # pyright: ignore[reportArgumentType]
     )
+    most = sharding.rows_at_once(mesh, editable.shape[1:])
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
 
     def finish(found: Found) -> Streamed:
@@ -351,4 +346,5 @@ def stream(
         slots=slots,
         before=int(first is not None),
         parts=refinement.row_parts,
+        most=most,
     )

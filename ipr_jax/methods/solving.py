@@ -135,6 +135,7 @@ def program(
     budget: int = FOREVER,
     before: int = 0,
     parts: tuple[int, ...] = (1,),
+    most: int | None = None,
 ) -> Program[Result]:
     """The program that solves a queue.
 
@@ -148,6 +149,7 @@ def program(
         budget: evaluations that no problem exceeds.
         before: iterations that do not count as such, as a first pass.
         parts: as for ``engine.advance``.
+        most: likewise; None also where the model may be bound to the batch.
     """
     number, devices = queue.image.shape[0], 1 if mesh is None else mesh.size
     numbers = np.int32(budget), np.int32(before)
@@ -159,7 +161,6 @@ def program(
             found = Found(answers, found.spent.sum(dtype=jnp.int32))
         return finish(found)
 
-    most = sharding.rows_at_once(mesh, queue.editable.shape[1:])
     static = {"parts": parts, "most": most, "mesh": mesh}
 
     def at(slots: int | None) -> Program[Result]:
@@ -289,7 +290,8 @@ def solve(
             )
         budget = derived(grid)
     least = getattr(method, "least_budget", None)
-    most: int = check.count("budget", budget, 1 if least is None else least(grid))
+    evaluations: int = check.count("budget", budget, 1 if least is None else least(grid))
+    most = sharding.rows_at_once(mesh, grid)
     mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
 
     def finish(found: Found) -> Solved:
@@ -298,4 +300,6 @@ def solve(
 
     queue = Problem(keys, jnp.asarray(image), jnp.asarray(editable))
     parts = getattr(method, "row_parts", (1,))
-    return program(denoise, made, queue, mesh, finish, slots=slots, budget=most, parts=parts)
+    return program(
+        denoise, made, queue, mesh, finish, slots=slots, budget=evaluations, parts=parts, most=most
+    )

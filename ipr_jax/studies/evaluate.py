@@ -123,9 +123,12 @@ def evaluate(
     last_iteration(experiment)
     if experiment.start == INPUT:
         check.samples(batch.image, batch.editable)
+    most = sharding.rows_at_once(mesh, batch.editable.shape[1:])
     mesh = sharding.of_samples(mesh)
     denoise = check.as_pytree(denoise)
-    return _run(task, denoise, batch, experiment, keys, batch_size, mesh, done, preempted, keep)
+    return _run(
+        task, denoise, batch, experiment, keys, batch_size, most, mesh, done, preempted, keep
+    )
 
 
 def _run(
@@ -135,6 +138,7 @@ def _run(
     experiment: Any,
     keys: jax.Array,
     batch_size: memory.Size,
+    most: int | None,
     mesh: Mesh | None,
     done: tuple[int, State] | None,
     preempted: Callable[[], bool],
@@ -144,26 +148,23 @@ def _run(
     method, last = of_grid(experiment, grid), last_iteration(experiment)
     devices, placed = (1, None) if mesh is None else (mesh.size, sharding.rows(mesh))
     score, told = jax.jit(task.score), (*task.rates, *task.means)
-    most = sharding.rows_at_once(mesh, grid)
     doubts = (made := getattr(method, "doubts", None)) and jax.jit(made)
 
-    def in_parts(each: int, function: Callable[..., Any], which: np.ndarray, *trees: Any) -> Any:
+    def in_parts(
+        each: int, function: Callable[..., Any], which: np.ndarray, *trees: Any
+    ) -> list[Any]:
         """A function of arrays [N, ...], or [N p, ...] where a sample has p particles, of some
-        samples, ``each`` at once on a device.
+        samples, ``each`` at once on a device; the last part is filled up by copies.
         """
-        batches = _batches(len(which), each * devices)
-        if len(which) == number == each * devices:
-            found = function(*jax.device_put(trees, placed))
-            _wait(found, preempted)
-            return found
-        parts = []
+        parts, batches = [], _batches(len(which), each * devices)
+        whole = len(which) == number == each * devices
         for places in batches:
             if preempted():
                 raise PreemptionError
-            own = _take(trees, which[places], number)
+            own = trees if whole else [_take(tree, which[places], number) for tree in trees]
             parts.append(function(*jax.device_put(own, placed)))
         _wait(parts, preempted)
-        return _joined(parts, batches.size, len(which))
+        return parts
 
     def advance(problem: Problem, state: State, passes: int, ticks: int) -> State:
         if not experiment.passes:
@@ -178,7 +179,13 @@ def _run(
         each: int, which: np.ndarray, image: jax.Array | np.ndarray
     ) -> dict[str, np.ndarray]:
         """The scores of some samples."""
-        return jax.device_get(in_parts(min(each, most or each), scores_of, which, image))
+        parts = jax.device_get(in_parts(min(each, most or each), scores_of, which, image))
+        return {name: np.concatenate([part[name] for part in parts])[: len(which)] for name in told}
+
+    def of_all(each: int, function: Callable[..., State], *trees: Any) -> State:
+        """A state that a function makes of all samples."""
+        parts = in_parts(each, function, every, *trees)
+        return parts[0] if number == each * devices else _joined(parts, each * devices, number)
 
     start, every = time.perf_counter(), np.arange(number)
     problem = Problem(keys, jnp.asarray(batch.image), jnp.asarray(batch.editable))
@@ -213,7 +220,7 @@ def _run(
     size = memory.choose(size, -(-number // devices), program, besides=4 * batch.image.nbytes)
     _, size = memory.halving(warm_up, size)
     if done is None:
-        state = in_parts(size, partial(begin_on, method, mesh=mesh), every, problem)
+        state = of_all(size, partial(begin_on, method, mesh=mesh), problem)
     else:
         state = jax.tree.map(jnp.asarray, done[1])
     compiled = before = time.perf_counter()
@@ -229,7 +236,7 @@ def _run(
                 run = partial(advance, passes=passes, ticks=ticks)
                 begun = time.perf_counter()
                 state, size = memory.halving(
-                    lambda each: in_parts(each, run, every, problem, state),  # noqa: B023
+                    lambda each: of_all(each, run, problem, state),  # noqa: B023
                     size,
                 )
                 if _active(state, passes, size * devices):
@@ -274,17 +281,20 @@ def _take(tree: Any, rows: jax.Array | np.ndarray, number: int) -> Any:
     """Some samples of arrays [N, ...], or [N p, ...] where a sample has p particles."""
 
     def some(leaf: jax.Array) -> jax.Array:
-        split = leaf.reshape(number, -1, *leaf.shape[1:])
+        split = leaf.reshape(number, len(leaf) // number, *leaf.shape[1:])
         return split[rows].reshape(-1, *leaf.shape[1:])
 
     return jax.tree.map(some, tree)
 
 
-@partial(jax.jit, static_argnames=("padded", "number"))
-def _joined(parts: Sequence[Any], padded: int, number: int) -> Any:
-    """The first samples of parts that hold ``padded`` of them together, particles as above."""
-    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return jax.tree.map(lambda leaf: leaf[: len(leaf) // padded * number], whole)
+@partial(jax.jit, static_argnames=("size", "number"))
+def _joined(parts: Sequence[Any], size: int, number: int) -> Any:
+    """The first samples of parts of a size, particles as above."""
+
+    def join(*leaves: jax.Array) -> jax.Array:
+        return jnp.concatenate(leaves)[: len(leaves[0]) // size * number]
+
+    return jax.tree.map(join, *parts)
 
 
 @jax.jit
@@ -320,7 +330,7 @@ def _batches(number: int, size: int) -> np.ndarray:
 def _of_finite(scores: dict[str, np.ndarray], finite: np.ndarray) -> dict[str, np.ndarray]:
     """Scores by name, each [N]; those that are bool are False where a sample is not finite."""
     return {
-        name: values & finite if values.dtype == np.bool_ else values
+        name: values & finite if values.dtype == np.bool_ else values.copy()
         for name, values in scores.items()
     }
 

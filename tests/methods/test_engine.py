@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import chex
@@ -18,6 +19,7 @@ from ipr_jax.methods import engine, selection
 from ipr_jax.methods.annealed import Annealed
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.ipr import Refinement
+from ipr_jax.runtime import sharding
 from ipr_jax.sampling import flow, renoise
 
 GRID, SHAPE, PATCH = (3, 3), (6, 6, 1), 2
@@ -164,11 +166,51 @@ def test_rows_that_the_network_sees_at_once_change_nothing_and_are_counted(name,
         for most in (None, most)
     )
     chex.assert_trees_all_close(found.state, whole.state, atol=2e-6)
-    assert seen == {7, most}
+    width = -(-7 // -(-7 // most))
+    assert seen == {7, width}
     nfe = np.asarray(found.state.costs.nfe)
     ticks = [(nfe > tick).sum() for tick in range(nfe.max())]
-    assert int(found.spent[0]) == sum(most * -(-active // most) for active in ticks)
+    assert int(found.spent[0]) == sum(width * -(-active // width) for active in ticks)
     assert int(whole.spent[0]) == 7 * nfe.max()
+
+
+def test_how_many_rows_are_seen_at_once_hangs_on_the_platform_and_the_grid():
+    def of(platform):
+        return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+
+    assert [sharding.rows_at_once(of(each), GRID) for each in ("gpu", "tpu")] == [None, None]
+    grids = ((4, 4), (9, 9), (36, 36), (63, 63))
+    assert [sharding.rows_at_once(of("cpu"), each) for each in grids] == [81, 16, 1, 1]
+    assert sharding.rows_at_once(None, (9, 9)) == 16  # tests run on a CPU
+
+
+@pytest.mark.parametrize("name", ["solve", "stream", "doubts", "generate", "refine"])
+def test_drivers_split_a_batch_on_a_cpu_unless_the_model_may_be_bound_to_it(name, monkeypatch):
+    """Into 3 rows at a time of 7, as 9x9 boards are into 16 of 64."""
+    keys, image, editable = problems(7)
+    given = {
+        "solve": (image, editable, {"method": METHODS["remask"], "budget": 99}),
+        "stream": (image, editable, {"iterations": 2, "slots": 7}),
+        "doubts": (image, {"grid": GRID}),
+        "generate": (image, editable, {}),
+        "refine": (image, editable, {"iterations": 2}),
+    }[name]
+    seen = set()
+
+    def watched(z, t):
+        seen.add(len(z))
+        return fake(z, t)
+
+    *arrays, options = given
+    whole = getattr(ipr_jax, name)(watched, keys, *arrays, **options)
+    monkeypatch.setattr(sharding, "CPU_PATCHES", 27)
+    found = getattr(ipr_jax, name)(watched, keys, *arrays, **options)
+    assert seen == ({7} if name in ("generate", "refine") else {7, 3})
+    if name in ("solve", "stream"):
+        *found, spent = found
+        *whole, before = whole
+        assert int(np.asarray(found[2 if name == "stream" else 3]).sum()) <= spent <= before
+    chex.assert_trees_all_close(found, whole, atol=2e-6)
 
 
 def test_costs():

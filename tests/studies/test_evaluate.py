@@ -13,6 +13,7 @@ import pytest
 import ipr_jax
 from ipr_jax import FIRST_PASS, REFINEMENT, Prediction, Sampling
 from ipr_jax.core import patches
+from ipr_jax.interrupts import PreemptionError
 from ipr_jax.methods import Annealed, Solved, selection
 from ipr_jax.methods.engine import Costs
 from ipr_jax.methods.ipr import Refinement
@@ -208,6 +209,13 @@ def always_valid(images):
     }
 
 
+@pytest.mark.parametrize("size", [3, 7])
+def test_it_ends_before_the_first_evaluation_if_told_so(batch, size):
+    steps = evaluate(TASK, fake, batch, EXPERIMENT, KEY, batch_size=size, preempted=lambda: True)
+    with pytest.raises(PreemptionError):
+        next(steps)
+
+
 @pytest.mark.parametrize("size", [2, 7])
 def test_only_what_has_changed_is_scored_again(batch, size):
     """Of several cycles, after the first one the answer changes at the end of a cycle at most."""
@@ -230,6 +238,8 @@ def test_only_what_has_changed_is_scored_again(batch, size):
         chex.assert_trees_all_equal(progress.scores, jax.device_get(TASK.score(image)))
         before = image
     assert scored == want
+    one, other = (progress.scores["violations"] for progress in run[-2:])
+    assert not np.shares_memory(one, other)
     assert len(want) <= 1 + 5 * -(-7 // size)  # of nine iterations
 
 
