@@ -62,7 +62,7 @@ class Args:
         difficulty: of 9x9 puzzles: easy, medium or hard; 4x4 ones have none.
         puzzles: how many.
         tries: how often each is solved.
-        slots: samples that the network sees at once.
+        slots: samples at work at once.
         verifier: by what searches choose, such as independent; None = without searches.
         seed: of the puzzles and of the samples.
         out: a new JSON file.

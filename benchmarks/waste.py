@@ -30,7 +30,7 @@ class Args:
 
     Attributes:
         samples: in the queue.
-        slots: samples that the network sees at once.
+        slots: samples at work at once.
         chance: with which a sample may leave after a pass, in [0, 1); 0 = no stopping rule.
         iterations: after the first pass, the most.
         seed: of the puzzles and of the samples.

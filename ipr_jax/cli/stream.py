@@ -29,7 +29,7 @@ class StreamOptions(RefinementOptions):
 
     Attributes:
         samples: how many test samples.
-        slots: samples that the network sees at once; larger suits a GPU or TPU.
+        slots: samples at work at once; larger suits a GPU or TPU.
         stop: when a sample may leave early: none, unchanged (what the scores read in it has not
             changed in an iteration) or verified (the score itself finds it solved, a verifier).
         patience: how often in a row the rule must hold.

@@ -282,7 +282,8 @@ def stream(
 
     Samples with many editable patches go first, so that the slots run empty at about the same time.
     With a stopping rule nobody knows which samples are long: there, the network sees only a half of
-    the slots, then a quarter, once they hold all samples that are left. One compiled program per
+    the slots, then a quarter, once they hold all samples that are left; on a CPU it sees many slots
+    in parts, and only as many as hold them (``runtime.sharding.rows_at_once``). One program per
     number of samples and slots and choice of functions, so that functions made anew at every call
     are compiled at every call. Under ``jit`` and the like, and for derivatives, it is as
     ``generate``; but JAX refuses ``vmap`` of it inside of a ``shard_map`` that checks what varies.
@@ -294,7 +295,7 @@ def stream(
         editable: bool [N, h, w]; False = a clue, returned bit for bit. A sample without editable
             patches comes back as it is, at 0 evaluations.
         iterations: after the first pass, at least 1; with a stopping rule, the most. May be traced.
-        slots: B, samples that the network sees at once, at least 1; "auto" = as many as fit on the
+        slots: B, samples at work at once, at least 1; "auto" = as many as fit on the
             device, which costs up to two more compilations.
         ratio: the share of the editable patches that an iteration regenerates, in (0, 1].
         first: how the first pass samples; None starts from the given images.

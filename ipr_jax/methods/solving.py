@@ -258,7 +258,7 @@ def solve(
             patches comes back as it is, at 0 evaluations.
         method: an ``engine.Method``, or what makes one for a grid, such as ``Refinement``; what has
             ``row_parts`` has the network compiled for them, the ``parts`` of ``engine.advance``.
-        slots: problems that the network sees at once, at least 1; "auto" = as many as fit on the
+        slots: problems at work at once, at least 1; "auto" = as many as fit on the
             device; None = all of them.
         budget: network evaluations that no problem exceeds, at least 1 or what the method tells as
             its ``least_budget``; None where the method tells itself, as ``Refinement`` does.

@@ -352,7 +352,7 @@ def evaluate_stream(
         batch: N images with their clues.
         experiment: what to do.
         key: of the run; sample i uses the i-th of ``sample_keys(key, N)``.
-        slots: samples that the network sees at once, at least 1.
+        slots: samples at work at once, at least 1.
 
     Returns:
         The progress at the end, whose iteration is the most that a sample may have and whose times
