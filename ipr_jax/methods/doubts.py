@@ -139,11 +139,11 @@ def doubts(
     check.batch(keys, image, editable)
     check.samples(image, editable)
     check.count("parts", parts, least=2, below=grid[0] * grid[1] + 1)
+    shared = sharding.of_samples(mesh, denoise, keys, image, editable)
     most = sharding.rows_at_once(mesh, grid)
-    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
-    queue = spread(mesh, keys, image, editable)
+    queue = spread(shared, keys, image, editable)
     arguments = check.as_pytree(denoise), Doubting(parts), queue
-    static = {"most": most, "mesh": mesh}
+    static = {"most": most, "mesh": shared}
     return Program(
-        _doubts, arguments, static, lambda found: sharding.cut(found, len(keys), mesh, 0)
+        _doubts, arguments, static, lambda found: sharding.cut(found, len(keys), shared, 0)
     )

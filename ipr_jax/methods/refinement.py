@@ -331,8 +331,8 @@ def stream(
         stop=stop,
         patience=patience,  # pyright: ignore[reportArgumentType]
     )
+    shared = sharding.of_samples(mesh, denoise, keys, image, editable)
     most = sharding.rows_at_once(mesh, editable.shape[1:])
-    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
 
     def finish(found: Found) -> Streamed:
         image, iterations, finite, costs = found.answers
@@ -342,7 +342,7 @@ def stream(
         denoise,
         refinement.on(editable.shape[1:]),
         Problem(keys, jnp.asarray(image), jnp.asarray(editable)),
-        mesh,
+        shared,
         finish,
         slots=slots,
         before=int(first is not None),

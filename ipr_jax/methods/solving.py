@@ -291,8 +291,8 @@ def solve(
         budget = derived(grid)
     least = getattr(method, "least_budget", None)
     evaluations: int = check.count("budget", budget, 1 if least is None else least(grid))
+    shared = sharding.of_samples(mesh, denoise, keys, image, editable)
     most = sharding.rows_at_once(mesh, grid)
-    mesh = sharding.of_samples(mesh, denoise, keys, image, editable)
 
     def finish(found: Found) -> Solved:
         image, iteration, finite, costs = found.answers
@@ -301,5 +301,13 @@ def solve(
     queue = Problem(keys, jnp.asarray(image), jnp.asarray(editable))
     parts = getattr(method, "row_parts", (1,))
     return program(
-        denoise, made, queue, mesh, finish, slots=slots, budget=evaluations, parts=parts, most=most
+        denoise,
+        made,
+        queue,
+        shared,
+        finish,
+        slots=slots,
+        budget=evaluations,
+        parts=parts,
+        most=most,
     )

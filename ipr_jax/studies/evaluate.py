@@ -123,11 +123,11 @@ def evaluate(
     last_iteration(experiment)
     if experiment.start == INPUT:
         check.samples(batch.image, batch.editable)
+    shared = sharding.of_samples(mesh)
     most = sharding.rows_at_once(mesh, batch.editable.shape[1:])
-    mesh = sharding.of_samples(mesh)
     denoise = check.as_pytree(denoise)
     return _run(
-        task, denoise, batch, experiment, keys, batch_size, most, mesh, done, preempted, keep
+        task, denoise, batch, experiment, keys, batch_size, most, shared, done, preempted, keep
     )
 
 

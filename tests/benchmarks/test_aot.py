@@ -231,7 +231,7 @@ def test_what_cannot_be_compiled_for_is_named(tiny_case, monkeypatch):
         aot.topology("h200:1")
 
 
-@pytest.mark.gate
+@pytest.mark.heavy
 def test_refinement_compiles_for_a_tpu(tmp_path):
     """Needs the extra ``aot``; without it, this fails and names it."""
     words = [sys.executable, "-m", "benchmarks.aot", "--target", "v5e:2x2"]
