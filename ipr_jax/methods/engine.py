@@ -1,8 +1,8 @@
 """One loop around the network, for every way of spending its evaluations.
 
 A method says what follows from an evaluation (``Method``); the loop does the rest, the same for all
-of them: it evaluates the network on all rows, every row at its own noise levels, keeps what
-is finished, gives its slot to the next problem of the queue, and counts.
+of them: it evaluates the network on all rows, every row at its own noise levels, keeps what is
+finished, gives its slot to the next problem of the queue, and counts.
 
 Everything that a problem draws hangs on its own key and on what it has been through, so that its
 result depends neither on its neighbours nor on its slot, nor on how often the loop was interrupted.

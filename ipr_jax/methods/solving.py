@@ -258,8 +258,9 @@ def solve(
             patches comes back as it is, at 0 evaluations.
         method: an ``engine.Method``, or what makes one for a grid, such as ``Refinement``; what has
             ``row_parts`` has the network compiled for them, the ``parts`` of ``engine.advance``.
-        slots: problems at work at once, at least 1; "auto" = as many as fit on the
-            device; None = all of them.
+        slots: problems at work at once, at least 1; "auto" = as many as fit on the device; None =
+            all of them. On a CPU the network sees many of them in parts, and only as many as hold
+            those that are not done (``runtime.sharding.rows_at_once``).
         budget: network evaluations that no problem exceeds, at least 1 or what the method tells as
             its ``least_budget``; None where the method tells itself, as ``Refinement`` does.
         mesh: as for ``generate``; each device has its share of the queue and of the slots.

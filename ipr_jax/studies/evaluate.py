@@ -281,8 +281,9 @@ def _take(tree: Any, rows: jax.Array | np.ndarray, number: int) -> Any:
     """Some samples of arrays [N, ...], or [N p, ...] where a sample has p particles."""
 
     def some(leaf: jax.Array) -> jax.Array:
-        split = leaf.reshape(number, len(leaf) // number, *leaf.shape[1:])
-        return split[rows].reshape(-1, *leaf.shape[1:])
+        particles = len(leaf) // number  # said, not -1: a leaf may be of size 0
+        split = leaf.reshape(number, particles, *leaf.shape[1:])
+        return split[rows].reshape(len(rows) * particles, *leaf.shape[1:])
 
     return jax.tree.map(some, tree)
 

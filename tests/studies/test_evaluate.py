@@ -209,6 +209,14 @@ def always_valid(images):
     }
 
 
+def test_some_samples_are_taken_with_all_their_particles_and_put_together_again():
+    tree = {"one": np.arange(5), "two": np.arange(20).reshape(10, 2), "none": np.zeros((5, 0))}
+    parts = [loop._take(tree, np.array(rows), 5) for rows in ([0, 1], [2, 3], [4, 0])]
+    np.testing.assert_array_equal(parts[2]["one"], [4, 0])
+    np.testing.assert_array_equal(parts[2]["two"], [[16, 17], [18, 19], [0, 1], [2, 3]])
+    chex.assert_trees_all_equal(loop._joined(parts, 2, 5), tree)
+
+
 @pytest.mark.parametrize("size", [3, 7])
 def test_it_ends_before_the_first_evaluation_if_told_so(batch, size):
     steps = evaluate(TASK, fake, batch, EXPERIMENT, KEY, batch_size=size, preempted=lambda: True)

@@ -159,13 +159,13 @@ def test_a_valid_board_has_a_green_frame(draw: Any) -> None:
     arrays = boards()
     plain = draw(**arrays)
     arrays["solved"][0, 0] = True
-    drawn = draw(**arrays)
-    where, y, x = changed(plain, drawn)
-    assert (drawn[where] == GREEN).all()
+    framed = draw(**arrays)
+    where, y, x = changed(plain, framed)
+    assert (framed[where] == GREEN).all()
     assert y.stop - y.start > 4 * CELL
     assert x.stop - x.start > 4 * CELL
     assert x.stop <= plain.shape[1] / 2
-    assert (drawn[y, x][10:-10, 10:-10] == plain[y, x][10:-10, 10:-10]).all()
+    assert (framed[y, x][10:-10, 10:-10] == plain[y, x][10:-10, 10:-10]).all()
 
 
 def test_a_clue_has_a_blue_border_in_every_column_and_keeps_its_pixels(draw: Any) -> None:
