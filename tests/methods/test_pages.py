@@ -18,9 +18,9 @@ import ipr_jax
 from ipr_jax.tasks import get_task
 
 task = get_task("mini-sudoku")
-puzzles = task.test_batch(0, np.arange(8))
+puzzles = task.test_batch(0, np.arange(4))
 model = ipr_jax.load("mini-sudoku-transformer")
-keys = ipr_jax.sample_keys(jax.random.key(0), 8)
+keys = ipr_jax.sample_keys(jax.random.key(0), 4)
 found = None
 """
 
@@ -47,4 +47,4 @@ def test_the_lines_of_a_page_solve_puzzles(page, blocks, tmp_path):
     assert done.returncode == 0, done.stderr
     solved = [int(line) for line in done.stdout.splitlines()]
     assert len(solved) == blocks
-    assert min(solved) >= 6
+    assert min(solved) >= 3
