@@ -119,9 +119,17 @@ def slow(method, key, image, editable):
         Annealed(iterations=6, cycles=1),
         Annealed(iterations=4, cycles=2, finish_level=0.6, finish_parts=2),
         Annealed(iterations=5, cycles=4, ratio=(0.6, 0.1), calm=0.4),
-        Annealed(iterations=2, cycles=1, finish_parts=6, finish_level=1.0),
-        Annealed(iterations=2, cycles=2, finish_parts=1, finish_steps=1),
-        Annealed(iterations=3, cycles=3, calm=0.0, finish_steps=0),
+        pytest.param(
+            Annealed(iterations=2, cycles=1, finish_parts=6, finish_level=1.0),
+            marks=pytest.mark.heavy,
+        ),
+        pytest.param(
+            Annealed(iterations=2, cycles=2, finish_parts=1, finish_steps=1),
+            marks=pytest.mark.heavy,
+        ),
+        pytest.param(
+            Annealed(iterations=3, cycles=3, calm=0.0, finish_steps=0), marks=pytest.mark.heavy
+        ),
         Annealed(iterations=6, cycles=1, select=ipr_jax.fresh_regions, finish_steps=0),
         Annealed(
             iterations=9, cycles=1, select=Informed(by=("doubt", "sigma", "age"), temperature=0.5)

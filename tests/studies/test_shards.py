@@ -156,7 +156,12 @@ def test_a_sample_that_breaks_is_named_and_not_counted(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "batch_size"),  # 3 does not divide the 4 samples of a file
-    [*((number, 3) for number in (1, 2, 4, 5, 6, 9, 14, 15, 16)), (1, 64), (6, 64), (15, 64)],
+    [
+        *((number, 3) for number in (1, 5, 9, 16)),
+        *(pytest.param(number, 3, marks=pytest.mark.heavy) for number in (2, 4, 6, 14, 15)),
+        (6, 64),
+        *(pytest.param(number, 64, marks=pytest.mark.heavy) for number in (1, 15)),
+    ],
 )
 def test_closed_it_goes_on_from_there(finished, tmp_path, number, batch_size):
     before = stopped_after(number, tmp_path / "run", batch_size=batch_size)
