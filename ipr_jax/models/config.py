@@ -145,6 +145,9 @@ class TransformerConfig:
         pixel_std: about their standard deviation, by which input and output are scaled.
         gain: whether the velocity of a pixel also has a learned multiple of its input, so that a
             token can take the noise off more pixels than it has features; for large patches.
+        balance: whether the pixels of all images are known to have the mean ``pixel_mean``, channel
+            by channel, which no patch can tell by itself: what that says of each is added to what
+            the network sees and answers.
 
     Raises:
         ValueError: a size does not fit, naming the rule and the value.
@@ -164,6 +167,7 @@ class TransformerConfig:
     pixel_mean: float = 0.0
     pixel_std: float = 1.0
     gain: bool = False
+    balance: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -178,8 +182,9 @@ class TransformerConfig:
             )
         if self.num_frequencies % 2:
             raise ValueError(f"num_frequencies must be even, got {self.num_frequencies}")
-        if not isinstance(self.gain, bool):
-            raise ValueError(f"gain must be True or False, got {self.gain!r}")
+        for name in ("gain", "balance"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for field in ("coordinates", "attention_bias"):
             self._check_names(field)
         if not abs(self.pixel_mean) < math.inf:
@@ -299,8 +304,9 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
         hidden_width=256,
         coordinates=("row", "column"),
         attention_bias=(),
-        pixel_mean=-0.3,
+        pixel_mean=-0.302,
         pixel_std=0.6,
+        balance=True,
     ),
 }
 """Transformers by name."""

@@ -12,6 +12,11 @@ velocity u = eps - x, with var = (1 - t)^2 s^2 + t^2,
 - what remains of u has the standard deviation s / sqrt(var), in units of which the network answers;
   with a gain, that answer is a + g x for the input x of unit variance, pixel by pixel.
 
+With ``balance`` the sum of the n pixels of a channel is known to be n m, with a standard deviation
+of 1. The best linear answer then is f = s t / sqrt(var) S / (V + 1), where S is the sum of all
+x - m as predicted above, and V that of their variances s^2 t^2 / var. The network sees f and
+answers a + (1 + b) f, with a b for every patch and channel.
+
 Shape letters are those of ``ipr_jax.core.types``; d = width, N = heads, P tokens.
 """
 
@@ -125,7 +130,8 @@ class PatchTransformer(nnx.Module):
         """
         self.config, self.dtype = config, dtype
         width, pixels = config.width, config.patch_size**2 * config.channels
-        self.enter = nnx.Param(_matrix(rngs.params(), (pixels, width)))
+        more = config.channels if config.balance else 0
+        self.enter = nnx.Param(_matrix(rngs.params(), (pixels + more, width)))
         self.tables = nnx.Dict(
             {
                 name: nnx.Param(_table(rngs.params(), (size, width)))
@@ -141,7 +147,7 @@ class PatchTransformer(nnx.Module):
             [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
         )
         self.last_level = nnx.Param(jnp.zeros((2, width), jnp.float32))
-        outputs = (3 if config.gain else 2) * pixels + 1
+        outputs = more + (3 if config.gain else 2) * pixels + 1
         self.leave = nnx.Param(jnp.zeros((width, outputs), jnp.float32))
 
     def __call__(self, z: jax.Array, t: jax.Array) -> Prediction:
@@ -164,11 +170,19 @@ class PatchTransformer(nnx.Module):
         variance = ((1 - level) * std) ** 2 + level**2
         centred = patches.tokens(z.astype(jnp.float32), config.patch_size) - (1 - level) * mean
         scaled = centred * jax.lax.rsqrt(variance)
-        raw = self.network(scaled, level)
         rest = std * jax.lax.rsqrt(variance)
+        seen = scaled
+        if config.balance:
+            linear = self.of_the_sum((1 - level) * rest**2 * centred, (level * rest) ** 2)
+            linear = level * rest * linear
+            seen = jnp.concatenate([scaled, linear], axis=-1)
+        raw = self.network(seen, level)
+        share, raw = jnp.split(raw, [config.channels if config.balance else 0], axis=-1)
         velocity, fraction, *gain = jnp.split(raw[..., :-1], 3 if config.gain else 2, axis=-1)
         if gain:
             velocity = velocity + gain[0] * scaled
+        if config.balance:
+            velocity = velocity + jnp.tile((1 + share) * linear, config.patch_size**2)
         velocity = (level - (1 - level) * std**2) / variance * centred - mean + rest * velocity
         velocity, fraction = (
             patches.untokens(each, config.image_shape, config.patch_size)
@@ -177,16 +191,23 @@ class PatchTransformer(nnx.Module):
         sigma = (rest * jnp.exp(0.5 * raw[..., -1:])).reshape(t.shape)
         return Prediction(velocity, (fraction + 1) / 2, sigma)
 
+    def of_the_sum(self, x: jax.Array, variance: jax.Array) -> jax.Array:
+        """S / (V + 1) of predictions x - m, [B, P, S S C], and variances, [B, P, 1]: [B, 1, C]."""
+        pixels = x.reshape(len(x), -1, self.config.channels)
+        spread = self.config.patch_size**2 * variance.sum(axis=1, keepdims=True)
+        return pixels.sum(axis=1, keepdims=True) / (spread + 1)
+
     def network(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """Scaled pixels and levels to scaled outputs, without the formulas of the noise.
 
         Args:
-            x: float32 [B, P, S S C], the pixels of every patch.
+            x: float32 [B, P, S S C], the pixels of every patch; with ``balance`` [B, P, S S C + C],
+                what the sum tells after them.
             t: float32 [B, P, 1], its level.
 
         Returns:
             Float32 [B, P, 2 S S C + 1]: velocity, variance fraction, log-variance of the error; or
-            [B, P, 3 S S C + 1], with the gain before the last.
+            [B, P, 3 S S C + 1], with the gain before the last; with ``balance`` C more, before all.
         """
         config = self.config
         places = {name: COORDINATES[name](*config.grid) for name in COORDINATES}

@@ -65,6 +65,18 @@ def test_a_new_model_predicts_best_of_what_is_linear(level, rng):
     assert {leaf.dtype for leaf in found} == {jnp.dtype(jnp.float32)}
 
 
+def of_the_sum(pixels, levels, config):
+    """How a sum of n m, with a standard deviation of 1, changes the best prediction of the velocity
+    of normal pixels: from the normal law of all pixels, [P, S S C] of positive levels -> the same.
+    """
+    pixels = np.reshape(pixels, (len(levels), -1, config.channels))
+    level = np.repeat(levels, pixels.shape[1])
+    precision = np.diag(config.pixel_std**-2 + (1 - level) ** 2 / level**2)
+    told = pixels.reshape(-1, config.channels) * ((1 - level) / level**2)[:, None]
+    change = np.linalg.solve(precision + 1, told) - np.linalg.solve(precision, told)
+    return (-change / level[:, None]).reshape(len(levels), -1)
+
+
 def slow(model, z, t):
     """One image [H, W, C] of levels [h, w], token by token in float64."""
     c, state = model.config, nnx.to_pure_dict(nnx.state(model))
@@ -92,12 +104,18 @@ def slow(model, z, t):
         for i in range(h)
         for j in range(w)
     ]
+    linear = None
+    if c.balance:
+        change = of_the_sum(pixels, levels, c).reshape(h * w, -1, c.channels)
+        linear = change[:, 0] / (c.pixel_std * scale[:, None])
+        np.testing.assert_allclose(change, np.broadcast_to(change[:, :1], change.shape))
     frequencies = (
         np.pi / 2 * 128 ** (np.arange(c.num_frequencies // 2) / (c.num_frequencies // 2 - 1))
     )
     modulation = []
     for p, level in enumerate(levels):
-        token = (pixels[p] * scale[p]) @ weights["enter"]
+        seen = pixels[p] * scale[p]
+        token = (seen if linear is None else np.append(seen, linear[p])) @ weights["enter"]
         token = token + sum(weights["tables"][name][place[name][p]] for name in c.coordinates)
         waves = np.concatenate([np.cos(level * frequencies), np.sin(level * frequencies)])
         embedded = silu(waves @ weights["embed"] + weights["embed_bias"])
@@ -136,8 +154,11 @@ def slow(model, z, t):
     for p, x in enumerate(tokens):
         shift, factor = modulation[p][:2] + weights["last_level"]
         out = (norm(x) * (1 + factor) + shift) @ weights["leave"]
+        share, out = np.split(out, [c.channels if c.balance else 0])
         one, two, *gain = np.split(out[:-1], 3 if c.gain else 2)
         one = one + sum(each * pixels[p] * scale[p] for each in gain)
+        if c.balance:
+            one = one + np.tile((1 + share) * linear[p], size**2)
         skip = (levels[p] - (1 - levels[p]) * c.pixel_std**2) * scale[p] ** 2
         rest = c.pixel_std * scale[p]
         velocity[p] = skip * pixels[p] - c.pixel_mean + rest * one
@@ -155,8 +176,9 @@ def slow(model, z, t):
         {},
         {"repeats": 2, "attention_bias": (), "coordinates": ()},
         {"channels": 2, "num_heads": 4, "gain": True},
+        {"channels": 2, "balance": True},
     ],
-    ids=["plain", "repeated", "channels and gain"],
+    ids=["plain", "repeated", "channels and gain", "balance"],
 )
 def test_the_network_equals_a_slow_copy(change, rng):
     config = dataclasses.replace(TINY, **change)
@@ -313,6 +335,7 @@ def test_a_model_of_another_grid_is_named(folder):
             r"those that fit: \['row', 'column', 'cell'\]",
         ),
         ({"gain": 1}, "gain must be True or False, got 1"),
+        ({"balance": None}, "balance must be True or False, got None"),
         ({"pixel_std": 0.0}, "pixel_std must be positive, got 0.0"),
         ({"pixel_mean": float("nan")}, "pixel_mean must be finite, got nan"),
     ],
