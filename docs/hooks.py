@@ -22,6 +22,7 @@ PAGES = {
     "ipr_jax/models/mini-sudoku-transformer.md": "models/mini-sudoku-transformer.md",
     "ipr_jax/models/digits-sudoku.md": "models/digits-sudoku.md",
     "ipr_jax/models/mnist-sudoku-transformer.md": "models/mnist-sudoku-transformer.md",
+    "ipr_jax/models/even-pixels-transformer.md": "models/even-pixels-transformer.md",
 }
 """Where a file of the repository is in the site."""
 

@@ -37,6 +37,10 @@ from ipr_jax.tasks import TASKS, Batch, Task
 from ipr_jax.tasks.registry import TAKES
 from ipr_jax.tasks.sudoku import names
 
+PUZZLES = ("mini-sudoku", "digits-sudoku", "mnist-sudoku")
+"""Tasks where a patch follows from the others, so that to predict it is to draw it: annealed
+refinement is for them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
@@ -50,10 +54,10 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
             "1..4 .... .3.. ....": row by row, with a dot, 0, _ or * for an empty cell.
         swapped: refine solved boards with so many pairs of cells swapped instead, all editable, by
             ipr.
-        method: annealed (one evaluation per iteration, of fewer and fewer patches), ipr (the
-            paper's), or a search with a --verifier: best-of-n, svdd, smc, das, fk-steering, bfs,
-            treeg, dsearch, dfs, sop, abcd, rbf, langevin, bfs-langevin, dfs-langevin, ipr-accept
-            or ipr-chains.
+        method: annealed (one evaluation per iteration, of fewer and fewer patches; the default for
+            Sudoku), ipr (the paper's, the default for other tasks), or a search with a --verifier:
+            best-of-n, svdd, smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf,
+            langevin, bfs-langevin, dfs-langevin, ipr-accept or ipr-chains.
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
         dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.
@@ -190,7 +194,8 @@ def _completed(options: RefineOptions) -> RefineOptions:
         task = "mini-sudoku" if small else "digits-sudoku"
     if "difficulty" in TAKES.get(task or "", ()) and puzzle is None and not options.swapped:
         difficulty = difficulty or "medium"
-    method = options.method or ("ipr" if options.swapped else "annealed")
+    annealed = task in PUZZLES and not options.swapped
+    method = options.method or ("annealed" if annealed else "ipr")
     return dataclasses.replace(options, task=task, difficulty=difficulty, method=method)
 
 

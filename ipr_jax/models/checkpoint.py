@@ -29,6 +29,7 @@ SHIPPED = (
     "mini-sudoku-transformer",
     "digits-sudoku",
     "mnist-sudoku-transformer",
+    "even-pixels-transformer",
 )
 """Models that come with the package."""
 
@@ -36,8 +37,9 @@ DEFAULTS = {
     "mini-sudoku": "mini-sudoku-transformer",
     "digits-sudoku": "digits-sudoku",
     "mnist-sudoku": "mnist-sudoku-transformer",
+    "even-pixels": "even-pixels-transformer",
 }
-"""By task, the one that solves most."""
+"""By task, the best."""
 
 _UNFINISHED = ".unfinished"
 """How the name of a model ends that is being written; a killed process leaves it behind."""

@@ -321,7 +321,13 @@ def test_an_existing_folder_is_left_alone(tiny_folder, work):
 
 
 EXAMPLE = "1..4 .... .3.. ...."
-SHIPPED = ["mini-sudoku", "mini-sudoku-transformer", "digits-sudoku", "mnist-sudoku-transformer"]
+SHIPPED = [
+    "mini-sudoku",
+    "mini-sudoku-transformer",
+    "digits-sudoku",
+    "mnist-sudoku-transformer",
+    "even-pixels-transformer",
+]
 
 
 @pytest.mark.parametrize(
@@ -588,7 +594,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
 def test_a_task_without_puzzles_and_without_clues(tmp_path, work):
     colour = dataclasses.replace(TINY, channels=3, patch_size=4)
     model = save_random(tmp_path / "colour", colour)
-    words = ("refine", "--task", "even-pixels", "--method", "ipr", "--model", model)
+    words = ("refine", "--task", "even-pixels", "--model", model)
     code, out, err = call(*words, *SHORT, "--out", "run")
     assert (code, err) == (0, "")
     for part in ("balanced %", "95% interval", "imbalance", "saturation_std", "value_std"):
@@ -620,22 +626,24 @@ def test_solved_boards_with_swapped_cells_are_refined_as_they_are(tiny_folder, w
 
 
 @pytest.mark.parametrize(
-    ("options", "task", "difficulty"),
+    ("options", "task", "difficulty", "method"),
     [
-        ({}, "digits-sudoku", "medium"),
-        ({"puzzle": EXAMPLE}, "mini-sudoku", None),
-        ({"model": "mini-sudoku"}, "mini-sudoku", None),
-        ({"model": "digits-sudoku"}, "digits-sudoku", "medium"),
-        ({"model": "digits-sudoku", "difficulty": "hard"}, "digits-sudoku", "hard"),
-        ({"model": "mini-sudoku", "task": "digits-sudoku"}, "digits-sudoku", "medium"),
-        ({"task": "mnist-sudoku"}, "mnist-sudoku", "medium"),
-        ({"task": "mnist-sudoku", "swapped": 2}, "mnist-sudoku", None),
-        ({"task": "even-pixels"}, "even-pixels", None),
+        ({}, "digits-sudoku", "medium", "annealed"),
+        ({"puzzle": EXAMPLE}, "mini-sudoku", None, "annealed"),
+        ({"model": "mini-sudoku"}, "mini-sudoku", None, "annealed"),
+        ({"model": "digits-sudoku"}, "digits-sudoku", "medium", "annealed"),
+        ({"model": "digits-sudoku", "method": "ipr"}, "digits-sudoku", "medium", "ipr"),
+        ({"model": "digits-sudoku", "difficulty": "hard"}, "digits-sudoku", "hard", "annealed"),
+        ({"model": "mini-sudoku", "task": "digits-sudoku"}, "digits-sudoku", "medium", "annealed"),
+        ({"task": "mnist-sudoku"}, "mnist-sudoku", "medium", "annealed"),
+        ({"task": "mnist-sudoku", "swapped": 2}, "mnist-sudoku", None, "ipr"),
+        ({"task": "even-pixels"}, "even-pixels", None, "ipr"),
+        ({"task": "even-pixels", "method": "annealed"}, "even-pixels", None, "annealed"),
     ],
 )
-def test_the_task_is_that_of_the_model_or_of_the_puzzle(options, task, difficulty):
+def test_the_task_is_that_of_the_model_or_of_the_puzzle(options, task, difficulty, method):
     completed = refine._completed(RefineOptions(**options))
-    assert (completed.task, completed.difficulty) == (task, difficulty)
+    assert (completed.task, completed.difficulty, completed.method) == (task, difficulty, method)
 
 
 def test_every_option_is_read():
