@@ -171,13 +171,12 @@ class PatchTransformer(nnx.Module):
         centred = patches.tokens(z.astype(jnp.float32), config.patch_size) - (1 - level) * mean
         scaled = centred * jax.lax.rsqrt(variance)
         rest = std * jax.lax.rsqrt(variance)
-        seen = scaled
+        linear = jnp.zeros((*scaled.shape[:2], 0))
         if config.balance:
-            linear = self.of_the_sum((1 - level) * rest**2 * centred, (level * rest) ** 2)
-            linear = level * rest * linear
-            seen = jnp.concatenate([scaled, linear], axis=-1)
-        raw = self.network(seen, level)
-        share, raw = jnp.split(raw, [config.channels if config.balance else 0], axis=-1)
+            told = self.of_the_sum((1 - level) * rest**2 * centred, (level * rest) ** 2)
+            linear = level * rest * told
+        raw = self.network(jnp.concatenate([scaled, linear], axis=-1), level)
+        share, raw = jnp.split(raw, [linear.shape[-1]], axis=-1)
         velocity, fraction, *gain = jnp.split(raw[..., :-1], 3 if config.gain else 2, axis=-1)
         if gain:
             velocity = velocity + gain[0] * scaled
