@@ -125,9 +125,9 @@ class PassOptions:
     """What to do; what is not given is as in the paper, for the task.
 
     Attributes:
-        method: ipr (the paper's, the default but of refine on Sudoku), annealed (one evaluation per
-            iteration, of fewer and fewer patches), or a search with a verifier: best-of-n, svdd,
-            smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin,
+        method: ipr (the paper's, the default but of refine for Sudoku), annealed (one evaluation
+            per iteration, of fewer and fewer patches), or a search with a verifier: best-of-n,
+            svdd, smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin,
             bfs-langevin, dfs-langevin, ipr-accept or ipr-chains.
         verifier: of a search: oracle (what grades), independent, independent-soft (with a gradient)
             or internal (the network's own certainty).

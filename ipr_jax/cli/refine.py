@@ -37,9 +37,9 @@ from ipr_jax.tasks import TASKS, Batch, Task
 from ipr_jax.tasks.registry import TAKES
 from ipr_jax.tasks.sudoku import names
 
-PUZZLES = ("mini-sudoku", "digits-sudoku", "mnist-sudoku")
-"""Tasks where a patch follows from the others, so that to predict it is to draw it: annealed
-refinement is for them."""
+SUDOKU = ("mini-sudoku", "digits-sudoku", "mnist-sudoku")
+"""The tasks that annealed refinement is for: there a patch follows from the others, so that to
+predict it is to draw it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _completed(options: RefineOptions) -> RefineOptions:
         task = "mini-sudoku" if small else "digits-sudoku"
     if "difficulty" in TAKES.get(task or "", ()) and puzzle is None and not options.swapped:
         difficulty = difficulty or "medium"
-    annealed = task in PUZZLES and not options.swapped
+    annealed = task in SUDOKU and not options.swapped
     method = options.method or ("annealed" if annealed else "ipr")
     return dataclasses.replace(options, task=task, difficulty=difficulty, method=method)
 

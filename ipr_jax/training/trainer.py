@@ -36,7 +36,10 @@ from ipr_jax.runtime import files, resume, sharding
 from ipr_jax.tasks import Batch, Task
 from ipr_jax.training import loader, noise_levels, objective
 
-PIXEL_FIELDS = ("image_size", "channels", "patch_size", "pixel_mean", "pixel_std", "gain")
+PIXEL_FIELDS = (
+    *("image_size", "channels", "patch_size", "pixel_mean", "pixel_std"),
+    *("gain", "balance"),
+)
 """What two transformers may differ in that have all but ``PIXEL_WEIGHTS`` in common."""
 PIXEL_WEIGHTS = ("enter", "leave")
 """The parameters of a transformer that turn pixels into tokens and back."""

@@ -359,7 +359,6 @@ def test_the_command_writes_metrics_and_a_figure(tmp_path, monkeypatch, tiny_fol
         ),
         (("precision", "--precision", "bfloat16"), "sets its precision, leave out --precision"),
         (("samplers", "--iterations", 3), "sets its iterations, leave out --iterations"),
-        (("even-pixels",), "the task even-pixels needs --model (a folder, none ships)"),
         (
             ("sudoku-hard",),
             "the task mnist-sudoku needs --data (a folder with MNIST)",
