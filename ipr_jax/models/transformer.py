@@ -171,7 +171,7 @@ class PatchTransformer(nnx.Module):
         centred = patches.tokens(z.astype(jnp.float32), config.patch_size) - (1 - level) * mean
         scaled = centred * jax.lax.rsqrt(variance)
         rest = std * jax.lax.rsqrt(variance)
-        linear = jnp.zeros((*scaled.shape[:2], 0))
+        linear = jnp.zeros((*scaled.shape[:2], 0), scaled.dtype)
         if config.balance:
             told = self.of_the_sum((1 - level) * rest**2 * centred, (level * rest) ** 2)
             linear = level * rest * told
