@@ -145,9 +145,9 @@ class TransformerConfig:
         pixel_std: about their standard deviation, by which input and output are scaled.
         gain: whether the velocity of a pixel also has a learned multiple of its input, so that a
             token can take the noise off more pixels than it has features; for large patches.
-        balance: whether the pixels of all images are known to have the mean ``pixel_mean``, channel
-            by channel, which no patch can tell by itself: what that says of each is added to what
-            the network sees and answers.
+        balance: whether every image is taken to have the mean ``pixel_mean``, channel by channel,
+            which no patch can tell by itself: what that says of each is added to what the network
+            sees and answers. The mean then has to be that of every image, not about it.
 
     Raises:
         ValueError: a size does not fit, naming the rule and the value.

@@ -13,7 +13,7 @@ velocity u = eps - x, with var = (1 - t)^2 s^2 + t^2,
   with a gain, that answer is a + g x for the input x of unit variance, pixel by pixel.
 
 With ``balance`` the sum of the n pixels of a channel is taken to be n m, with a standard deviation
-of 1. The best linear answer then is f = s t / sqrt(var) S / (V + 1), where S is the sum of all
+of 1. The best linear answer is then f = s t / sqrt(var) S / (V + 1), where S is the sum of all
 x - m as predicted above, and V that of their variances s^2 t^2 / var. The network sees f and
 answers a + (1 + b) f, with a b for every patch and channel.
 

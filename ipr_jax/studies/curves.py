@@ -18,6 +18,8 @@ from ipr_jax.runtime import files
 
 DASHES = 12
 """From the beginning of a dash to that of the next, in widths of the line."""
+LINE = 14
+"""Height of a line of what is named beyond the axes, with its margin, in points."""
 MOST_INSIDE = 8
 """Arms whose legend is in their panel; that of more is beside it, or they are a list."""
 SHADES = ("#9cbfee", BLUE)
@@ -217,8 +219,24 @@ def _draw_published(
         axes.plot([], [], color=STRONG, label=PUBLISHED, **looks)
     if axes.get_legend_handles_labels()[0]:
         far = len(panel.bands) > MOST_INSIDE
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if far else {}
-        axes.legend(frameon=False, fontsize=9, **beside)
+        where, box = ("center left", (1, 0.5)) if far else ("best", _between(axes, beyond))
+        axes.legend(frameon=False, fontsize=9, loc=where, bbox_to_anchor=box)
+
+
+def _between(
+    axes: Axes, notes: Mapping[tuple[float, ...], Sequence[str]]
+) -> tuple[float, float, float, float]:
+    """The part of the axes, x, y, width and height of 1, that is free of notes at two edges: of
+    x, y, right and up as in ``_draw_published``, with their lines.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    height = axes.get_window_extent().height / figure.dpi * 72
+    below, above = (
+        max((len(lines) for (*_, up), lines in notes.items() if up == side), default=0)
+        for side in (-1, 1)
+    )
+    return 0, LINE * below / height, 1, 1 - LINE * (below + above) / height
 
 
 def _check_band(name: str, band: np.ndarray, share: bool) -> None:

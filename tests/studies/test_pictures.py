@@ -656,6 +656,25 @@ def test_curves_have_bands_and_the_papers_numbers_as_far_as_they_go(
         assert corners == {(m, band[m, end]) for m in range(3) for end in (0, 2)}
 
 
+@pytest.mark.parametrize("up", [True, False])
+def test_the_legend_does_not_lie_on_what_is_beyond(
+    tmp_path: Path, drawn: list[Figure], up: bool
+) -> None:
+    """Where the arms leave one corner free, and the note is in it."""
+    rising = np.linspace(0, 0.06, 21)[:, None] * [0.7, 1, 1.4] + 0.002
+    flat = np.broadcast_to([0.002, 0.006, 0.017], (21, 3))
+    bands = {"fresh noise and regions": rising, "initial noise": rising, "fixed regions": flat}
+    if not up:
+        bands = {name: 0.1 - band[:, ::-1] for name, band in bands.items()}
+    published = {"fresh noise and regions": {0: 0.558 if up else 0.0}}
+    curves.curves(tmp_path / "new.png", [panel(bands=bands, published=published)], "Three arms")
+    (axes,) = drawn[0].axes
+    (note,) = axes.texts
+    legend = axes.get_legend()
+    assert legend is not None
+    assert not legend.get_window_extent().overlaps(note.get_window_extent())
+
+
 @pytest.mark.parametrize("published", [{}, {"b": {3: 0.8}}, {"other": {0: 0.5}}])
 def test_without_a_papers_number_there_is_no_mark_for_it(
     tmp_path: Path, drawn: list[Figure], published: dict[str, dict[int, float]]
