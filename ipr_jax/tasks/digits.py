@@ -6,6 +6,7 @@ The weights come with the package; ``ipr_jax.training.digit_reader`` made them. 
 reader, for verifiers: another seed, and none of the images of the first, which grades.
 """
 
+import copy
 import functools
 import importlib.resources
 import math
@@ -133,21 +134,29 @@ def load_reader(path: Traversable = WEIGHTS) -> DigitReader:
     Raises:
         FileNotFoundError: there are none.
     """
-    return with_weights(lambda: DigitReader(rngs=nnx.Rngs(0)), path)
+    return with_weights(_reader, path)
+
+
+def _reader() -> DigitReader:
+    return DigitReader(rngs=nnx.Rngs(0))
 
 
 def with_weights(build: Callable[[], Network], path: Traversable) -> Network:
     """A network with the weights of a file ``.npz``, whose names are paths joined by dots.
 
+    Args:
+        build: makes the network, of any weights; called once for every file, and traced.
+        path: the file, read once.
+
     Raises:
         FileNotFoundError: there is none.
     """
-    network = nnx.eval_shape(build)
-    nnx.update(network, nnx.traversals.unflatten_mapping(_load_weights(path), sep="."))
-    return network
+    return copy.deepcopy(_read(build, path))
 
 
 @functools.cache
-def _load_weights(path: Traversable) -> dict[str, np.ndarray]:
+def _read(build: Callable[[], Network], path: Traversable) -> Network:
+    network = nnx.eval_shape(build)
     with path.open("rb") as file, np.load(file) as weights:
-        return dict(weights)
+        nnx.update(network, nnx.traversals.unflatten_mapping(dict(weights), sep="."))
+    return network

@@ -77,4 +77,8 @@ def load_classifier() -> MNISTClassifier:
     Raises:
         FileNotFoundError: there are none.
     """
-    return with_weights(lambda: MNISTClassifier(MNISTConfig(), rngs=nnx.Rngs(0)), WEIGHTS)
+    return with_weights(_classifier, WEIGHTS)
+
+
+def _classifier() -> MNISTClassifier:
+    return MNISTClassifier(MNISTConfig(), rngs=nnx.Rngs(0))

@@ -108,7 +108,7 @@ def test_training_in_two_processes_ends_with_143_at_the_same_step(tmp_path):
     assert last["step"] == int(saved.name)
 
 
-@pytest.mark.gate
+@pytest.mark.heavy
 def test_two_processes_train_as_one_does(tmp_path):
     program = ROOT / "tests" / "small_run.py"
     where = address()

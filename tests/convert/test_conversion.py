@@ -61,45 +61,40 @@ def test_models_of_lightning_checkpoints(tmp_path, name, weights):
 
 
 BLOCKED = """
+import json
 import sys
-import time
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("torch", "torchvision", "pytorch_lightning"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
-program, *sys.argv = sys.argv[1:]
-sys.argv.insert(0, program)
-if program == "convert":
-    from convert.__main__ import main
-else:
-    from ipr_jax.cli.main import main
-main()
+from conftest import call
+print(json.dumps([call(*words) for words in json.loads(sys.argv[1])]))
 """
 
 
 def test_every_command_works_where_torch_cannot_be_imported(tmp_path):
-    def run(program, *arguments):
-        command = [sys.executable, "-c", BLOCKED, program, *map(str, arguments)]
-        environment = os.environ | {"COLUMNS": "200"}
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-
-    flags = list(words(FLAGS["tiny_even"]))
-    done = run("convert", "import", EVEN, tmp_path / "model", *flags)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "158 tensors used" in done.stdout
-    assert "ignored (the raw weights): 158: denoiser." in done.stdout
-    assert "ignored (counts the averaged steps): 1: ema_denoiser.n_averaged" in done.stdout
-    assert re.search(r"ignored \(beside the state dict\): \d+: epoch, ", done.stdout)
-    done = run("convert", "export", tmp_path / "model", tmp_path / "model.safetensors")
-    assert (done.returncode, done.stderr) == (0, "")
-    done = run("ipr-jax", "info", tmp_path / "model")
-    assert (done.returncode, done.stderr) == (0, "")
+    model, flags = str(tmp_path / "model"), list(words(FLAGS["tiny_even"]))
+    lines = [
+        ["convert", "import", str(EVEN), model, *flags],
+        ["convert", "export", model, f"{model}.safetensors"],
+        ["info", model],
+        ["convert", "verify", str(EVEN), model],
+    ]
+    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT / "tests")}
+    program = [sys.executable, "-c", BLOCKED, json.dumps(lines)]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    imported, exported, told, verified = json.loads(done.stdout)
+    for code, _, errors in (imported, exported, told):
+        assert (code, errors) == (0, "")
+    assert "158 tensors used" in imported[1]
+    assert "ignored (the raw weights): 158: denoiser." in imported[1]
+    assert "ignored (counts the averaged steps): 1: ema_denoiser.n_averaged" in imported[1]
+    assert re.search(r"ignored \(beside the state dict\): \d+: epoch, ", imported[1])
     for part in ("243,111", "4 x 4, one per patch", "GFLOP", "last.ckpt", "ema", "(32, 32)"):
-        assert part in done.stdout
-    done = run("convert", "verify", EVEN, tmp_path / "model")
-    assert done.returncode == 2
-    assert done.stderr == "error: verify needs PyTorch: pip install torch\n"
+        assert part in told[1]
+    assert verified == [2, "", "error: verify needs PyTorch: pip install torch\n"]
 
 
 def test_digit_classifier_agrees_with_the_published_one(tmp_path):

@@ -621,6 +621,7 @@ def test_the_shipped_model_solves_boards_of_a_folder_of_test_images(tmp_path, mo
     assert call("report", "run") == (0, "written: run/report.html\n", "")
 
 
+@pytest.mark.heavy
 def test_the_classifier_trains(folder):
     images, labels = mnist.load_mnist(folder, "test")
     with jax.numpy_dtype_promotion("standard"):

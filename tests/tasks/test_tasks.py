@@ -27,7 +27,7 @@ from ipr_jax.tasks import (
     sudoku,
 )
 from ipr_jax.tasks.counting_polygons import STARS
-from ipr_jax.tasks.mnist_classifier import MNISTConfig, read_digits
+from ipr_jax.tasks.mnist_classifier import MNISTConfig, load_classifier, read_digits
 from ipr_jax.tasks.polygon_classifier import PolygonConfig, read_counts
 from ipr_jax.training import digit_reader
 
@@ -263,6 +263,13 @@ def test_read_digits_refuses_other_inputs():
         digits.read_digits(jnp.zeros((2, 8, 9)))
     with pytest.raises(ValueError, match=r"1\.\.9, got 10"):
         digits.read_digits(jnp.zeros((8, 8)), 10)
+
+
+@pytest.mark.parametrize("load", [digits.load_reader, load_classifier])
+def test_a_network_that_is_changed_changes_no_other(load):
+    changed, want = load(), np.array(load().conv1.kernel)
+    changed.conv1.kernel[...] = 0 * want
+    np.testing.assert_array_equal(load().conv1.kernel, want)
 
 
 def test_reader_trains():
