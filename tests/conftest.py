@@ -46,6 +46,10 @@ PREFIXES = {"ema": "ema_denoiser.module.", "raw": "denoiser."}
 IPR = ("--task", "mini-sudoku", "--method", "ipr")
 """The paper's refinement of small boards, for `ipr-jax refine`."""
 
+FEW = ("--first-steps-per-patch", 1, "--steps-per-patch", 1)
+SHORT = ("--samples", 3, "--iterations", 2, *FEW)
+"""A refinement that is soon over, for the commands that refine."""
+
 TINY = ModelConfig(
     image_size=(32, 32),
     channels=1,
@@ -179,6 +183,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path) -> SRM:
     return checkpoint.load(tiny_folder)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, tuple[int, str, str]]:
+    """A finished run of `ipr-jax refine`: its folder and what the command said."""
+    folder = tmp_path_factory.mktemp("runs") / "new" / "run :smile:"
+    words = ("--seed", 4, "--dtype", "float32", "--out", folder)
+    return folder, call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
 
 
 def regenerate(denoise, keys, z, region, sampling):

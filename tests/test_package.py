@@ -40,7 +40,7 @@ OUTSIDE = {"ipr_jax.interrupts", "ipr_jax.public", "ipr_jax.__main__"}
 the others only gather."""
 TOOLS = {
     *("conftest.py", "eight_devices.py", "damaged_checkpoints.py", "small_run.py"),
-    *("converted.py", "lightning.py", "torch_writer.py", "toys.py"),
+    *("converted.py", "lightning.py", "short_runs.py", "torch_writer.py", "toys.py"),
 }
 """Files of the tests without a test."""
 
