@@ -12,7 +12,7 @@ evaluated besides.
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from ipr_jax.methods.engine import Problem, State, by_sample
 from ipr_jax.methods.ipr import IPR, Refinement
 from ipr_jax.methods.resampling import RESAMPLERS, Resampler
 from ipr_jax.methods.scores import Verifier, evaluate
-from ipr_jax.sampling import renoise
+from ipr_jax.methods.selection import Seen
 from ipr_jax.sampling import step as steps
 
 
@@ -203,19 +203,28 @@ class Listening:
             partial(jnp.repeat, repeats=self.chains), counts
         )
         own = State(state.z, state.t, before, iteration, done, finite, costs, inner)
-        after = method.update(rows, own, prediction)
 
-        # What the next iteration begins from, in the place of what this one has ended in.
+        def kept(image: jax.Array) -> jax.Array:
+            """The images, or where they are not kept those before them."""
+            return by_sample(heard.kept.reshape(-1), image, before)
+
+        def chosen(of_chains: Any) -> Any:
+            """What chains have that others go on from."""
+            return walk.flat(walk.pick(walk.grouped(of_chains, self.chains), heard.parents))
+
+        def going_on(image: jax.Array, seen: Seen | None) -> tuple[jax.Array, Seen | None]:
+            if seen is not None:
+                seen = seen._replace(image=kept(seen.image))
+            return chosen((kept(image), seen))
+
+        after = method.update(rows, own, prediction, going_on)
         new = walk.grouped(after.image, self.chains)
-        image = by_sample(heard.kept.reshape(-1), after.image, before)
-        image = walk.pick(walk.grouped(image, self.chains), heard.parents)
-        begun = renoise(walk.flat(image), after.memory.plan.region, after.z)
         top = heard.score.argmax(axis=1)
         best = walk.pick(heard.score, top)
         better = ends & (best >= memory.best)
         asked = self.chains * sum(each is not None for each in (self.verifier, self.doubt))
         return state._replace(
-            z=by_sample(jnp.repeat(ends, self.chains), begun, after.z),
+            z=after.z,
             t=after.t,
             image=by_sample(better, walk.pick(new, top), state.image),
             iteration=state.iteration + ends.astype(jnp.int32),
@@ -223,7 +232,7 @@ class Listening:
             costs=state.costs._replace(nve=state.costs.nve + asked * ends.astype(jnp.int32)),
             memory=Memory(
                 inner=walk.grouped(after.memory, self.chains),
-                image=image,
+                image=walk.grouped(chosen(kept(after.image)), self.chains),
                 score=heard.after,
                 doubt=heard.doubt,
                 best=jnp.where(better, best, memory.best),

@@ -5,6 +5,7 @@ re-noise it, regenerate it conditioned on the rest.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -166,6 +167,11 @@ def _each(value: object) -> tuple:
     return tuple(value) if isinstance(value, tuple | list) and len(value) else (value,)
 
 
+GoingOn = Callable[[jax.Array, Seen | None], tuple[jax.Array, Seen | None]]
+"""What the next pass begins from, and what is known of it: images float32 [B, H, W, C] and what was
+seen when the pass before ended, where it has; of other samples the result is not used."""
+
+
 class Memory(NamedTuple):
     """Of the pass in work.
 
@@ -230,8 +236,17 @@ class IPR:
         state = engine.begin(problem, z, t, memory)
         return state._replace(done=state.done | (self.iterations < 1))
 
-    def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
-        """Move every patch along its schedule; where the pass is over, begin the next one."""
+    def update(
+        self,
+        problem: Problem,
+        state: State,
+        prediction: Prediction,
+        going_on: GoingOn = lambda *found: found,
+    ) -> State:
+        """Move every patch along its schedule; where the pass is over, begin the next one.
+
+        ``going_on`` says what that begins from.
+        """
         memory, number = state.memory, self.first + state.iteration
         kind = self._row(number, self.passes.stochasticity)
         own = random_keys.iteration_keys(problem.keys, number)
@@ -262,10 +277,10 @@ class IPR:
         state = state._replace(z=moved.z, t=levels.s, memory=memory)
         over = (memory.step >= memory.plan.num_steps) & ~state.done
         return jax.lax.cond(
-            over.any(), partial(self._next, problem), lambda state, _: state, state, over
+            over.any(), partial(self._next, problem, going_on), lambda state, _: state, state, over
         )
 
-    def _next(self, problem: Problem, state: State, over: jax.Array) -> State:
+    def _next(self, problem: Problem, going_on: GoingOn, state: State, over: jax.Array) -> State:
         """End the pass of some samples and begin the next one."""
         memory, number = state.memory, self.first + state.iteration
         seen = memory.seen
@@ -280,7 +295,8 @@ class IPR:
         image = by_sample(over, state.z, state.image)
         iteration = state.iteration + over.astype(jnp.int32)
         done = over & ((iteration >= self.iterations) | (streak >= self.patience))
-        z, t, begun = self._begin(problem, image, iteration, streak, seen)
+        origin, seen = going_on(image, seen)
+        z, t, begun = self._begin(problem, origin, iteration, streak, seen)
         return state._replace(
             z=by_sample(over, z, state.z),
             t=by_sample(over, t, state.t),

@@ -1,5 +1,6 @@
 """Refinement guided by scores; and, of all methods that search, what holds of every one of them."""
 
+import dataclasses
 import itertools
 
 import chex
@@ -202,6 +203,35 @@ def test_what_is_kept(temperature, chains):
         if chains > 1:  # such weights leave the best one alone
             np.testing.assert_array_equal(memory.image[:, 0], memory.image[:, 1])
     assert falls == (temperature > 0)
+
+
+def test_an_iteration_begins_from_what_is_gone_on_from():
+    """Half of a regenerated patch, and what the selection sees, are of the image that is kept."""
+
+    def nothing(keys, number, shape):
+        return jnp.zeros((len(keys), *shape), jnp.float32)
+
+    def darkest(keys, number, grid, *, seen):
+        return patches.patch_mean(seen.image[..., 0], PATCH)
+
+    refinement = dataclasses.replace(REFINEMENT, level=0.5, noise=nothing, select=darkest)
+    made = Guided(refinement=refinement, verifier=BRIGHT, chains=2, strength=1e4).on(GRID)
+    keys, image, _ = problems(8)
+    queue = Problem(keys, jnp.asarray(image), jnp.ones((8, *GRID), bool))
+    before, rejected = initial(made, queue), False
+    for iteration in (1, 2, 3):
+        state = until(made, queue, before, iteration)
+        image = np.asarray(state.memory.image).reshape(-1, *SHAPE)
+        means = np.asarray(patches.patch_mean(image[..., 0], PATCH)).reshape(-1, 4)
+        region = np.zeros((16, 4), bool)
+        np.put_along_axis(region, np.argsort(means, kind="stable")[:, :2], True, axis=1)
+        region = region.reshape(-1, *GRID)
+        np.testing.assert_array_equal(np.asarray(state.t) > 0, region)
+        begun = np.where(np.kron(region, np.ones((1, PATCH, PATCH))), 0.5, 1)[..., None] * image
+        np.testing.assert_allclose(state.z, begun, atol=1e-6)
+        rejected |= (state.memory.score == before.memory.score).any()
+        before = state
+    assert rejected
 
 
 def test_what_is_doubted_is_redone():
