@@ -203,10 +203,11 @@ class PassOptions:
             self.verifier,
             first=plain.first,
             later=plain.later,
+            ratio=self.ratio,
             budget=self.budget,
         )
         if isinstance(made, Guided):
-            changes = {"ratio": plain.ratio, "select": plain.select, "noise": plain.noise}
+            changes = {"select": plain.select, "noise": plain.noise}
             refinement = dataclasses.replace(made.refinement, **changes)
             made = dataclasses.replace(made, refinement=refinement)
         return made

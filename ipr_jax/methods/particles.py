@@ -306,7 +306,7 @@ class Memory(NamedTuple):
         start: int32 [B, N, h, w], the step at which each patch started.
         step: int32 [B], steps that are done.
         history: float32 [B, N], the highest score so far, or the sum.
-        product: float32 [B, N], the logarithm of the potentials along the lineage.
+        product: float32 [B, N], the logarithm of the potentials along the lineage, the highest 0.
         log_weights: float32 [B, N], since particles were last resampled; in the end those of the
             samples.
         scores: float32 [B, N], of the samples, once they are there.
@@ -567,9 +567,10 @@ class Population:
         *,
         telescopes: jax.Array | bool,
     ) -> tuple[jax.Array, jax.Array]:
-        """Log weights after a potential, the highest 0, and the product with it: [B, N] each.
+        """Log weights after a potential, and the product with it: [B, N] each, the highest 0.
 
-        Where potentials telescope, their product is exp(strength figure).
+        Where potentials telescope, their product is exp(strength figure), but for what is the same
+        for all particles of a problem.
         """
         strength = strength[:, None]
         infinite = jnp.isinf(strength)
@@ -577,8 +578,8 @@ class Population:
         potential = potential - jnp.where(telescopes, product, 0)
         limit = jnp.where(figure == figure.max(axis=1, keepdims=True), 0, -jnp.inf)
         log_weights = jnp.where(infinite, limit, log_weights + potential)
-        log_weights = log_weights - log_weights.max(axis=1, keepdims=True)
-        return log_weights, jnp.where(infinite, product, product + potential)
+        product = jnp.where(infinite, product, product + potential)
+        return _highest_0(log_weights), _highest_0(product)
 
     def _value(
         self, score: Verifier | None, image: jax.Array, level: jax.Array, prediction: Prediction
@@ -602,6 +603,11 @@ class Population:
     def _grouped(self, rows: jax.Array) -> jax.Array:
         """Rows [R, ...] by problem, [B, N, ...]."""
         return walk.grouped(rows, self.particles)
+
+
+def _highest_0(logarithms: jax.Array) -> jax.Array:
+    """In times of the highest, [B, N]."""
+    return logarithms - logarithms.max(axis=1, keepdims=True)
 
 
 def best_of(scores: np.ndarray, grades: np.ndarray) -> np.ndarray:

@@ -296,7 +296,7 @@ class Proposals:
             memory=walk.grouped(memory, self.chains),
         )
         over = self._of_problem(step >= plan.num_steps)
-        return walk.finish(state, over, self.chains, self.verifier, prediction)
+        return walk.finish(state, over, self.chains, self.verifier, origin.prediction)
 
     def _seeds(self, rows: Problem, more: jax.Array, count: jax.Array) -> PassState:
         """Another first noise, where one is wanted."""

@@ -48,6 +48,7 @@ class Setting:
         task: the benchmark.
         first: how its first pass samples.
         later: how its refinement samples.
+        ratio: the share of the patches that an iteration of it regenerates.
         verifier: to choose by.
         budget: network evaluations that no sample exceeds.
     """
@@ -55,6 +56,7 @@ class Setting:
     task: Task
     first: Sampling
     later: Sampling
+    ratio: float
     verifier: Verifier
     budget: int
 
@@ -66,9 +68,9 @@ class Setting:
     @property
     def refinement(self) -> Refinement:
         """As many iterations as the budget allows."""
-        later = Refinement(iterations=1, first=None, later=self.later).budget(self.task.grid)
-        number = (self.budget - self.steps) // later
-        return Refinement(iterations=max(0, number), first=self.first, later=self.later)
+        one = Refinement(iterations=1, ratio=self.ratio, first=None, later=self.later)
+        number = (self.budget - self.steps) // one.budget(self.task.grid)
+        return dataclasses.replace(one, iterations=number, first=self.first)
 
 
 def _steps(sampling: Sampling, grid: tuple[int, int]) -> int:
@@ -112,7 +114,12 @@ def _rounds(kind: type[Paths] | type[Cycles]) -> Callable[[Setting], Any]:
 
 def _rollover(given: Setting) -> Rollover:
     evaluations = given.budget - given.budget % 2
-    return Rollover(verifier=given.verifier, evaluations=evaluations, sampling=given.first)
+    method = Rollover(verifier=given.verifier, evaluations=evaluations, sampling=given.first)
+    try:
+        method.on(given.task.grid)
+    except ValueError as error:
+        raise ValueError(f"budget must do for Rollover, got {given.budget}: {error}") from None
+    return method
 
 
 def _guided(make: Callable[[Setting], Any]) -> Callable[[Setting], Langevin]:
@@ -126,6 +133,11 @@ def _accepting(given: Setting) -> Guided:
 
 def _chains(given: Setting) -> Guided:
     """Half of the budget for each of two."""
+    if given.budget < 2 * given.steps:
+        raise ValueError(
+            f"budget must hold a first pass of each of two chains, {2 * given.steps} here, "
+            f"got {given.budget}"
+        )
     half = dataclasses.replace(given, budget=given.budget // 2)
     return Guided(
         refinement=half.refinement, verifier=given.verifier, temperature=1.0, chains=2, strength=1.0
@@ -165,6 +177,7 @@ def made(
     *,
     first: Sampling,
     later: Sampling,
+    ratio: float = Refinement.ratio,
     budget: int | None = None,
 ) -> Any:
     """A method by name.
@@ -175,6 +188,7 @@ def made(
         verifier: by name: of ``verifiers.named``, or ``INTERNAL``, the network's own certainty.
         first: how the first pass samples.
         later: how the iterations of refinement do.
+        ratio: the share of the patches that each of these regenerates.
         budget: network evaluations that no sample exceeds, at least those of a first pass over a
             board without clues; None = ``PASSES`` of them.
 
@@ -203,7 +217,7 @@ def made(
             f"verifier must have a gradient for the method {name}, "
             f"{' or '.join(soft) or 'which none here has'}, got {verifier!r}"
         )
-    return METHODS[name](Setting(task, first, later, judge, budget))
+    return METHODS[name](Setting(task, first, later, ratio, judge, budget))
 
 
 def certainty(image: jax.Array, level: jax.Array, prediction: Prediction) -> jax.Array:

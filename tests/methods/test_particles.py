@@ -197,6 +197,25 @@ def test_what_is_no_number_is_given_up(name):
 # --- the gradient ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scoring", ["current", "max"])
+def test_a_score_that_no_particle_has_weighs_nothing(scoring):
+    """At the first step there is no patch to judge."""
+
+    def judge(first, image, level, prediction):
+        return jnp.where((level == 1).all(axis=(1, 2)), first, image.mean(axis=(1, 2, 3)))
+
+    keys, image, editable = problems(4)
+    given, found = (keys, image, np.ones_like(editable)), []
+    for first in (-1.0, jnp.nan):
+        score = scores.verifier(jax.tree_util.Partial(judge, jnp.float32(first)), "independent")
+        options = {"scoring": scoring, "strength": 5.0, "ess": 1e-9, "answer": "sample"}
+        chosen = Particles.of("smc", score, 8, sampling=SAMPLING, **options)
+        found.append(state_of(chosen, given=given))
+    assert np.ptp(found[0].memory.log_weights, axis=1).min() > 0.1
+    np.testing.assert_allclose(*(state.memory.log_weights for state in found), atol=1e-5)
+    np.testing.assert_array_equal(*(state.image for state in found))
+
+
 def test_a_gradient_moves_by_the_variance_of_the_step_and_the_weight_takes_it_back():
     """The second of three common steps, from level 2/3 to 1/3."""
     parallel = Sampling(steps_per_patch=3, overlap=1.0)

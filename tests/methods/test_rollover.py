@@ -1,5 +1,7 @@
 """Rollover budget forcing: it spends what it is given, and accounts for it as the published one."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from toys import BRIGHT, FLAT, GRID, PATCH, SAMPLING, brightness, fake, problems
 
 import ipr_jax
 from ipr_jax import Prediction, Sampling
-from ipr_jax.methods import Rollover
+from ipr_jax.methods import Rollover, engine
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.scores import verifier
 
@@ -49,6 +51,27 @@ def test_where_nothing_is_better_and_nothing_is_left_it_is_a_plain_pass(block):
     np.testing.assert_array_equal(found.nfe, plain.nfe)
     # Two programs, of which XLA may contract products and sums in one and not in the other.
     np.testing.assert_allclose(found.image, plain.image, rtol=0, atol=3e-7)
+
+
+def test_chains_are_judged_by_what_their_answers_come_from():
+    """By a score that asks the prediction, where the last block is the last step."""
+
+    def sure(image, level, prediction):
+        return -prediction.sigma.mean(axis=(1, 2))
+
+    keys, image, editable = problems(6, 5)
+    problem = Problem(keys, jnp.asarray(image), jnp.asarray(np.ones_like(editable)))
+    made = Rollover(
+        verifier=verifier(sure, "internal"), evaluations=90, sampling=SAMPLING, chains=3, block=3
+    ).on(GRID)
+    steps = int(made.walk.plan(problem.editable).num_steps[0])
+    assert steps % 3 == 1, "nothing follows what was chosen but a step"
+    work = jax.jit(partial(engine.advance, fake))(made, problem, engine.start(made, problem))
+    state = work.state
+    sigma = np.asarray(state.memory.best.prediction.sigma).mean(axis=(2, 3))
+    assert (np.ptp(sigma, axis=1) > 1e-4).all()
+    answers = np.asarray(state.z).reshape(6, 3, *image.shape[1:])
+    np.testing.assert_array_equal(state.image, answers[np.arange(6), sigma.argmin(axis=1)])
 
 
 def test_it_accounts_as_the_published_one():

@@ -35,6 +35,14 @@ def test_none_may_cost_more_than_its_budget(name, budget):
     assert search.kind_of(method) == "independent"
 
 
+@pytest.mark.parametrize("name", ["ipr-accept", "ipr-chains"])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+def test_nor_do_larger_regions_cost_more(name, ratio):
+    method = made(name, 200, ratio=ratio)
+    assert method.refinement.ratio == ratio
+    assert 200 - 2 * 48 < method.budget(TASK.grid) <= 200
+
+
 def test_particles_are_as_many_as_the_budget_holds():
     assert [made("bfs", budget).particles for budget in (48, 95, 96)] == [1, 1, 2]
 
@@ -53,6 +61,12 @@ def test_what_a_method_chooses_by_is_named():
         ("luck", {}, "method must be one of best-of-n, .*, got 'luck'"),
         ("dfs", {"budget": 47}, "budget must be at least a first pass, 48 here, got 47"),
         ("sop", {"budget": 60}, "budget must hold a round of Paths, got 60"),
+        (
+            "rbf",
+            {"budget": 48},
+            "budget must do for Rollover, got 48: evaluations must be at least",
+        ),
+        ("ipr-chains", {"budget": 95}, "a first pass of each of two chains, 96 here, got 95"),
         (
             "dfs",
             {"verifier": "me"},
