@@ -3,8 +3,9 @@
 Every problem has N particles, each on a first pass of its own. At some steps a score looks at what
 the network predicts for each of them; those with high scores are copied, those with low ones given
 up (``resampling``), and all move on with fresh noise, so that copies part. In the end one of the N
-samples is the answer. The weights are those of a Feynman-Kac model: with N large, a sample of the
-final weights is one of p(x) exp(strength score(x)), p what the network samples.
+samples is the answer. The weights are those of a Feynman-Kac model: with N large, a finite
+temperature and a resampler that is unbiased, a sample of the final weights is one of
+p(x) exp(strength score(x)), p what the network samples.
 
 =============  ==================================================  ===============================
 here           elsewhere                                           meaning
