@@ -56,7 +56,7 @@ class Setting:
     task: Task
     first: Sampling
     later: Sampling
-    ratio: float
+    ratio: float | tuple[float, ...]
     verifier: Verifier
     budget: int
 
@@ -177,7 +177,7 @@ def made(
     *,
     first: Sampling,
     later: Sampling,
-    ratio: float = Refinement.ratio,
+    ratio: float | tuple[float, ...] = Refinement.ratio,
     budget: int | None = None,
 ) -> Any:
     """A method by name.
@@ -188,7 +188,7 @@ def made(
         verifier: by name: of ``verifiers.named``, or ``INTERNAL``, the network's own certainty.
         first: how the first pass samples.
         later: how the iterations of refinement do.
-        ratio: the share of the patches that each of these regenerates.
+        ratio: the share of the patches that each of these regenerates, see ``Refinement``.
         budget: network evaluations that no sample exceeds, at least those of a first pass over a
             board without clues; None = ``PASSES`` of them.
 
