@@ -213,6 +213,7 @@ class Listening:
             return walk.flat(walk.pick(walk.grouped(of_chains, self.chains), heard.parents))
 
         def going_on(image: jax.Array, seen: Seen | None) -> tuple[jax.Array, Seen | None]:
+            """Of an iteration that is rejected, what it has told of its patches stays known."""
             if seen is not None:
                 seen = seen._replace(image=kept(seen.image))
             return chosen((kept(image), seen))

@@ -3,6 +3,7 @@
 All sample as the task's first pass does, so that what differs is how the budget is spent.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -68,9 +69,13 @@ class Setting:
     @property
     def refinement(self) -> Refinement:
         """As many iterations as the budget allows."""
-        one = Refinement(iterations=1, ratio=self.ratio, first=None, later=self.later)
-        number = (self.budget - self.steps) // one.budget(self.task.grid)
-        return dataclasses.replace(one, iterations=number, first=self.first)
+        none = Refinement(iterations=0, ratio=self.ratio, first=self.first, later=self.later)
+
+        def cost(iterations: int) -> int:
+            return dataclasses.replace(none, iterations=iterations).budget(self.task.grid)
+
+        most = bisect.bisect_right(range(self.budget + 1), self.budget, key=cost) - 1
+        return dataclasses.replace(none, iterations=most)
 
 
 def _steps(sampling: Sampling, grid: tuple[int, int]) -> int:

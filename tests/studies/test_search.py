@@ -36,7 +36,7 @@ def test_none_may_cost_more_than_its_budget(name, budget):
 
 
 @pytest.mark.parametrize("name", ["ipr-accept", "ipr-chains"])
-@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0, (0.1, 1.0), (1.0, 0.1)])
 def test_nor_do_larger_regions_cost_more(name, ratio):
     method = made(name, 200, ratio=ratio)
     assert method.refinement.ratio == ratio
