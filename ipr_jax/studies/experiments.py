@@ -205,7 +205,9 @@ SEARCHED = (3, 6)
 
 
 def searches(task: Task, iterations: int) -> Experiment:
-    """Every search with all verifiers that it can use, at the evaluations of 3 and 6 passes."""
+    """Every search with all verifiers that it can use, at the evaluations of 3 and 6 passes where
+    these do for it.
+    """
     del iterations  # the budgets tell
     first, later = SETTINGS[task.name]
     passes = as_published(task, 0).budget(task.grid)
@@ -222,7 +224,10 @@ def searches(task: Task, iterations: int) -> Experiment:
                 continue
             for number in SEARCHED:
                 budget = number * passes
-                method = search.made(task, name, kind, first=first, later=later, budget=budget)
+                try:
+                    method = search.made(task, name, kind, first=first, later=later, budget=budget)
+                except search.UnfitError:
+                    continue
                 label = f"{name}, {kind}, {number} passes"
                 arms[label] = Arm(refinement=method, family=name)
     made = _at_equal_cost("Search at equal cost", "methods of several papers", task, arms)

@@ -27,6 +27,9 @@ Score = Callable[[jax.Array, jax.Array, Any], jax.Array]
 INDEPENDENT = "independent"
 """The kind and the name of a verifier that is not what grades."""
 
+BOARDS = ("mini-sudoku", "digits-sudoku", "mnist-sudoku")
+"""Tasks that are Sudokus."""
+
 SHARPNESS = 4.0
 """Of the soft decision between two hues: pure ones count tanh(4) = 0.999."""
 
@@ -47,10 +50,15 @@ class _Conflicts:
             chance = jax.nn.softmax(logits, axis=-1)
         else:
             chance = jax.nn.one_hot(logits.argmax(axis=-1), n, dtype=jnp.float32)
-        weighed = (1 - level).reshape(rows, n * n, 1) * chance.reshape(rows, n * n, n)
-        members = weighed[:, sudoku.units(n)]
-        pairs = members.sum(axis=2) ** 2 - (members**2).sum(axis=2)
-        return -pairs.sum(axis=(1, 2)) / 2
+        return _pairs(chance.reshape(rows, n * n, n), level)
+
+
+def _pairs(chance: jax.Array, level: jax.Array) -> jax.Array:
+    """Minus the pairs of equal digits in boards whose cells show them by a chance [R, n*n, n]."""
+    weighed = (1 - level).reshape(*chance.shape[:2], 1) * chance
+    members = weighed[:, sudoku.units(level.shape[1])]
+    pairs = members.sum(axis=2) ** 2 - (members**2).sum(axis=2)
+    return -pairs.sum(axis=(1, 2)) / 2
 
 
 def conflicts(read: Callable[[jax.Array], jax.Array], *, soft: bool = False) -> Score:
@@ -164,12 +172,27 @@ class _Oracle:
         return -weight * jnp.stack(failed).sum(axis=0)
 
 
-def oracle(task: Task) -> Score:
-    """What grades the task: minus its first error, such as violations, or minus what fails.
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["read"])
+@dataclasses.dataclass(frozen=True)
+class _Graded:
+    read: Callable[[jax.Array], jax.Array]
 
-    All of the image weighs as its patches do on average. What is chosen by it is no fair
-    comparison; the best of n by it is what is called pass@n.
+    def __call__(self, image: jax.Array, level: jax.Array, prediction: Any) -> jax.Array:
+        del prediction
+        rows, n, _ = level.shape
+        places = self.read(image).reshape(rows, n * n) - 1
+        return _pairs(jax.nn.one_hot(places, n, dtype=jnp.float32), level)
+
+
+def oracle(task: Task) -> Score:
+    """What grades the task: minus its first error, such as imbalance, or minus what fails.
+
+    All of the image weighs as its patches do on average; of a Sudoku each cell by itself, as in
+    ``conflicts``, where the digits are those that the grader reads. What is chosen by it is no
+    fair comparison; the best of n by it is what is called pass@n.
     """
+    if task.name in BOARDS and task.read is not None:
+        return _Graded(task.read)
     return _Oracle(task.score, next(iter(task.means), None), task.rates)
 
 
