@@ -39,8 +39,10 @@ def inputs(seed=0):
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["mini-sudoku", "mini-sudoku-transformer"])
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [*((name, "mini-sudoku-transformer") for name in PROGRAMS), ("refine", "mini-sudoku")],
+)
 def test_a_turn_of_a_loop_costs_one_evaluation_of_the_network(name, preset):
     """Of both architectures; a loop's body counts once, whatever the number of its turns."""
     model = nnx.eval_shape(lambda: workload.new_model(preset))

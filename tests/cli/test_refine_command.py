@@ -103,8 +103,10 @@ def test_the_configuration_tells_how_it_was_made(finished, tiny_folder):
     assert told["device"].startswith(f"{jax.local_device_count()} x ")
 
 
-def test_the_seed_decides_everything(finished, tiny_folder, work):
+def test_the_seed_decides_everything(finished, tiny_folder, work, monkeypatch):
     folder, _ = finished
+    for name in ("samples", "refinement", "animation"):
+        monkeypatch.setattr(pictures, name, lambda *given: None)
     for seed in (4, 5):
         words = ("--seed", seed, "--dtype", "float32", "--out", work / str(seed))
         call("refine", *IPR, "--model", tiny_folder, *SHORT, *words)
@@ -287,7 +289,7 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
     monkeypatch.setattr(refine, "SHOWN_ITERATIONS", (0, 2))
     for name in ("samples", "refinement", "animation"):
         keep(name)
-    words = ("--samples", 10, "--iterations", 4, *FEW)
+    words = ("--samples", 10, "--batch-size", 3, "--iterations", 4, *FEW)
     assert call("refine", *IPR, "--model", tiny_folder, *words, "--out", "run")[0] == 0
     saved = samples_of(work / "run")
     name, grid, iteration, headline, start = drawn["samples"]

@@ -127,7 +127,7 @@ def test_neither_slots_nor_neighbours_change_a_bit(name):
     for i, one in zip((0, 6), alone, strict=True):
         for field in ("image", "iterations", "nfe", "finite"):
             np.testing.assert_array_equal(getattr(one, field)[0], getattr(whole, field)[i])
-    for slots in (1, 3, 64):
+    for slots in (1, 3, 64) if name == "remask" else (3,):  # the engine asks no method for more
         found = solve(7, METHODS[name], slots=slots)
         for field in ("image", "iterations", "nfe", "finite"):
             np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
@@ -139,7 +139,7 @@ def test_nor_do_interruptions(name):
     method, queue = METHODS[name], Problem(*map(jnp.asarray, problems(5)))
     start = jax.jit(partial(engine.start, slots=2))
     advance = jax.jit(partial(engine.advance, fake))
-    want = engine.answers(advance(method, queue, start(method, queue)))
+    want = engine.answers(advance(method, queue, start(method, queue), ticks=engine.FOREVER))
     for ticks in (1, 7, 64):
         work, before = start(method, queue), -1
         while int(work.spent[0]) > before:
@@ -150,28 +150,30 @@ def test_nor_do_interruptions(name):
         chex.assert_trees_all_equal(engine.answers(work), want)
 
 
-@pytest.mark.parametrize("most", [1, 3, 5])
-@pytest.mark.parametrize("name", METHODS)
-def test_rows_that_the_network_sees_at_once_change_nothing_and_are_counted(name, most):
+@pytest.mark.parametrize(("name", "some"), [("ipr", [3]), ("remask", [1, 3, 5]), ("annealed", [3])])
+def test_rows_that_the_network_sees_at_once_change_nothing_and_are_counted(name, some):
     method, queue, seen = METHODS[name], Problem(*map(jnp.asarray, problems(7))), set()
 
     def watched(z, t):
         seen.add(len(z))
         return fake(z, t)
 
-    whole, found = (
-        jax.jit(partial(engine.advance, watched, most=most))(
-            method, queue, engine.at_once(method.init(queue))
-        )
-        for most in (None, most)
-    )
-    chex.assert_trees_all_close(found.state, whole.state, atol=2e-6)
-    width = -(-7 // -(-7 // most))
-    assert seen == {7, width}
-    nfe = np.asarray(found.state.costs.nfe)
-    ticks = [(nfe > tick).sum() for tick in range(nfe.max())]
-    assert int(found.spent[0]) == sum(width * -(-active // width) for active in ticks)
+    def run(most):
+        advance = jax.jit(partial(engine.advance, watched, most=most))
+        return advance(method, queue, engine.at_once(method.init(queue)))
+
+    whole = run(None)
+    assert seen == {7}
+    nfe = np.asarray(whole.state.costs.nfe)
     assert int(whole.spent[0]) == 7 * nfe.max()
+    for most in some:
+        found = run(most)
+        chex.assert_trees_all_close(found.state, whole.state, atol=2e-6)
+        width = -(-7 // -(-7 // most))
+        assert seen == {7, width}
+        seen.remove(width)
+        ticks = [(nfe > tick).sum() for tick in range(nfe.max())]
+        assert int(found.spent[0]) == sum(width * -(-active // width) for active in ticks)
 
 
 def test_how_many_rows_are_seen_at_once_hangs_on_the_platform_and_the_grid():
@@ -214,9 +216,9 @@ def test_drivers_split_a_batch_on_a_cpu_unless_the_model_may_be_bound_to_it(name
 
 
 def test_costs():
-    _, image, editable = problems(4)
+    _, image, editable = problems(7)
     some = editable.any(axis=(1, 2))
-    found = solve(4, METHODS["remask"], slots=2)
+    found = solve(7, METHODS["remask"], slots=3)
     np.testing.assert_array_equal(found.nfe, np.where(some, 9, 0))
     np.testing.assert_array_equal(found.nbe, 0)
     np.testing.assert_array_equal(found.iterations, np.where(some, 9, 0))
@@ -227,10 +229,10 @@ def test_costs():
 
 @pytest.mark.parametrize("budget", [1, 5, 8])
 def test_a_budget_is_never_exceeded(budget):
-    found = solve(4, Remask(fault="endless"), budget=budget, slots=3)
-    some = problems(4)[2].any(axis=(1, 2))
+    found = solve(7, Remask(fault="endless"), budget=budget, slots=3)
+    some = problems(7)[2].any(axis=(1, 2))
     np.testing.assert_array_equal(found.nfe, np.where(some, budget, 0))
-    assert (np.asarray(solve(4, METHODS["ipr"], budget=budget).nfe) <= budget).all()
+    assert (np.asarray(solve(7, METHODS["ipr"], budget=budget).nfe) <= budget).all()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_bad_methods_are_refused(method, options, message):
 
 
 def test_solve_is_generate_and_refine():
-    given = problems(5)
+    given = problems(7)
     found = ipr_jax.solve(fake, *given, method=IPR)
     first = ipr_jax.generate(fake, *given, IPR.first)
     later = ipr_jax.refine(fake, given[0], first.image, given[2], iterations=3, sampling=IPR.later)

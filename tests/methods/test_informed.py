@@ -67,7 +67,7 @@ def test_patches_are_raised_to_a_level():
     keys, image, editable = problems()
     problem = Problem(keys, jnp.asarray(image), jnp.asarray(editable))
     method = Refinement(iterations=2, ratio=0.5, level=(0.25, 1.0), later=FAST, first=None)
-    state = method.on(GRID).init(problem)
+    state = jax.jit(method.on(GRID).init)(problem)
     region = np.asarray(state.t) > 0
     np.testing.assert_array_equal(np.asarray(state.t)[region], 0.25)
     np.testing.assert_array_equal(region.sum((1, 2)), np.maximum(1, editable.sum((1, 2)) // 2))

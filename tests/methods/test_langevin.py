@@ -151,12 +151,10 @@ AROUND = {
     "annealed": Annealed(iterations=4, cycles=2),
 }
 
-SLOW = [name for name in AROUND if name not in ("dfs", "ipr")]
-"""To compile."""
-
 
 @pytest.mark.parametrize(
-    "name", ["dfs", "ipr", *(pytest.param(name, marks=pytest.mark.heavy) for name in SLOW)]
+    "name",
+    [name if name == "ipr" else pytest.param(name, marks=pytest.mark.heavy) for name in AROUND],
 )
 def test_around_any_method(name):
     """Without strength it is that method, up to rounding; with it, what it guides is brighter."""

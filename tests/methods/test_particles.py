@@ -315,7 +315,7 @@ def tilted(strength):
     [
         ("smc", {}),
         ("smc", {"strength": 2.0, "resampling": "stratified"}),
-        ("das", {"gradient": False}),
+        pytest.param("das", {"gradient": False}, marks=pytest.mark.heavy),
         ("das", {}),
         ("das", {"temperature": "constant", "ess": 1.0, "resampling": "residual"}),
         ("fk-steering", {"strength": 1.0}),

@@ -119,7 +119,8 @@ def test_replay_of_the_published_sampler(name, trace, first, later):
     )
     (h, w), patch = config.grid, config.patch_size
     noise = iter(nhwc(want["step_noise"]))
-    advance = jax.jit(partial(engine.advance, model), static_argnames="ticks")
+    start, advance = jax.jit(engine.start), jax.jit(partial(engine.advance, model))
+    longest = max(each.settings(h * w).plan.num_steps.max() for each in (first, later))
 
     def run(image, region, sampling, index):
         problem = engine.Problem(
@@ -127,8 +128,9 @@ def test_replay_of_the_published_sampler(name, trace, first, later):
         )
         settings = sampling.settings(h * w)
         number = int(schedule.plan_pass(settings.plan, problem.editable).num_steps[0])
-        method = Replay(settings, jnp.stack([next(noise) for _ in range(number)]))
-        work = engine.start(method, problem)
+        drawn = np.zeros((longest, *image.shape[1:]), np.float32)
+        drawn[:number] = [next(noise) for _ in range(number)]
+        work = start(method := Replay(settings, jnp.asarray(drawn)), problem)
         levels = [work.state.t.ravel()]
         for _ in range(number):
             work = advance(method, problem, work, ticks=1)
@@ -340,21 +342,21 @@ def test_the_denoiser_is_traced_once():
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    image, editable = puzzle(11, batch=7)
-    keys = ipr_jax.sample_keys(jax.random.key(2), 7)
+    image, editable = puzzle(11)
+    keys = ipr_jax.sample_keys(jax.random.key(2), 4)
 
     def run(rows):
         first = ipr_jax.generate(fake, keys[rows], image[rows], editable[rows])
         return ipr_jax.refine(fake, keys[rows], first.image, editable[rows], iterations=4)
 
     whole = run(slice(None))
-    for i in range(7):
+    for i in range(4):
         alone = run(slice(i, i + 1))
         np.testing.assert_array_equal(alone.image[0], whole.image[i])
         np.testing.assert_array_equal(alone.nfe[:, 0], whole.nfe[:, i])
     np.testing.assert_array_equal(
-        jax.random.key_data(ipr_jax.sample_keys(jax.random.key(2), 3, first=4)),
-        jax.random.key_data(keys[4:]),
+        jax.random.key_data(ipr_jax.sample_keys(jax.random.key(2), 2, first=2)),
+        jax.random.key_data(keys[2:]),
     )
 
 
@@ -393,13 +395,9 @@ def test_record_is_the_only_thing_kept():
     plain = ipr_jax.refine(fake, keys, image, editable, iterations=3)
     assert plain.recorded is None
     assert plain.nfe.shape == plain.finite.shape == (3, 4)
-    recorded = ipr_jax.refine(fake, keys, image, editable, iterations=3, record=brightness)
-    assert recorded.recorded.shape == (3, 4)
-    np.testing.assert_allclose(recorded.recorded[-1], plain.image.mean((1, 2, 3)), rtol=1e-5)
-
-
-def brightness(image):
-    return image.mean(axis=(1, 2, 3))
+    recorded = ipr_jax.refine(fake, keys, image, editable, iterations=3, record=keep)
+    assert recorded.recorded.shape == (3, 4, *SHAPE)
+    np.testing.assert_allclose(recorded.recorded[-1], plain.image, rtol=1e-5)
 
 
 def test_a_sample_that_breaks_is_reported_alone():
@@ -439,20 +437,6 @@ def test_grids_that_are_not_square_and_single_patches(shape, grid):
     refined = ipr_jax.refine(fake, keys, first.image, np.ones((1, *grid), bool), iterations=2)
     assert np.isfinite(refined.image).all()
     assert (np.asarray(refined.image) != np.asarray(first.image)).any()
-
-
-def test_inside_another_jit_and_with_64_bit_numbers():
-    image, editable = puzzle(5)
-    keys = ipr_jax.sample_keys(jax.random.key(1), 4)
-
-    def both(keys, image, editable):
-        first = ipr_jax.generate(fake, keys, image, editable)
-        return ipr_jax.refine(fake, keys, first.image, editable, iterations=2).image
-
-    want = both(keys, image, editable)
-    np.testing.assert_allclose(jax.jit(both)(keys, image, editable), want, atol=1e-6)
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(both(keys, image, editable), want, atol=1e-6)
 
 
 def test_generation_is_compiled_once():

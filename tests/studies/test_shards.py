@@ -157,8 +157,8 @@ def test_a_sample_that_breaks_is_named_and_not_counted(finished, tmp_path):
 @pytest.mark.parametrize(
     ("number", "batch_size"),  # 3 does not divide the 4 samples of a file
     [
-        *((number, 3) for number in (1, 5, 9, 16)),
-        *(pytest.param(number, 3, marks=pytest.mark.heavy) for number in (2, 4, 6, 14, 15)),
+        *((number, 3) for number in (1, 5, 16)),
+        *(pytest.param(number, 3, marks=pytest.mark.heavy) for number in (2, 4, 6, 9, 14, 15)),
         (6, 64),
         *(pytest.param(number, 64, marks=pytest.mark.heavy) for number in (1, 15)),
     ],
@@ -234,7 +234,7 @@ def test_ended_within_iterations_it_loses_no_evaluation(tmp_path, monkeypatch, m
 
 
 def test_told_to_end_it_does_not_wait_for_the_device():
-    work = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, a: jax.numpy.tanh(a @ a), x))
+    work = jax.jit(lambda x: jax.lax.fori_loop(0, 40, lambda _, a: jax.numpy.tanh(a @ a), x))
     x = np.ones((1000, 1000), np.float32)
     work.lower(x).compile()
     begun = work(x)

@@ -475,7 +475,10 @@ def test_results_and_dtypes_are_the_same_whatever_jax_is_told(name, monkeypatch)
 
 def test_import_is_light():
     code = (
-        "import sys, ipr_jax.tasks.mini_sudoku; "
-        "assert not {'sklearn', 'matplotlib', 'torch'} & set(sys.modules)"
+        "import sys, ipr_jax.tasks.counting_polygons, ipr_jax.tasks.even_pixels; "
+        "heavy = {'sklearn', 'matplotlib', 'torch'}; "
+        "assert not {'scipy', *heavy} & set(sys.modules); "
+        "import ipr_jax.tasks.mini_sudoku; "
+        "assert not heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -228,7 +228,7 @@ def run_steps(state, number, train_step):
 
 def test_a_step_donates_its_state_and_is_compiled_once(compiled_once):
     train_step = compiled_once(SMALL, RUN)
-    old = trainer.init(SMALL, RUN)
+    old = placed(trainer.init(SMALL, RUN))
     counts = []
     for done, (state, _) in enumerate(run_steps(old, 3, train_step), start=1):
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
@@ -260,7 +260,7 @@ def test_training_lowers_the_loss_of_a_fixed_batch(compiled_once):
         given = batch.image, noise, t, jnp.ones_like(t)
         return objective.evaluate(nnx.merge(graph, params), *given).total
 
-    state = trainer.init(SMALL, RUN)
+    state = placed(trainer.init(SMALL, RUN))
     before = loss(state.params)
     *_, (state, _) = run_steps(state, 150, compiled_once(SMALL, RUN))
     assert loss(state.params) < 0.6 * before
@@ -412,8 +412,10 @@ def test_lines_hold_the_mean_since_the_last(tmp_path, compiled_once):
         first = line["step"]
 
 
-def test_a_run_of_some_minutes_ends_with_them_and_its_rate_falls_to_zero(tmp_path, monkeypatch):
-    clock, shares = itertools.count(), []
+@pytest.fixture
+def shares(monkeypatch):
+    """Steps that only count; what each is given of the learning rate."""
+    shares = []
 
     def counted(model, config, placed):
         def train_step(state, key, batch, inverse, left):
@@ -423,6 +425,13 @@ def test_a_run_of_some_minutes_ends_with_them_and_its_rate_falls_to_zero(tmp_pat
         return train_step
 
     monkeypatch.setattr(trainer, "make_train_step", counted)
+    return shares
+
+
+def test_a_run_of_some_minutes_ends_with_them_and_its_rate_falls_to_zero(
+    tmp_path, monkeypatch, shares
+):
+    clock = itertools.count()
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
     config = dataclasses.replace(
         RUN, num_steps=10**6, minutes=1.0, decay="linear", log_every=10**6, save_every=10**6
@@ -482,7 +491,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, compiled_on
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_run_begins_from_given_weights(tmp_path, compiled_once):
+def test_a_run_begins_from_given_weights(tmp_path, shares):
     """Those of a model of the same architecture; of another, nothing is written."""
     list(trainer.train(TASK, SMALL, RUN, tmp_path / "first"))
     model = str(tmp_path / "first" / "model")
@@ -490,10 +499,10 @@ def test_a_run_begins_from_given_weights(tmp_path, compiled_once):
     state = trainer.init(SMALL, RUN, given)
     chex.assert_trees_all_equal(state.params, given)
     chex.assert_trees_all_equal(state.ema, given)
-    short = dataclasses.replace(RUN, weights=model, num_steps=1, learning_rate=1e-30)
-    list(trainer.train(TASK, SMALL, short, tmp_path / "second"))
+    again = dataclasses.replace(RUN, weights=model, seed=4)
+    list(trainer.train(TASK, SMALL, again, tmp_path / "second"))
     found = trainer.weights(str(tmp_path / "second" / "model"), SMALL)
-    chex.assert_trees_all_close(found, given, rtol=1e-6)
+    chex.assert_trees_all_equal(found, given)
     other = dataclasses.replace(SMALL, dropout=0.1)
     for name, message in ((model, "weights must be of "), ("nope", "no model at 'nope'")):
         config = dataclasses.replace(RUN, weights=name)
@@ -517,9 +526,8 @@ def test_a_transformer_begins_from_one_of_other_pixels(tmp_path):
     for name in found:
         source = drawn if name in trainer.PIXEL_WEIGHTS else first
         chex.assert_trees_all_equal(found[name], source[name])
-    nnx.merge(nnx.graphdef(new_model(large, rngs=rngs(0))), found)(
-        jnp.zeros((1, 12, 12, 2)), jnp.zeros((1, 4, 4))
-    )
+    made = nnx.merge(nnx.graphdef(new_model(large, rngs=rngs(0))), found)
+    jax.eval_shape(made, jnp.zeros((1, 12, 12, 2)), jnp.zeros((1, 4, 4)))
     for change in ({"image_size": (9, 9)}, {"num_heads": 1}):
         with pytest.raises(ValueError, match="weights must be of "):
             trainer.weights(str(tmp_path / "first"), dataclasses.replace(large, **change))
@@ -572,7 +580,7 @@ def test_weights_steps_data_and_loss_weights_share_no_key():
     assert len(np.unique(np.stack(keys), axis=0)) == 400
 
 
-@pytest.mark.parametrize(("broken", "log_every"), [(1, 1), (5, 4), (6, 1), (6, 4)])
+@pytest.mark.parametrize(("broken", "log_every"), [(1, 1), (5, 4), (6, 4)])
 def test_a_loss_that_is_not_finite_names_its_step(broken, log_every, tmp_path, compiled_once):
     def damaged_batch(seed, indices):
         batch = striped_batch(seed, indices)
