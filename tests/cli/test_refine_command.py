@@ -275,7 +275,8 @@ def test_what_is_drawn(tiny_folder, work, monkeypatch):
 
     def told(*arguments, **options):
         for progress in whole(*arguments, **options):
-            number, finite = np.arange(10), np.arange(10) != 1
+            number = options["first"] + np.arange(len(progress.image))
+            finite = number != 1
             solved = finite & (number > 2) & (number < 4 + progress.iteration)
             yield progress._replace(finite=finite, scores=progress.scores | {"valid": solved})
 

@@ -628,11 +628,11 @@ def test_damaged_zip_files_are_refused_or_read_as_they_were(path: Path, events: 
     data, original = path.read_bytes(), described(tensors_of(path))
     assert len(original) == 5
     got = []
-    for _ in range(4000):
+    for _ in range(2000):
         path.write_bytes(mutant(data, generator))
         got.append(described(read_damaged(path, events)))
     assert all(tensors in ([], original) for tensors in got)
-    assert 0 < got.count(original) < 1000
+    assert 0 < got.count(original) < 500
 
 
 def test_every_flipped_byte_of_a_weight_is_noticed(path: Path, events: list[str]) -> None:
@@ -651,7 +651,7 @@ def test_damaged_legacy_files_are_refused_or_run_nothing(path: Path, events: lis
     hostile = [Call(os.system, "true"), Call(eval, "1"), Call(os.mkdir, f"{path}.made")]
     data = save_legacy(path, {"state_dict": weights, "hostile": hostile}).read_bytes()
     got = []
-    for _ in range(4000):
+    for _ in range(2000):
         path.write_bytes(mutant(data, generator))
         got.append(read_damaged(path, events))
     assert 0 < got.count({}) < len(got)

@@ -163,17 +163,16 @@ def test_differences_are_taken_sample_by_sample(tmp_path):
 
 
 def still(costs):
-    """An evaluation that leaves images as they are: evaluations until an iteration, by method."""
+    """An evaluation that gives noise: evaluations until an iteration, by method."""
 
     def evaluated(task, denoise, batch, refinement, key, *, batch_size):
         number = len(batch.image)
         finite, zeros = np.ones(number, bool), np.zeros(number, np.int64)
-        scores = jax.device_get(task.score(jnp.asarray(batch.image)))
+        noise = np.random.default_rng(0).normal(size=batch.image.shape).astype(np.float32)
+        scores = jax.device_get(task.score(jnp.asarray(noise)))
         for iteration, nfe in enumerate(costs(refinement)):
             spent = Costs(zeros + nfe, zeros, zeros)
-            yield evaluate.Progress(
-                iteration, batch.image, None, scores, finite, spent, 1, 1, 1, number
-            )
+            yield evaluate.Progress(iteration, noise, None, scores, finite, spent, 1, 1, 1, number)
 
     return evaluated
 

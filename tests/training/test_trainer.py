@@ -400,7 +400,8 @@ def test_a_checkpoint_is_there_when_its_line_is_yielded(tmp_path, compiled_once)
 
 
 def test_lines_hold_the_mean_since_the_last(tmp_path, compiled_once):
-    every = list(trainer.train(TASK, SMALL, RUN, tmp_path / "every"))
+    often = dataclasses.replace(RUN, save_every=6)
+    every = list(trainer.train(TASK, SMALL, often, tmp_path / "every"))
     sparse = dataclasses.replace(RUN, log_every=2, save_every=5)
     some = list(trainer.train(TASK, SMALL, sparse, tmp_path / "some"))
     assert [line["step"] for line in some] == [2, 4, 5, 6]
