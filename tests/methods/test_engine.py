@@ -127,7 +127,7 @@ def test_neither_slots_nor_neighbours_change_a_bit(name):
     for i, one in zip((0, 6), alone, strict=True):
         for field in ("image", "iterations", "nfe", "finite"):
             np.testing.assert_array_equal(getattr(one, field)[0], getattr(whole, field)[i])
-    for slots in (1, 3, 64) if name == "remask" else (3,):  # the engine asks no method for more
+    for slots in (1, 3, 64) if name == "remask" else (3,):  # as many need one method
         found = solve(7, METHODS[name], slots=slots)
         for field in ("image", "iterations", "nfe", "finite"):
             np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
