@@ -94,7 +94,7 @@ def plain():
 
 
 def test_one_particle_is_the_plain_pass_bit_for_bit(plain):
-    for name in ("svdd", "smc", "das", "fk-steering"):
+    for name in PUBLISHED:
         found = state_of(method(name, 1, gradient=False))
         np.testing.assert_array_equal(found.image, plain.image)
         np.testing.assert_array_equal(found.costs.nfe, plain.nfe)
