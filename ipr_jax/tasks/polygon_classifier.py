@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from ipr_jax.core import check
+from ipr_jax.tasks.convolution import convolve
 
 BLOCKS = (3, 4, 6, 3)
 """Residual blocks per stage of a ResNet-50."""
@@ -101,6 +102,7 @@ class ConvNorm(nnx.Module):
             padding=((padding, padding), (padding, padding)),
             use_bias=False,
             precision="highest",
+            conv_general_dilated=convolve,
             rngs=rngs,
         )
         self.norm = nnx.BatchNorm(channels_out, use_running_average=True, epsilon=1e-5, rngs=rngs)
