@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 import ipr_jax
 from ipr_jax import Prediction
@@ -30,6 +31,11 @@ def bright(tiles):
     return -((tiles.mean(axis=(1, 2)) - jnp.arange(1.0, 10.0)[None]) ** 2)
 
 
+@jax.jit
+def judged(score, image, level):
+    return score(image, level, None)
+
+
 def slow_pairs(board, weight):
     return sum(
         weight.flat[one] * weight.flat[other]
@@ -44,7 +50,7 @@ def test_conflicts_are_the_pairs_of_equal_digits_by_the_weights_of_their_cells(n
     board, image = boards_of(n, 6, rng)
     level = rng.random((6, n, n)).astype(np.float32)
     level[0], level[1] = 0, 1
-    found = jax.jit(verifiers.conflicts(bright))(image, level, None)
+    found = judged(verifiers.conflicts(bright), image, level)
     want = [-slow_pairs(each, 1 - t) for each, t in zip(board, level, strict=True)]
     np.testing.assert_allclose(found, want, rtol=1e-5)
     assert found[0] < 0 == found[1]
@@ -52,7 +58,8 @@ def test_conflicts_are_the_pairs_of_equal_digits_by_the_weights_of_their_cells(n
 
 def test_valid_boards_have_no_conflict(rng):
     image = np.kron(sudoku.all_boards_4x4(), np.ones((1, SIDE, SIDE)))[..., None]
-    found = verifiers.conflicts(bright)(image.astype(np.float32), np.zeros((288, 4, 4)), None)
+    level = np.zeros((288, 4, 4))
+    found = judged(verifiers.conflicts(bright), image.astype(np.float32), level)
     assert (np.asarray(found) == 0).all()
 
 
@@ -60,11 +67,11 @@ def test_soft_conflicts_are_expected_ones(rng):
     board, image = boards_of(4, 3, rng)
     level = rng.random((3, 4, 4)).astype(np.float32)
     hard, soft, sharp = (
-        np.asarray(verifiers.conflicts(read, soft=soft)(image, level, None))
+        np.asarray(judged(verifiers.conflicts(read, soft=soft), image, level))
         for read, soft in ((bright, False), (bright, True), (lambda x: 40 * bright(x), True))
     )
     np.testing.assert_allclose(sharp, hard, rtol=1e-4)
-    chance = np.asarray(jax.nn.softmax(-((board[..., None] - np.arange(1.0, 5)) ** 2), axis=-1))
+    chance = special.softmax(-((board[..., None] - np.arange(1.0, 5)) ** 2), axis=-1)
     chance = (chance * (1 - level)[..., None]).reshape(3, 16, 4)
     want = [
         -sum(
@@ -85,15 +92,17 @@ def test_imbalance_is_the_published_one_where_pixels_have_two_hues(rng):
         places = np.argwhere(first[row])[:flips]
         image[row][tuple(places.T)] = pair[row, 1]
     level = np.zeros((6, 8, 8), np.float32)
-    published = even_pixels.scores(jnp.asarray(image))["imbalance"]
+    published = np.asarray(jax.jit(even_pixels.scores)(image)["imbalance"])
     np.testing.assert_array_equal(published, [0, 1, 2, 7, 100, 300])
-    hard, soft = (verifiers.imbalance(soft=soft)(image, level, None) for soft in (False, True))
-    np.testing.assert_array_equal(hard, -np.asarray(published, np.float32))
-    np.testing.assert_allclose(soft, -((2.0 * np.asarray(published)) ** 2) / 1024, rtol=0.01)
+    hard = judged(verifiers.imbalance(), image, level)
+    soft = verifiers.imbalance(soft=True)(image, level, None)
+    np.testing.assert_array_equal(hard, -published.astype(np.float32))
+    np.testing.assert_allclose(soft, -((2.0 * published) ** 2) / 1024, rtol=0.01)
     level[:, :, 4:] = 1  # what is not known does not count
-    half = np.where(patches.expand(jnp.asarray(level), 4) > 0, rng.normal(size=image.shape), image)
-    found = verifiers.imbalance()(half.astype(np.float32), level, None)
-    wanted = verifiers.imbalance()(image, level, None)
+    unknown = level.repeat(4, axis=1).repeat(4, axis=2)[..., None] > 0
+    half = np.where(unknown, rng.normal(size=image.shape), image)
+    found = judged(verifiers.imbalance(), half.astype(np.float32), level)
+    wanted = judged(verifiers.imbalance(), image, level)
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -115,16 +124,16 @@ def drawn(rng, number=6):
 def test_miscounts(rng):
     image, level = drawn(rng, 400), np.zeros((400, 16, 16), np.float32)
     level[7] = 0.5
-    seen = counting_polygons.scores(
-        jnp.asarray(image), lambda images: read_counts(classify(images), CONFIG)
+    seen = jax.jit(counting_polygons.scores, static_argnums=1)(
+        image, lambda images: read_counts(classify(images), CONFIG)
     )
-    hard = verifiers.miscounts(classify, CONFIG)(image, level, None)
+    hard = judged(verifiers.miscounts(classify, CONFIG), image, level)
     wrong = 2.0 - np.asarray(seen["consistent"]) - np.asarray(seen["uniform"])
     np.testing.assert_array_equal(hard, -wrong * np.where(np.arange(400) == 7, 0.5, 1))
     assert set(wrong.tolist()) == {0, 1, 2}
 
     logits = classify(image[:3])
-    chance = {name: np.asarray(jax.nn.softmax(each)) for name, each in logits.items()}
+    chance = {name: special.softmax(each, axis=-1) for name, each in logits.items()}
     want = np.zeros(3)
     for count, vertices in itertools.product(range(1, 10), range(3, 8)):
         stated = CONFIG.pairs.tolist().index([min(count, vertices), max(count, vertices)])
@@ -133,7 +142,7 @@ def test_miscounts(rng):
             * chance["num_vertices"][:, vertices - 3]
             * chance["numbers_label"][:, stated]
         )
-    soft = verifiers.miscounts(classify, CONFIG, soft=True)(image[:3], level[:3], None)
+    soft = judged(verifiers.miscounts(classify, CONFIG, soft=True), image[:3], level[:3])
     np.testing.assert_allclose(soft, np.log(want * chance["is_uniform"][:, 1]), rtol=1e-5)
 
 
@@ -151,23 +160,26 @@ def test_gradients_are_finite_differences(name, rng):
     if name != "counting-polygons":
         task = get_task(name)
         image, patch = task.test_batch(0, np.arange(2)).image, task.patch_size
-    image = jnp.asarray(image + 0.3 * rng.normal(size=image.shape), jnp.float32)
-    level = jnp.asarray(rng.random((2, image.shape[1] // patch, image.shape[2] // patch)))
-    level = level.astype(jnp.float32)
-    direction = jnp.asarray(rng.normal(size=image.shape), jnp.float32)
+    image = (image + 0.3 * rng.normal(size=image.shape)).astype(np.float32)
+    level = rng.random((2, image.shape[1] // patch, image.shape[2] // patch)).astype(np.float32)
+    direction = rng.normal(size=image.shape).astype(np.float32)
 
-    @jax.jit
     def along(step):
         return score(image + step * direction, level, None)
 
-    _, slope = jax.jvp(along, [jnp.float32(0)], [jnp.float32(1)])
-    step = 1e-3 if name == "even-pixels" else 1e-2
-    difference = (along(jnp.float32(step)) - along(jnp.float32(-step))) / (2 * step)
-    largest = np.abs(np.asarray(slope)).max()
+    step = np.float32(1e-3 if name == "even-pixels" else 1e-2)
+
+    @jax.jit
+    def measured(start):
+        _, slope = jax.jvp(along, [start], [jnp.ones_like(start)])
+        return slope, (along(start + step) - along(start - step)) / (2 * step)
+
+    slope, difference = jax.device_get(measured(np.float32(0)))
+    largest = np.abs(slope).max()
     np.testing.assert_allclose(slope, difference, rtol=0, atol=0.02 * largest)
     assert largest > 0.01
-    grey = jnp.zeros_like(image)
-    assert jnp.isfinite(jax.grad(lambda x: score(x, level, None).sum())(grey)).all()
+    gradient = jax.jit(jax.grad(lambda x: score(x, level, None).sum()))(np.zeros_like(image))
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", ["mini-sudoku", "digits-sudoku", "even-pixels"])
@@ -177,25 +189,25 @@ def test_the_oracle_is_what_grades_and_the_independent_one_is_another(name, rng)
     spoilt = rng.random(image.shape) < 0.1
     spoilt[:2] = False
     image = np.where(spoilt, rng.normal(size=image.shape), image)
-    image, level = jnp.asarray(image, jnp.float32), jnp.zeros((8, *task.grid), jnp.float32)
+    image, level = image.astype(np.float32), np.zeros((8, *task.grid), np.float32)
     oracle = verifiers.named(task, "oracle")
     assert (oracle.kind, oracle.differentiable) == ("oracle", False)
-    graded = task.score(image)
+    graded = jax.jit(task.score)(image)
     if task.read is None:
         errors = np.asarray(graded[next(iter(task.means))], np.float32)
-        np.testing.assert_allclose(oracle.score(image, level + 0.75, None), -errors / 4)
+        np.testing.assert_allclose(judged(oracle.score, image, level + 0.75), -errors / 4)
     else:
-        boards, weight = np.asarray(task.read(image)), rng.random(level.shape).astype(np.float32)
+        boards, weight = np.asarray(jax.jit(task.read)(image)), rng.random(level.shape).astype(np.float32)
         errors = np.array([slow_pairs(each, np.ones(task.grid)) for each in boards])
         want = [-slow_pairs(*each) for each in zip(boards, weight, strict=True)]
-        np.testing.assert_allclose(oracle.score(image, 1 - weight, None), want, rtol=1e-5)
+        np.testing.assert_allclose(judged(oracle.score, image, 1 - weight), want, rtol=1e-5)
         np.testing.assert_array_equal(errors == 0, graded["valid"])
         assert 0 < (errors == 0).sum() < 8
-    np.testing.assert_array_equal(oracle.score(image, level, None), -errors)
+    np.testing.assert_array_equal(judged(oracle.score, image, level), -errors)
     for which in ("independent", "independent-soft"):
         judge = verifiers.named(task, which)
         assert (judge.kind, judge.differentiable) == ("independent", which.endswith("soft"))
-        found = np.asarray(judge.score(image, level, None))
+        found = np.asarray(judged(judge.score, image, level))
         assert (found <= 0).all()
         assert (found != -errors).any()
         again = verifiers.named(task, which).score
@@ -205,12 +217,12 @@ def test_the_oracle_is_what_grades_and_the_independent_one_is_another(name, rng)
 def test_a_second_verifier_judges_what_a_task_grades(rng):
     task = get_task("mini-sudoku")
     image = task.test_batch(0, np.arange(8)).image
-    image = jnp.asarray(np.where(rng.random(image.shape) < 0.1, 1, image), jnp.float32)
+    image = np.where(rng.random(image.shape) < 0.1, np.float32(1), image)
     both = verifiers.seconded(task)
     assert both.rates == (*task.rates, "independent")
-    found, graded = both.score(image), task.score(image)
-    level = jnp.zeros((8, *task.grid), jnp.float32)
-    right = verifiers.named(task, "independent").score(image, level, None) == 0
+    found, graded = jax.jit(both.score)(image), jax.jit(task.score)(image)
+    level = np.zeros((8, *task.grid), np.float32)
+    right = np.asarray(judged(verifiers.named(task, "independent").score, image, level)) == 0
     np.testing.assert_array_equal(found.pop("independent"), right)
     assert 0 < right.sum() < 8
     for name, values in graded.items():
@@ -222,9 +234,9 @@ def test_a_second_verifier_judges_what_a_task_grades(rng):
 
 def test_an_oracle_without_errors_counts_what_fails(rng):
     task = counting_polygons.make("polygons", lambda images: read_counts(classify(images), CONFIG))
-    image = jnp.asarray(drawn(rng, 100))
-    found = verifiers.oracle(task)(image, jnp.zeros((100, 16, 16), jnp.float32), None)
-    seen = task.score(image)
+    image = drawn(rng, 100)
+    found = judged(verifiers.oracle(task), image, np.zeros((100, 16, 16), np.float32))
+    seen = jax.jit(task.score)(image)
     np.testing.assert_array_equal(
         found, np.asarray(seen["consistent"]) * 1.0 + np.asarray(seen["uniform"]) - 2
     )
