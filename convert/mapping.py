@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -109,7 +110,7 @@ def fill(abstract: Any, entries: list[Entry], tensors: Mapping[str, np.ndarray])
                 raise ValueError(f"repeated tensors must be equal: {entry.names[0]} and {name}")
         with np.errstate(over="ignore"):
             parameter = entry.to_jax(first).astype(np.float32)
-        leaves[entry.path] = leaves[entry.path].replace(jnp.asarray(parameter))
+        leaves[entry.path] = leaves[entry.path].replace(jax.device_put(parameter))
         filled.add(entry.path)
     if filled != leaves.keys():
         unfilled = (".".join(map(str, path)) for path in leaves.keys() - filled)
