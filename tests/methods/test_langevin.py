@@ -316,11 +316,15 @@ def test_one_inside_of_another_has_noise_of_its_own():
         method = Langevin(verifier=BELL, method=method, strength=0.0, recurrences=2, depth=0.25)
     found = ipr_jax.solve(normal, *blank(), method=method)
     made, keys = method.on((1, 1)), blank()[0]
-    problem = Problem(keys, *map(jnp.asarray, blank()[1:]))
-    each = [
-        jax.random.key_data(key)
-        for one in (made, made.method)
-        for key in one._keys(problem, one.init(problem), 1)
-    ]
+
+    @jax.jit
+    def used(problem):
+        return [
+            jax.random.key_data(key)
+            for one in (made, made.method)
+            for key in one._keys(problem, one.init(problem), 1)
+        ]
+
+    each = used(Problem(keys, *blank()[1:]))
     assert len({np.asarray(key).tobytes() for key in each}) == 4
     assert int(found.nfe[0]) == 1 + 3 * 4

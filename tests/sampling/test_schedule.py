@@ -132,10 +132,10 @@ def test_lowest_priority_starts_first_and_ties_in_raster_order():
     plan = schedule.make_plan(4, 10, 0.99)  # starts all four at step 0
     pass_plan = schedule.plan_pass(plan, jnp.ones((1, 2, 2), bool))
     one = pass_plan._replace(block_starts=jnp.array([[0, 1, 1, 2]]))
-    start = jnp.full((1, 2, 2), schedule.WAITING, jnp.int32)
+    start = np.full((1, 2, 2), schedule.WAITING, np.int32)
     priority = jnp.array([[[2.0, 1.0], [1.0, 1.0]]])
     for step in range(3):
-        start = schedule.start_patches(one, start, step, priority)
+        start = start_patches(one, start, step, priority)
     assert start.tolist() == [[[2, 0], [1, 1]]]
 
 

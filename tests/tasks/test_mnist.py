@@ -563,7 +563,8 @@ def test_other_settings_are_refused(release, folder):
 
 
 def test_the_classifier_scores_boards(folder):
-    network = mnist_classifier.MNISTClassifier(mnist_classifier.MNISTConfig(), rngs=nnx.Rngs(0))
+    config = mnist_classifier.MNISTConfig()
+    network = nnx.jit(lambda: mnist_classifier.MNISTClassifier(config, rngs=nnx.Rngs(0)))()
     tiles = boards.sort_tiles(*mnist.load_mnist(folder, "test"), 9)
     board_of = boards.DigitBoards(
         9,
@@ -575,7 +576,7 @@ def test_the_classifier_scores_boards(folder):
     image = board_of.batch("test", 0, np.arange(2), (0, 0)).image
     read = jax.jit(board_of.read_board)(image)
     assert (read.shape, read.dtype) == ((2, 9, 9), jnp.int32)
-    tile = network(jnp.asarray(tiles_of(image)[1, 2, 3])[None, ..., None])
+    tile = jax.jit(network)(tiles_of(image)[1, 2, 3][None, ..., None])
     assert read[1, 2, 3] == mnist_classifier.read_digits(tile)[0]
     assert jax.eval_shape(board_of.score, image)["violations"].shape == (2,)
 

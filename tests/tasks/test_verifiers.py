@@ -197,7 +197,10 @@ def test_the_oracle_is_what_grades_and_the_independent_one_is_another(name, rng)
         errors = np.asarray(graded[next(iter(task.means))], np.float32)
         np.testing.assert_allclose(judged(oracle.score, image, level + 0.75), -errors / 4)
     else:
-        boards, weight = np.asarray(jax.jit(task.read)(image)), rng.random(level.shape).astype(np.float32)
+        boards, weight = (
+            np.asarray(jax.jit(task.read)(image)),
+            rng.random(level.shape).astype(np.float32),
+        )
         errors = np.array([slow_pairs(each, np.ones(task.grid)) for each in boards])
         want = [-slow_pairs(*each) for each in zip(boards, weight, strict=True)]
         np.testing.assert_allclose(judged(oracle.score, image, 1 - weight), want, rtol=1e-5)

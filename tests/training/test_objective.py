@@ -149,11 +149,12 @@ def test_the_weight_of_a_patch_counts_for_that_patch_alone(rng):
     parts = np.array([losses_of(prediction, image, noise, t, one) for one in ones])
     np.testing.assert_allclose(parts.sum(axis=0), whole, rtol=1e-5)
 
-    where = jnp.arange(t.size).reshape(t.shape) % 3 == 0
-    pixels = patches.expand(where, 2)
-    other_image = jnp.where(pixels, image, -image)
-    other_noise = jnp.where(pixels, noise, 2 * noise)
-    weight = jnp.where(where, 1.5, 0.0)
+    where = np.arange(t.size).reshape(t.shape) % 3 == 0
+    pixels = where.repeat(2, axis=1).repeat(2, axis=2)[..., None]
+    image, noise = np.asarray(image), np.asarray(noise)
+    other_image = np.where(pixels, image, -image)
+    other_noise = np.where(pixels, noise, 2 * noise)
+    weight = np.where(where, np.float32(1.5), np.float32(0))
     changed = losses_of(prediction, other_image, other_noise, t, weight)
     np.testing.assert_array_equal(changed, losses_of(prediction, image, noise, t, weight))
 
@@ -163,13 +164,13 @@ evaluate = jax.jit(objective.evaluate)
 
 def test_the_noise_of_a_clue_does_not_matter(rng):
     small = dataclasses.replace(TINY, image_size=(4, 4), patch_size=2)
-    model = SRM(small, rngs=nnx.Rngs(0))
+    model = nnx.jit(lambda: SRM(small, rngs=nnx.Rngs(0)))()
     shape = (4, *small.image_shape)
-    image, noise = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
-    clue = jnp.asarray(rng.random((4, *small.grid)) < 0.5)
-    t = jnp.where(clue, 0, jnp.asarray(rng.random(clue.shape), jnp.float32))
-    weight = jnp.where(clue, 0, jnp.ones_like(t))
+    image, noise = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    clue = rng.random((4, *small.grid)) < 0.5
+    t = np.where(clue, 0, rng.random(clue.shape).astype(np.float32))
+    weight = np.where(clue, 0, np.ones_like(t))
     want = evaluate(model, image, noise, t, weight)
-    other = jnp.where(patches.expand(clue, 2), -noise, noise)
+    other = np.where(clue.repeat(2, axis=1).repeat(2, axis=2)[..., None], -noise, noise)
     np.testing.assert_array_equal(evaluate(model, image, other, t, weight), want)
     assert evaluate(model, image, -noise, t, weight).velocity != want.velocity
