@@ -37,15 +37,6 @@ INTERNAL = "internal"
 CALM = -0.5
 """The least score that depth-first search goes on with: nothing that is there is wrong."""
 
-CERTAIN = 300.0
-"""Times the certainty, so that what samples differ by in it is worth as much as conflicts are: on
-256 puzzles of mini-sudoku, seed 0, 1 and 30 are too little for some methods, 3,000 is as good."""
-
-SURE = {"mini-sudoku": (-0.664, -0.740, -0.792, -0.882, -0.969, -1.021, -1.112, -1.160)}
-"""By task, the least certainty that depth-first search goes on with, at each of its checks: two
-fifths of 256 first passes of seed 0 have less. It falls along a pass, since the error that is
-expected of a clean patch is all of the noise that a velocity holds."""
-
 JUMP = 0.1
 """The share of a pass that it goes back."""
 
@@ -103,24 +94,12 @@ def _particles(name: str) -> Callable[[Setting], Any]:
     return make
 
 
-def _threshold(given: Setting) -> float | tuple[float, ...]:
-    if given.verifier.kind != INTERNAL:
-        return CALM
-    if given.task.name not in SURE:
-        raise UnfitError(
-            f"depth-first search by the network's certainty needs a threshold for each check, "
-            f"known for {', '.join(SURE)}, got {given.task.name}; "
-            f"Backtracking takes others, as threshold"
-        )
-    return tuple(CERTAIN * least for least in SURE[given.task.name])
-
-
 def _depth_first(given: Setting) -> Backtracking:
     jump = max(1, round(JUMP * given.steps))
     backtracks = (given.budget - given.steps) // (jump + 1)
     return Backtracking(
         verifier=given.verifier,
-        threshold=_threshold(given),
+        threshold=CALM,
         sampling=given.first,
         jump=jump,
         backtracks=backtracks,
@@ -252,11 +231,9 @@ def made(
 
 
 def certainty(image: jax.Array, level: jax.Array, prediction: Prediction) -> jax.Array:
-    """Minus the error of the velocity that the network expects, by patch, times ``CERTAIN``:
-    float32 [R].
-    """
+    """Minus the error of the velocity that the network expects, by patch: float32 [R]."""
     del image, level
-    return -CERTAIN * prediction.sigma.mean(axis=(1, 2), dtype=jnp.float32)
+    return -prediction.sigma.mean(axis=(1, 2), dtype=jnp.float32)
 
 
 def kind_of(method: Any) -> str | None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import call
@@ -48,23 +47,10 @@ def test_particles_are_as_many_as_the_budget_holds():
     assert [made("bfs", budget).particles for budget in (48, 95, 96)] == [1, 1, 2]
 
 
-def test_depth_first_search_by_certainty_has_a_threshold_for_each_check():
-    thresholds = made("dfs", verifier="internal").threshold
-    assert len(thresholds) == made("dfs").checks
-    assert made("dfs").threshold == search.CALM
-    image, level = jnp.zeros((3, 32, 32, 1)), jnp.zeros((3, 4, 4))
-    sigma = -jnp.asarray(search.SURE["mini-sudoku"][:3])
-    prediction = ipr_jax.Prediction(image, level, jnp.zeros((3, 4, 4)) + sigma[:, None, None])
-    score = made("dfs", verifier="internal").verifier.score
-    np.testing.assert_allclose(score(image, level, prediction), thresholds[:3], rtol=1e-6)
-    with pytest.raises(ValueError, match="for each check, known for mini-sudoku, got even-pixels"):
-        search.made(get_task("even-pixels"), "dfs", "internal", **BOTH)
-
-
 def test_the_experiment_leaves_out_what_does_not_fit():
     arms = set(experiments.searches(get_task("even-pixels"), 0).arms)
-    assert {"dfs, oracle, 3 passes", "abcd, internal, 6 passes"} <= arms
-    assert not {"dfs, internal, 3 passes", "abcd, internal, 3 passes"} & arms
+    assert {"sop, internal, 3 passes", "abcd, internal, 6 passes"} <= arms
+    assert "abcd, internal, 3 passes" not in arms
 
 
 def test_what_a_method_chooses_by_is_named():
