@@ -73,13 +73,14 @@ class Setting:
     @property
     def refinement(self) -> Refinement:
         """As many iterations as the budget allows."""
-        none = Refinement(iterations=0, ratio=self.ratio, first=self.first, later=self.later)
+        given = Refinement(iterations=0, ratio=self.ratio, first=self.first, later=self.later)
 
         def cost(iterations: int) -> int:
-            return dataclasses.replace(none, iterations=iterations).budget(self.task.grid)
+            return dataclasses.replace(given, iterations=iterations).budget(self.task.grid)
 
+        # Each costs at least one evaluation, and none costs the first pass, which the budget holds.
         most = bisect.bisect_right(range(self.budget + 1), self.budget, key=cost) - 1
-        return dataclasses.replace(none, iterations=most)
+        return dataclasses.replace(given, iterations=most)
 
 
 def _steps(sampling: Sampling, grid: tuple[int, int]) -> int:
@@ -203,7 +204,8 @@ def made(
 
     Raises:
         ValueError: no such method or verifier, or the budget is below a first pass.
-        UnfitError: they do not go together, or the budget is too small for the method.
+        UnfitError: the method and the verifier do not go together, or the budget is too small for
+            the method.
     """
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")

@@ -48,6 +48,8 @@ class Task:
             of the cells; None where they read nothing.
         violating: jittable, ``images -> bool [B, h, w]``, the patches that break a rule; None where
             no patch does by itself.
+        units: int [U, n], patches (in reading order) of which no two may show the same of what
+            ``read`` finds, 1 to n; None where there are no such rules.
         parse_puzzle: ``(text, seed) -> Batch`` of one image, a user's own puzzle; ``label`` holds 0
             where it is empty. A text that is none, or clues that contradict each other, are a
             ``ValueError``. None where there are no puzzles, and so are the next two.
@@ -75,6 +77,7 @@ class Task:
     means: Mapping[str, float] = field(default_factory=dict)
     read: Callable[[jax.Array], jax.Array] | None = None
     violating: Callable[[jax.Array], jax.Array] | None = None
+    units: np.ndarray | None = None
     parse_puzzle: Callable[[str, int], Batch] | None = None
     format_sample: Callable[[np.ndarray, np.ndarray], str] | None = None
     explain: Callable[[np.ndarray, np.ndarray], str] | None = None

@@ -358,6 +358,7 @@ class DigitBoards:
             means={"violations": 6 * self.n * (self.n - 1)},  # of a board of one digit
             read=self.read_board,
             violating=self.violating,
+            units=sudoku.units(self.n),
             parse_puzzle=self.parse_puzzle,
             format_sample=self.format_sample,
             explain=self.explain,

@@ -8,26 +8,34 @@ from jax import lax
 
 
 def convolve(
-    image: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any
+    image: jax.Array,
+    kernel: jax.Array,
+    strides: Any,
+    padding: Any,
+    *,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    **options: Any,
 ) -> jax.Array:
     """``jax.lax.conv_general_dilated``, for ``nnx.Conv(conv_general_dilated=convolve)``.
 
     Its gradient with respect to the image is a convolution by the kernel with its axes of channels
     exchanged. In the body of a loop XLA does not put these back in order for the fast routines of a
     CPU, and takes seven times as long (measured: JAX 0.10.2). Here the derivative is written with
-    the exchanged kernel, so that its transpose has the usual one; forward mode is slow instead.
+    the exchanged kernel, so that its transpose has the usual one. It is forward mode that is slow
+    then, and that computes the convolution by the kernel's tangent even where that is 0.
 
     Args:
         image: float32 [N, H, W, C].
         kernel: float32 [a, b, C, D].
-        strides: of ``conv_general_dilated``, as are the padding and the options.
+        strides: of ``conv_general_dilated``, as are the others.
         padding: likewise.
-        options: likewise, with ``dimension_numbers`` as ``lax.ConvDimensionNumbers``.
+        dimension_numbers: which axes of image, kernel and result are which.
+        options: likewise.
 
     Returns:
         float32 [N, H', W', D].
     """
-    numbers = options.pop("dimension_numbers")
+    numbers = dimension_numbers
     apply = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     out, into, *rest = numbers.rhs_spec
     exchanged = numbers._replace(rhs_spec=(into, out, *rest))

@@ -27,9 +27,6 @@ Score = Callable[[jax.Array, jax.Array, Any], jax.Array]
 INDEPENDENT = "independent"
 """The kind and the name of a verifier that is not what grades."""
 
-BOARDS = ("mini-sudoku", "digits-sudoku", "mnist-sudoku")
-"""Tasks that are Sudokus."""
-
 SHARPNESS = 4.0
 """Of the soft decision between two hues: pure ones count tanh(4) = 0.999."""
 
@@ -50,13 +47,13 @@ class _Conflicts:
             chance = jax.nn.softmax(logits, axis=-1)
         else:
             chance = jax.nn.one_hot(logits.argmax(axis=-1), n, dtype=jnp.float32)
-        return _pairs(chance.reshape(rows, n * n, n), level)
+        return _pairs(chance.reshape(rows, n * n, n), level, sudoku.units(n))
 
 
-def _pairs(chance: jax.Array, level: jax.Array) -> jax.Array:
-    """Minus the pairs of equal digits in boards whose cells show them by a chance [R, n*n, n]."""
+def _pairs(chance: jax.Array, level: jax.Array, units: jax.Array | np.ndarray) -> jax.Array:
+    """Minus pairs of equal digits in units [U, n] of cells that show them by chance [R, P, n]."""
     weighed = (1 - level).reshape(*chance.shape[:2], 1) * chance
-    members = weighed[:, sudoku.units(level.shape[1])]
+    members = weighed[:, units]
     pairs = members.sum(axis=2) ** 2 - (members**2).sum(axis=2)
     return -pairs.sum(axis=(1, 2)) / 2
 
@@ -172,27 +169,28 @@ class _Oracle:
         return -weight * jnp.stack(failed).sum(axis=0)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["read"])
+@partial(jax.tree_util.register_dataclass, data_fields=["units"], meta_fields=["read"])
 @dataclasses.dataclass(frozen=True)
 class _Graded:
     read: Callable[[jax.Array], jax.Array]
+    units: jax.Array
 
     def __call__(self, image: jax.Array, level: jax.Array, prediction: Any) -> jax.Array:
         del prediction
-        rows, n, _ = level.shape
-        places = self.read(image).reshape(rows, n * n) - 1
-        return _pairs(jax.nn.one_hot(places, n, dtype=jnp.float32), level)
+        places = self.read(image).reshape(len(image), -1) - 1
+        chance = jax.nn.one_hot(places, self.units.shape[1], dtype=jnp.float32)
+        return _pairs(chance, level, self.units)
 
 
 def oracle(task: Task) -> Score:
     """What grades the task: minus its first error, such as imbalance, or minus what fails.
 
-    All of the image weighs as its patches do on average; of a Sudoku each cell by itself, as in
-    ``conflicts``, where the digits are those that the grader reads. What is chosen by it is no
-    fair comparison; the best of n by it is what is called pass@n.
+    All of the image weighs as its patches do on average; of a task with ``units``, such as Sudoku,
+    each cell by itself, as in ``conflicts``, and the digits are those that the grader reads. What
+    is chosen by it is no fair comparison; the best of n by it is what is called pass@n.
     """
-    if task.name in BOARDS and task.read is not None:
-        return _Graded(task.read)
+    if task.units is not None and task.read is not None:
+        return _Graded(task.read, jnp.asarray(task.units))
     return _Oracle(task.score, next(iter(task.means), None), task.rates)
 
 

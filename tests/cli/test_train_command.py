@@ -6,7 +6,6 @@ import re
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, call
@@ -15,7 +14,7 @@ import ipr_jax
 from ipr_jax import interrupts
 from ipr_jax.cli import train
 from ipr_jax.interrupts import PreemptionError
-from ipr_jax.training import objective, trainer
+from ipr_jax.training import trainer
 from ipr_jax.training.recipes import RECIPES
 
 
@@ -38,15 +37,6 @@ def test_an_interrupted_training_says_how_to_go_on(work, monkeypatch):
 
 
 def test_training_writes_a_model(work, monkeypatch):
-    """By steps that only count, which compile sooner."""
-
-    def counted(model, config, placed):
-        def train_step(state, *given):
-            return state._replace(step=state.step + 1), objective.Losses(*jnp.ones(4))
-
-        return train_step
-
-    monkeypatch.setattr(trainer, "make_train_step", counted)
     recipe = RECIPES["mini-sudoku"]._replace(model=TINY)
     monkeypatch.setitem(RECIPES, "mini-sudoku", recipe)
     words = ("train", "mini-sudoku", "--batch-size", 2, "--log-every", 1)

@@ -154,7 +154,10 @@ AROUND = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "ipr" else pytest.param(name, marks=pytest.mark.heavy) for name in AROUND],
+    [
+        name if name in ("dfs", "ipr") else pytest.param(name, marks=pytest.mark.heavy)
+        for name in AROUND
+    ],
 )
 def test_around_any_method(name):
     """Without strength it is that method, up to rounding; with it, what it guides is brighter."""

@@ -87,8 +87,11 @@ def test_what_a_method_chooses_by_is_named():
     ],
 )
 def test_what_does_not_go_together_is_refused(name, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refusal:
         made(name, **change)
+    known = name in search.METHODS and change.get("verifier") != "me"
+    enough = change.get("budget", 48) >= 48
+    assert isinstance(refusal.value, search.UnfitError) == (known and enough)
 
 
 def test_samples_are_judged_by_a_second_verifier(tmp_path):

@@ -1,5 +1,6 @@
 """Verifiers against slow counts, the published scores and finite differences."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -197,16 +198,16 @@ def test_the_oracle_is_what_grades_and_the_independent_one_is_another(name, rng)
         errors = np.asarray(graded[next(iter(task.means))], np.float32)
         np.testing.assert_allclose(judged(oracle.score, image, level + 0.75), -errors / 4)
     else:
-        boards, weight = (
-            np.asarray(jax.jit(task.read)(image)),
-            rng.random(level.shape).astype(np.float32),
-        )
+        boards = np.asarray(jax.jit(task.read)(image))
+        weight = rng.random(level.shape).astype(np.float32)
         errors = np.array([slow_pairs(each, np.ones(task.grid)) for each in boards])
         want = [-slow_pairs(*each) for each in zip(boards, weight, strict=True)]
         np.testing.assert_allclose(judged(oracle.score, image, 1 - weight), want, rtol=1e-5)
         np.testing.assert_array_equal(errors == 0, graded["valid"])
         assert 0 < (errors == 0).sum() < 8
-    np.testing.assert_array_equal(judged(oracle.score, image, level), -errors)
+    of_other_name = verifiers.oracle(dataclasses.replace(task, name="mine"))
+    for score in (oracle.score, of_other_name):
+        np.testing.assert_array_equal(judged(score, image, level), -errors)
     for which in ("independent", "independent-soft"):
         judge = verifiers.named(task, which)
         assert (judge.kind, judge.differentiable) == ("independent", which.endswith("soft"))
