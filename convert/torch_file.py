@@ -404,11 +404,12 @@ def _open_zip(file: IO[bytes]) -> tuple[Any, _Builder, bool]:
             raise ValueError(f"compressed entry {name}: it must be stored as torch.save does")
         if name in sizes:
             raise ValueError(f"two entries {name}: names must differ")
-        archive.open(entry).close()  # compares its name here with the one beside its bytes
         sizes[name] = entry.file_size
     total, available = sum(sizes.values()), file.seek(0, os.SEEK_END)
     if total > available:
         raise ValueError(f"{total} bytes in a file of {available}: entries must not overlap")
+    for entry in archive.infolist():
+        archive.open(entry).close()  # compares its name here with the one beside its bytes
     if len(roots) > 1:
         raise ValueError(f"zip file with {len(roots)} records */data.pkl: it must have one")
     order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in sizes else "little"
