@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from flax import nnx
 from jax import lax
 
 
@@ -54,3 +55,7 @@ def convolve(
         return run(image, kernel), by_image + apply(image, of_kernel, dimension_numbers=numbers)
 
     return run(image, kernel)
+
+
+conv3x3 = partial(nnx.Conv, kernel_size=(3, 3), precision="highest", conv_general_dilated=convolve)
+"""``conv3x3(C, D, rngs=...)``, the layer of readers of digits: [N, H, W, C] -> [N, H, W, D]."""

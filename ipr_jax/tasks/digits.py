@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from ipr_jax.tasks.base import Split
-from ipr_jax.tasks.convolution import convolve
+from ipr_jax.tasks.convolution import conv3x3
 
 Network = TypeVar("Network", bound=nnx.Module)
 
@@ -81,13 +81,7 @@ class DigitReader(nnx.Module):
     """Classify 8x8 digits 1..9: three convolutions and two linear layers, 53,609 weights."""
 
     def __init__(self, *, rngs: nnx.Rngs):
-        conv = functools.partial(
-            nnx.Conv,
-            kernel_size=(3, 3),
-            precision="highest",
-            conv_general_dilated=convolve,
-            rngs=rngs,
-        )
+        conv = functools.partial(conv3x3, rngs=rngs)
         linear = functools.partial(nnx.Linear, precision="highest", rngs=rngs)
         self.conv1 = conv(1, 32)
         self.conv2 = conv(32, 32)

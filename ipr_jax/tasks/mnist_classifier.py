@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ipr_jax.tasks.convolution import convolve
+from ipr_jax.tasks.convolution import conv3x3
 from ipr_jax.tasks.digits import max_pool, with_weights
 
 WEIGHTS = importlib.resources.files("ipr_jax.tasks") / "data" / "mnist_classifier.npz"
@@ -38,13 +38,7 @@ class MNISTClassifier(nnx.Module):
 
     def __init__(self, config: MNISTConfig, *, rngs: nnx.Rngs):
         """Build with random weights."""
-        conv = functools.partial(
-            nnx.Conv,
-            kernel_size=(3, 3),
-            precision="highest",
-            conv_general_dilated=convolve,
-            rngs=rngs,
-        )
+        conv = functools.partial(conv3x3, rngs=rngs)
         linear = functools.partial(nnx.Linear, precision="highest", rngs=rngs)
         self.config = config
         self.conv1 = conv(1, 32)
