@@ -101,7 +101,7 @@ class Args:
                 task, name, self.verifier, first=first, later=later
             )
             for name in search.METHODS
-            if name not in search.GRADIENTS
+            if name not in (*search.GRADIENTS, *search.ALONE)
         }
         return METHODS | searches
 

@@ -127,10 +127,10 @@ class PassOptions:
     Attributes:
         method: ipr (the paper's, the default but of refine for Sudoku), annealed (one evaluation
             per iteration, of fewer and fewer patches), or a search with a verifier: best-of-n,
-            svdd, smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin,
-            bfs-langevin, dfs-langevin, ipr-accept or ipr-chains.
+            least-doubted, svdd, smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf,
+            langevin, bfs-langevin, dfs-langevin, ipr-accept or ipr-chains.
         verifier: of a search: oracle (what grades), independent, independent-soft (with a gradient)
-            or internal (the network's own certainty).
+            or internal (the network's own certainty; of least-doubted its doubt).
         budget: of a search, network evaluations that no sample exceeds; by default those of 4 first
             passes.
         iterations: of ipr, after the first pass (20); of annealed, in a cycle (40).

@@ -11,6 +11,7 @@ from ipr_jax.methods.engine import INPUT
 from ipr_jax.methods.guided import Guided
 from ipr_jax.methods.ipr import Refinement
 from ipr_jax.methods.langevin import Langevin
+from ipr_jax.methods.least_doubted import LeastDoubted
 from ipr_jax.methods.particles import PUBLISHED, Particles
 from ipr_jax.methods.paths import Cycles, Paths
 from ipr_jax.methods.refinement import Refined, Sampled, Streamed, generate, refine, stream
@@ -36,6 +37,7 @@ __all__ = [
     "Cycles",
     "Guided",
     "Langevin",
+    "LeastDoubted",
     "Particles",
     "Paths",
     "Refined",

@@ -18,6 +18,7 @@ from ipr_jax.methods import (
     Cycles,
     Guided,
     Langevin,
+    LeastDoubted,
     Particles,
     Paths,
     Refinement,
@@ -154,8 +155,20 @@ def _chains(given: Setting) -> Guided:
     )
 
 
+def _least_doubted(given: Setting) -> LeastDoubted:
+    one = LeastDoubted(method=Refinement(iterations=0, first=given.first), samples=1)
+    cost = one.budget(given.task.grid)
+    if given.budget < cost:
+        raise UnfitError(
+            f"budget must hold a first pass and the questions about its sample, {cost} here, "
+            f"got {given.budget}"
+        )
+    return dataclasses.replace(one, samples=given.budget // cost)
+
+
 METHODS: dict[str, Callable[[Setting], Any]] = {
     **{name: _particles(name) for name in PUBLISHED},
+    "least-doubted": _least_doubted,
     "dfs": _depth_first,
     "sop": _rounds(Paths),
     "abcd": _rounds(Cycles),
@@ -170,6 +183,9 @@ METHODS: dict[str, Callable[[Setting], Any]] = {
 
 GRADIENTS = ("das", "langevin", "bfs-langevin", "dfs-langevin")
 """Those that follow the gradient of a score."""
+
+ALONE = ("least-doubted",)
+"""Those that choose by what the network predicts and by no score: ``INTERNAL``."""
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -195,7 +211,8 @@ def made(
     Args:
         task: the benchmark.
         name: of ``METHODS``.
-        verifier: by name: of ``verifiers.named``, or ``INTERNAL``, the network's own certainty.
+        verifier: by name: of ``verifiers.named``, or ``INTERNAL``, the network's own certainty,
+            or its doubt where the method is one of ``ALONE``.
         first: how the first pass samples.
         later: how the iterations of refinement do.
         ratio: the share of the patches that each of these regenerates, see ``Refinement``.
@@ -229,6 +246,10 @@ def made(
             f"verifier must have a gradient for the method {name}, "
             f"{' or '.join(soft) or 'which none here has'}, got {verifier!r}"
         )
+    if name in ALONE and verifier != INTERNAL:
+        raise UnfitError(
+            f"verifier must be {INTERNAL} for the method {name}, which asks none, got {verifier!r}"
+        )
     return METHODS[name](Setting(task, first, later, ratio, judge, budget))
 
 
@@ -242,6 +263,8 @@ def kind_of(method: Any) -> str | None:
     """Of which kind what a method chooses by is, of ``scores.KINDS``; None = it chooses by nothing
     but what the network predicts.
     """
+    if isinstance(method, LeastDoubted):
+        return INTERNAL
     fields = [getattr(method, name, None) for name in ("verifier", "score", "guide", "doubt")]
     kinds = {each.kind for each in fields if isinstance(each, Verifier)}
     if (within := getattr(method, "method", None)) is not None:

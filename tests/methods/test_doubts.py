@@ -48,6 +48,39 @@ def test_a_patch_is_predicted_from_the_others_alone():
         np.testing.assert_allclose(found[:, row, column], want, rtol=1e-4)
 
 
+def test_a_second_round_asks_about_what_the_first_predicted():
+    """By hand: a patch is predicted to be the mean of the pixels that are not hidden."""
+    parts = 3
+
+    def mean(z, t):
+        known = patches.expand(1 - t, PATCH)
+        seen = (z * known).sum(axis=(1, 2, 3), keepdims=True) / known.sum(
+            axis=(1, 2, 3), keepdims=True
+        )
+        return Prediction(z - seen, z, t)
+
+    found = ipr_jax.doubts(mean, KEYS, IMAGE, grid=GRID, parts=parts, rounds=2)
+    part = np.asarray(deal(KEYS, GRID, parts))
+    tiles = IMAGE.reshape(5, 3, PATCH, 4, PATCH).mean(axis=(2, 4), dtype=np.float64)
+
+    def predicted(values):
+        rest = [np.where(part == each, np.nan, values) for each in range(parts)]
+        means = np.stack([np.nanmean(each, axis=(1, 2)) for each in rest], axis=1)
+        return np.take_along_axis(means, part.reshape(5, -1), axis=1).reshape(part.shape)
+
+    first = predicted(tiles)
+    want = (predicted(first) - first) ** 2
+    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-8)
+    assert want.max() > 1e-4
+
+
+def test_in_the_second_round_textures_are_not_doubted():
+    """What is predicted of patches does not depend on the others: nothing changes."""
+    np.testing.assert_array_equal(
+        ipr_jax.doubts(certain, KEYS, IMAGE, grid=GRID, parts=4, rounds=2), 0
+    )
+
+
 def test_parts_are_dealt_evenly_and_by_sample():
     dealt = np.asarray(deal(KEYS, GRID, 5))
     for sample in dealt:
@@ -61,6 +94,7 @@ def test_parts_are_dealt_evenly_and_by_sample():
     [
         ({"parts": 1}, "parts must be a whole number of at least 2"),
         ({"parts": 13}, "parts must be .* got 13"),
+        ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
         ({"grid": (4, 4)}, "patch"),
         ({"image": IMAGE * np.nan}, "finite"),
     ],

@@ -22,8 +22,8 @@ BOTH = {"first": FIRST_PASS, "later": REFINEMENT}
 
 
 def made(name, budget=None, **changes):
-    soft = name in search.GRADIENTS
-    verifier = changes.pop("verifier", "independent-soft" if soft else "independent")
+    usual = "independent-soft" if name in search.GRADIENTS else "independent"
+    verifier = changes.pop("verifier", "internal" if name in search.ALONE else usual)
     return search.made(TASK, name, verifier, **BOTH | changes, budget=budget)
 
 
@@ -32,7 +32,7 @@ def made(name, budget=None, **changes):
 def test_none_may_cost_more_than_its_budget(name, budget):
     method = made(name, budget)
     assert 48 <= method.budget(TASK.grid) <= budget
-    assert search.kind_of(method) == "independent"
+    assert search.kind_of(method) == ("internal" if name in search.ALONE else "independent")
 
 
 @pytest.mark.parametrize("name", ["ipr-accept", "ipr-chains"])
@@ -84,6 +84,12 @@ def test_what_a_method_chooses_by_is_named():
             "a gradient for the method das, independent-soft, got .ora",
         ),
         ("langevin", {"verifier": "internal"}, "must have a gradient for the method langevin"),
+        (
+            "least-doubted",
+            {"verifier": "oracle"},
+            "verifier must be internal for the method least-doubted, which asks none, got 'oracle'",
+        ),
+        ("least-doubted", {"budget": 55}, "its sample, 56 here, got 55"),
     ],
 )
 def test_what_does_not_go_together_is_refused(name, change, message):
@@ -125,12 +131,14 @@ def test_samples_are_judged_by_a_second_verifier(tmp_path):
 def test_the_experiment_has_every_method_with_every_verifier():
     arms = experiments.searches(TASK, 0).arms
     kinds = {label: search.kind_of(arm.refinement) for label, arm in arms.items()}
-    hard = set(search.METHODS) - set(search.GRADIENTS)
+    hard = set(search.METHODS) - {*search.GRADIENTS, *search.ALONE}
     of = {kind: {label for label, own in kinds.items() if own == kind} for kind in kinds.values()}
     numbers = [f"{number} passes" for number in (3, 6)]
     assert of == {
         None: {"IPR", *(f"annealed, {each}" for each in numbers)},
-        "internal": {f"{name}, internal, {each}" for name in hard for each in numbers},
+        "internal": {
+            f"{name}, internal, {each}" for name in (*hard, *search.ALONE) for each in numbers
+        },
         "oracle": {f"{name}, oracle, {each}" for name in hard for each in numbers},
         "independent": {f"{name}, independent, {each}" for name in hard for each in numbers}
         | {f"{name}, independent-soft, {each}" for name in search.GRADIENTS for each in numbers},
@@ -224,7 +232,7 @@ def test_every_search_streams(name):
         np.testing.assert_array_equal(getattr(queued, field), getattr(whole, field))
     np.testing.assert_allclose(queued.image, whole.image, atol=1e-5)
     assert (np.asarray(whole.nfe) <= 150).all()
-    assert np.asarray(whole.nve).min() > 0
+    assert (np.asarray(whole.nve) > 0).all() == (name not in search.ALONE)
     clue = ~np.kron(batch.editable, np.ones((8, 8), bool))
     np.testing.assert_array_equal(np.asarray(whole.image)[clue], batch.image[clue])
     assert isinstance(method, Particles) == (name in ipr_jax.methods.PUBLISHED)

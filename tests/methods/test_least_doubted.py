@@ -1,0 +1,134 @@
+"""The best of several samples by what the network doubts about them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ipr_jax
+from ipr_jax import Annealed, Particles, Prediction, Refinement, Sampling
+from ipr_jax.core import patches
+from ipr_jax.methods import Guided, LeastDoubted, walk
+from ipr_jax.methods.engine import Problem
+from ipr_jax.methods.scores import verifier
+
+GRID, PATCH, BATCH = (3, 3), 2, 6
+FIRST = Refinement(iterations=0, first=Sampling(steps_per_patch=3, overlap=0.5, stochasticity=0.9))
+LATER = Sampling(steps_per_patch=2, overlap=0.5, stochasticity=0.9)
+
+
+def follows(z, t):
+    """A patch follows from what it is, as far as it is known, and from the mean of all that is."""
+    known = patches.expand(1 - t, PATCH)
+    seen = (z * known).sum(axis=(1, 2, 3), keepdims=True) / (
+        known.sum(axis=(1, 2, 3), keepdims=True) + 0.1
+    )
+    image = jnp.tanh(2 * known * z + 3 * seen + 0.4 * z)
+    level = patches.expand(t, PATCH)
+    velocity = jnp.where(level > 0, (z - image) / jnp.where(level > 0, level, 1), 0)
+    return Prediction(velocity, 0.4 + 0.1 * image, 0.1 + t)
+
+
+def problems():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (BATCH, 6, 6, 1)).astype(np.float32)
+    editable = rng.random((BATCH, *GRID)) < 0.8
+    editable[1] = False
+    return ipr_jax.sample_keys(jax.random.key(3), BATCH), image, editable
+
+
+def solve(method, *given):
+    return ipr_jax.solve(follows, *(given or problems()), method=method)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        FIRST,
+        Refinement(iterations=2, ratio=0.5, first=FIRST.first, later=LATER),
+        Annealed(iterations=5, cycles=3, calm=0.3),
+    ],
+    ids=["first pass", "ipr", "annealed"],
+)
+def test_the_answer_is_the_sample_that_is_doubted_least(inner):
+    """As when samples are made, asked about and compared one by one."""
+    samples, parts = 4, 3
+    keys, image, editable = problems()
+    found = solve(LeastDoubted(method=inner, samples=samples, parts=parts))
+    rows = walk.particles(Problem(keys, jnp.asarray(image), jnp.asarray(editable)), samples)
+    made = solve(inner, *rows)
+    own = jnp.repeat(walk.fresh_keys(keys, 0, jnp.uint32(walk.LAST_KEY)), samples)
+    doubt = ipr_jax.doubts(follows, own, made.image, grid=GRID, parts=parts, rounds=2)
+    doubt = np.where(rows.editable, doubt, 0).sum(axis=(1, 2)).reshape(BATCH, samples)
+    chosen = doubt.argmin(axis=1)
+    each = np.asarray(made.image).reshape(BATCH, samples, *image.shape[1:])
+    want = each[np.arange(BATCH), chosen]
+    np.testing.assert_allclose(found.image, want, atol=1e-6)
+    some = editable.any(axis=(1, 2))
+    assert len(set(chosen[some])) > 1
+    longest = np.asarray(made.nfe).reshape(BATCH, samples).max(axis=1)
+    np.testing.assert_array_equal(found.nfe, np.where(some, samples * (longest + 2 * parts), 0))
+    np.testing.assert_array_equal(found.nve, 0)
+
+
+def test_of_a_single_sample_it_is_that_sample():
+    """Bit for bit, of a denoiser that rounds alike in every program."""
+
+    def sharpened(z, t):
+        level = patches.expand(t, PATCH)
+        velocity = jnp.where(level > 0, z - jnp.clip(2 * z, -1, 1), 0)
+        return Prediction(velocity, jnp.full_like(z, 0.4), 0.1 + t)
+
+    method = LeastDoubted(method=FIRST, samples=1, parts=2)
+    found, plain = (ipr_jax.solve(sharpened, *problems(), method=each) for each in (method, FIRST))
+    np.testing.assert_array_equal(found.image, plain.image)
+
+
+def test_what_makes_the_samples_is_paid():
+    judge = verifier(lambda image, level, prediction: image.mean(axis=(1, 2, 3)), "independent")
+    inner = Guided(
+        refinement=Refinement(iterations=2, ratio=0.5, first=FIRST.first, later=LATER),
+        verifier=judge,
+    )
+    one = solve(inner)
+    found = solve(LeastDoubted(method=inner, samples=3, parts=2))
+    np.testing.assert_array_equal(found.nve, 3 * np.asarray(one.nve))
+    np.testing.assert_array_equal(found.nbe, 0)
+
+
+def test_what_is_not_a_number_is_never_chosen():
+    """A sample that the method has spoilt loses to every other one."""
+
+    def spoilt(z, t):
+        prediction = follows(z, t)
+        bad = (t == 1).all(axis=(1, 2)) & (z[:, 0, 0, 0] > 0)
+        velocity = jnp.where(bad[:, None, None, None], jnp.nan, prediction.velocity)
+        return prediction._replace(velocity=velocity)
+
+    keys, image, _ = problems()
+    editable = np.ones((BATCH, *GRID), bool)
+    given = (spoilt, keys, image, editable)
+    first = ipr_jax.solve(*given, method=FIRST)
+    assert 0 < np.asarray(first.finite).sum() < BATCH
+    found = ipr_jax.solve(*given, method=LeastDoubted(method=FIRST, samples=8, parts=2))
+    assert np.asarray(found.finite).all()
+    assert np.isfinite(found.image).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": 0}, "samples must be a whole number of at least 1, got 0"),
+        ({"parts": 1}, "parts must be a whole number of at least 2, got 1"),
+        ({"parts": 10}, "parts must be .* got 10"),
+        (
+            {"method": Particles(particles=2, score=verifier(lambda *_: 0, "internal"))},
+            "must evaluate one image of a problem at a time, got one that evaluates 2",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        solve(dataclasses.replace(LeastDoubted(method=FIRST), **change))
