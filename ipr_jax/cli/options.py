@@ -126,13 +126,14 @@ class PassOptions:
 
     Attributes:
         method: ipr (the paper's, the default but of refine for Sudoku), annealed (one evaluation
-            per iteration, of fewer and fewer patches), or a search with a verifier: best-of-n,
-            least-doubted, svdd, smc, das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf,
-            langevin, bfs-langevin, dfs-langevin, ipr-accept or ipr-chains.
+            per iteration, of fewer and fewer patches), least-doubted (of several samples, the
+            network's choice), or a search with a verifier: best-of-n, svdd, smc, das, fk-steering,
+            bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin, bfs-langevin, dfs-langevin,
+            ipr-accept or ipr-chains.
         verifier: of a search: oracle (what grades), independent, independent-soft (with a gradient)
-            or internal (the network's own certainty; of least-doubted its doubt).
-        budget: of a search, network evaluations that no sample exceeds; by default those of 4 first
-            passes.
+            or internal (the network's own certainty).
+        budget: of a search and of least-doubted, network evaluations that no sample exceeds; by
+            default those of 4 first passes.
         iterations: of ipr, after the first pass (20); of annealed, in a cycle (40).
         cycles: of annealed, the best of which is kept.
         calm: of annealed: the doubt below which a sample needs no other cycle; 0 = it has them all.
@@ -188,7 +189,9 @@ class PassOptions:
             raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
         if opened is None:
             raise ValueError(f"the method must be one of {', '.join(METHODS)} here, got {name!r}")
-        if self.verifier is None:
+        verifier = search.INTERNAL if name in search.ALONE else None
+        verifier = self.verifier or verifier
+        if verifier is None:
             raise ValueError(f"--method {name} needs --verifier, see --help")
         refuse_idle(self, f"--method {name} spends its --budget", "iterations", "cycles", "calm")
         plain = self.refinement(task)
@@ -200,7 +203,7 @@ class PassOptions:
         made = search.made(
             opened,
             name,
-            self.verifier,
+            verifier,
             first=plain.first,
             later=plain.later,
             ratio=self.ratio,

@@ -55,10 +55,10 @@ class RefineOptions(HostOptions, BatchOptions, RefinementOptions):
         swapped: refine solved boards with so many pairs of cells swapped instead, all editable, by
             ipr.
         method: annealed (one evaluation per iteration, of fewer and fewer patches; the default for
-            Sudoku), ipr (the paper's, the default for other tasks), or a search with a --verifier:
-            best-of-n, least-doubted (by the verifier "internal"), svdd, smc, das, fk-steering, bfs,
-            treeg, dsearch, dfs, sop, abcd, rbf, langevin, bfs-langevin, dfs-langevin, ipr-accept or
-            ipr-chains.
+            Sudoku), ipr (the paper's, the default for other tasks), least-doubted (of several
+            samples, the network's choice), or a search with a --verifier: best-of-n, svdd, smc,
+            das, fk-steering, bfs, treeg, dsearch, dfs, sop, abcd, rbf, langevin, bfs-langevin,
+            dfs-langevin, ipr-accept or ipr-chains.
         samples: how many (64), or how many tries at your own puzzle (1).
         shard_size: samples per file.
         dtype: of the images in files: uint8 (0 to 255 for -1 to 1) or float32.

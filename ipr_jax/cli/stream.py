@@ -125,8 +125,9 @@ def stream(task: str, options: StreamOptions) -> Path:
             grid = look_of(opened.task)(streamed.image[many], batch.editable[many], solved)
             note = f"{'' if options.stop == 'none' else 'up to '}{streamed.iteration} iterations"
             if kind is not None:
+                who = "the network" if kind == "internal" else "a verifier"
                 chose = "when to stop" if options.stop == "verified" else "the samples"
-                note += f"; a verifier chose {chose}"
+                note += f"; {who} chose {chose}"
             pictures.samples(part / "samples.png", grid, None, headline, note=note)
     asked = f"{streamed.iteration} iterations, stop: {options.stop}, patience: {options.patience}"
     say(f"{task}, {options.samples} samples, {asked}", "bold")

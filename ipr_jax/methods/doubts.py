@@ -60,8 +60,8 @@ def most_doubted(
     return (doubt >= least) & (doubt > 0) & (doubt.sum() >= calm)
 
 
-class Memory(NamedTuple):
-    """What is remembered.
+class Asked(NamedTuple):
+    """What is remembered of the questions.
 
     Attributes:
         image: float32 [B, H, W, C], what this round asks about.
@@ -97,7 +97,7 @@ class Doubting:
     def init(self, problem: Problem) -> State:
         """The first part is hidden."""
         image, step = problem.image, jnp.zeros(problem.keys.shape, jnp.int32)
-        memory = Memory(image, image, jnp.zeros(problem.editable.shape, jnp.float32), step)
+        memory = Asked(image, image, jnp.zeros(problem.editable.shape, jnp.float32), step)
         z, t = self._hide(problem, memory)
         return engine.begin(problem, z, t, memory)
 
@@ -107,7 +107,7 @@ class Doubting:
         clean = steps.clean(state.z, state.t, prediction)
         change = patches.mean_square(clean, memory.image, clean.shape[1] // hidden.shape[1])
         found, step = renoise(memory.found, hidden, clean), memory.step + 1
-        memory = Memory(
+        memory = Asked(
             image=by_sample(step % self.parts == 0, found, memory.image),
             found=found,
             doubt=jnp.where(hidden, change, memory.doubt),
@@ -117,7 +117,7 @@ class Doubting:
         done = state.done | (step >= self.evaluations)
         return state._replace(z=z, t=t, done=done, memory=memory)
 
-    def _hide(self, problem: Problem, memory: Memory) -> tuple[jax.Array, jax.Array]:
+    def _hide(self, problem: Problem, memory: Asked) -> tuple[jax.Array, jax.Array]:
         dealt = deal(problem.keys, problem.editable.shape[1:], self.parts)
         hidden = dealt == (memory.step % self.parts)[:, None, None]
         noise = selection.fresh_noise(problem.keys, 0, problem.image.shape[1:])
@@ -153,13 +153,13 @@ def doubts(
         parts: at least 2 and at most as many as there are patches; each is predicted from the
             others.
         rounds: at least 1; 2 = by how much what is predicted of a patch changes once the others
-            are replaced by what is predicted of them, which tells better whether a sample holds
-            together.
+            are replaced by what is predicted of them.
         mesh: as for ``generate``.
 
     Returns:
-        Float32 [B, h, w], mean square by which a patch, clues too, differs from its prediction. In
-        a single round, that is also how unusual a texture is.
+        Float32 [B, h, w], mean square by which a patch, clues too, differs from its prediction,
+        which is also how unusual its texture is; of several rounds, by which its last prediction
+        differs from the one before.
 
     Raises:
         ValueError: keys, images and grid do not belong together, a pixel is not finite, or a number

@@ -36,7 +36,7 @@ from ipr_jax.methods import engine, walk
 from ipr_jax.methods.engine import Costs, Method, Problem, State
 from ipr_jax.methods.particles import Particles
 from ipr_jax.methods.scores import Verifier, evaluate
-from ipr_jax.methods.solving import check_method, of_grid
+from ipr_jax.methods.solving import budget_of, check_method, of_grid
 from ipr_jax.sampling import flow
 from ipr_jax.sampling import step as steps
 
@@ -116,12 +116,7 @@ class Langevin:
         Raises:
             ValueError: ``method`` does not tell its own.
         """
-        if not hasattr(self.method, "budget"):
-            raise ValueError(
-                f"method must tell how many evaluations it takes, as budget(grid), or solve be "
-                f"given a budget; got {check.told(self.method)}"
-            )
-        return self.recurrences * self.method.budget(grid)
+        return self.recurrences * budget_of(self.method, grid)
 
     def least_budget(self, grid: tuple[int, ...]) -> int:
         """The smallest budget."""
@@ -146,7 +141,7 @@ class Langevin:
             recurrences=self.recurrences,
             ascents=self.ascents,
             draws=self.draws if self.smoothing else 0,
-            within=method.within + 1 if isinstance(method, Guidance) else 0,
+            within=getattr(method, "within", -1) + 1,
         )
 
 

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 
 from ipr_jax.core import Prediction, check
 from ipr_jax.methods import engine, walk
-from ipr_jax.methods.doubts import PARTS, Doubting
-from ipr_jax.methods.engine import Method, Problem, State, by_sample
+from ipr_jax.methods.doubts import PARTS, Asked, Doubting
+from ipr_jax.methods.engine import INPUT, Method, Problem, State, by_sample
 from ipr_jax.methods.ipr import Refinement
+from ipr_jax.methods.solving import budget_of, check_method, of_grid
 
 ROUNDS = 2
-"""The second of them knows nothing of textures."""
+"""A single one would doubt unusual textures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,44 +39,62 @@ class LeastDoubted:
             patches; a sample is asked about by twice as many evaluations.
 
     Raises:
-        ValueError: a value is out of range, naming it and the range.
+        ValueError: ``method`` is none, or a value is out of range, naming it and the range.
     """
 
-    method: Any = dataclasses.field(default_factory=lambda: Refinement(iterations=0))
+    method: Any = dataclasses.field(default_factory=partial(Refinement, iterations=0))
     samples: int = 4
     parts: int = PARTS
 
     def __post_init__(self) -> None:
+        check_method(self.method)
         check.count("samples", self.samples)
         check.count("parts", self.parts, least=2)
 
     @property
     def start(self) -> str:
         """What iteration 0 is, for tables and pictures."""
-        return "best of samples"
+        return INPUT if getattr(self.method, "start", None) == INPUT else "best of samples"
 
     @property
     def passes(self) -> int:
         """Over every sample: the only one."""
         return 1
 
+    @property
+    def row_parts(self) -> tuple[int, ...]:
+        """Sizes that the network is compiled for, see ``engine.advance``."""
+        return getattr(self.method, "row_parts", (1,))
+
     def budget(self, grid: tuple[int, ...]) -> int:
-        """Network evaluations that no sample exceeds."""
-        asking = Doubting(self.parts, ROUNDS).evaluations
-        return self.samples * (self.method.budget(grid) + asking)
+        """Network evaluations that no sample exceeds.
+
+        Raises:
+            ValueError: ``method`` does not tell its own.
+        """
+        return self.samples * (budget_of(self.method, grid) + self.doubting.evaluations)
 
     def least_budget(self, grid: tuple[int, ...]) -> int:
-        """The smallest budget: before all have been asked about, there is no answer."""
+        """The smallest budget: before all have been asked about, there is no answer.
+
+        Raises:
+            ValueError: ``method`` does not tell its own.
+        """
         return self.budget(grid)
+
+    @property
+    def doubting(self) -> Doubting:
+        """What asks about samples."""
+        return Doubting(self.parts, ROUNDS)
 
     def on(self, grid: tuple[int, ...]) -> "Contest":
         """The method for a grid of patches (h, w).
 
         Raises:
-            ValueError: the grid has fewer patches than there are parts.
+            ValueError: ``method`` is none, or the grid has fewer patches than there are parts.
         """
         check.count("parts", self.parts, least=2, below=grid[0] * grid[1] + 1)
-        return Contest(self.method.on(grid), Doubting(self.parts, ROUNDS), self.samples)
+        return Contest(of_grid(self.method, grid), self.doubting, self.samples)
 
 
 class Memory(NamedTuple):
@@ -83,11 +102,11 @@ class Memory(NamedTuple):
 
     Attributes:
         sampling: the state of the method that makes them.
-        asking: that of ``Doubting``, without meaning before a sample is there.
+        asking: of ``Doubting``, without meaning before a sample is there.
     """
 
     sampling: State
-    asking: State
+    asking: Asked
 
 
 @partial(
@@ -109,6 +128,11 @@ class Contest:
     doubting: Doubting
     samples: int
 
+    @property
+    def within(self) -> int:
+        """By how many others the samples are guided, as of ``langevin.Guidance``."""
+        return getattr(self.method, "within", -1)
+
     def init(self, problem: Problem) -> State:
         """All samples are about to be made.
 
@@ -124,8 +148,9 @@ class Contest:
                 f"got one that evaluates {each}"
             )
         asking = self.doubting.init(self._asked(problem, sampling.image))
-        memory = walk.grouped(Memory(sampling, asking), self.samples)
-        return engine.begin(problem, sampling.z, sampling.t, memory)
+        z, t = self._next(sampling, asking)
+        memory = walk.grouped(Memory(sampling, asking.memory), self.samples)
+        return engine.begin(problem, z, t, memory)
 
     def update(self, problem: Problem, state: State, prediction: Prediction) -> State:
         """Go on with samples that are not ready, and ask about the others."""
@@ -133,28 +158,51 @@ class Contest:
         sampling, asking = walk.flat(state.memory)
         ready = sampling.done
         later = self.method.update(rows, sampling, prediction)
+        nfe = sampling.costs.nfe + 1  # which the loop counts of a method that it runs
+        later = later._replace(costs=later.costs._replace(nfe=nfe))
         sampling = engine.where(ready, sampling, later)
-        asked = self._asked(problem, sampling.image)
-        later = self.doubting.update(asked, asking, prediction)
-        asking = engine.where(asking.done, asking, later)
-        asking = engine.where(ready, asking, self.doubting.init(asked))
 
-        over = walk.grouped(sampling.done & asking.done, self.samples).all(axis=1) & ~state.done
-        doubt = jnp.where(rows.editable, asking.memory.doubt, 0).sum(axis=(1, 2))
-        doubt = walk.grouped(jnp.where(jnp.isnan(doubt), jnp.inf, doubt), self.samples)
+        def ask() -> tuple[jax.Array, jax.Array, Asked]:
+            asked = self._asked(problem, sampling.image)
+            begun = self.doubting.init(asked)
+            before = begun._replace(z=state.z, t=state.t, memory=asking)
+            after = self.doubting.update(asked, before, prediction)
+            after = engine.where(ready, after, begun)
+            memory = engine.where(self._over(asking) & ready, before, after).memory
+            return *self._next(sampling, after), memory
+
+        def wait() -> tuple[jax.Array, jax.Array, Asked]:
+            return sampling.z, sampling.t, asking
+
+        z, t, asking = jax.lax.cond(sampling.done.any(), ask, wait)
+        over = sampling.done & self._over(asking)
+        over = walk.grouped(over, self.samples).all(axis=1) & ~state.done
+        doubt = jnp.where(rows.editable, asking.doubt, 0).sum(axis=(1, 2))
+        known = engine.is_finite(sampling.image) & ~jnp.isnan(doubt)
+        doubt = walk.grouped(jnp.where(known, doubt, jnp.inf), self.samples)
         image, costs = walk.grouped((sampling.image, sampling.costs), self.samples)
+        nbe, nve = (part.sum(axis=1, dtype=jnp.int32) for part in (costs.nbe, costs.nve))
         return state._replace(
-            z=by_sample(sampling.done, asking.z, sampling.z),
-            t=by_sample(sampling.done, asking.t, sampling.t),
+            z=z,
+            t=t,
             image=by_sample(over, walk.pick(image, doubt.argmin(axis=1)), state.image),
             iteration=state.iteration + over.astype(jnp.int32),
             done=state.done | over,
-            costs=state.costs._replace(nbe=costs.nbe.sum(axis=1), nve=costs.nve.sum(axis=1)),
+            costs=state.costs._replace(nbe=nbe, nve=nve),
             memory=walk.grouped(Memory(sampling, asking), self.samples),
         )
+
+    def _over(self, asking: Asked) -> jax.Array:
+        """Bool [R], whether all has been asked about a sample."""
+        return asking.step >= self.doubting.evaluations
 
     def _asked(self, problem: Problem, image: jax.Array) -> Problem:
         """The samples [R, H, W, C] as problems; those of one have the same parts and noise."""
         keys = walk.fresh_keys(problem.keys, 0, jnp.uint32(walk.LAST_KEY))
         keys = jnp.repeat(keys, self.samples)
         return Problem(keys, image, jnp.repeat(problem.editable, self.samples, axis=0))
+
+    def _next(self, sampling: State, asking: State) -> tuple[jax.Array, jax.Array]:
+        """What the network sees next, and at which levels: of a sample that is there, what asks."""
+        made = sampling.done
+        return by_sample(made, asking.z, sampling.z), by_sample(made, asking.t, sampling.t)

@@ -218,6 +218,20 @@ def of_grid(method: Any, grid: tuple[int, ...]) -> Method:
     return made
 
 
+def budget_of(method: Any, grid: tuple[int, ...]) -> int:
+    """Network evaluations that no sample of a method within another one exceeds.
+
+    Raises:
+        ValueError: the method does not tell.
+    """
+    if not hasattr(method, "budget"):
+        raise ValueError(
+            f"method must tell how many evaluations it takes, as budget(grid), or solve be "
+            f"given a budget; got {check.told(method)}"
+        )
+    return method.budget(grid)
+
+
 def check_method(method: Any) -> None:
     """Refuse what is no method and makes none.
 

@@ -185,7 +185,7 @@ GRADIENTS = ("das", "langevin", "bfs-langevin", "dfs-langevin")
 """Those that follow the gradient of a score."""
 
 ALONE = ("least-doubted",)
-"""Those that choose by what the network predicts and by no score: ``INTERNAL``."""
+"""Those in which the network chooses by evaluations of its own, and no score: ``INTERNAL``."""
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -248,7 +248,8 @@ def made(
         )
     if name in ALONE and verifier != INTERNAL:
         raise UnfitError(
-            f"verifier must be {INTERNAL} for the method {name}, which asks none, got {verifier!r}"
+            f"verifier must be {INTERNAL} for the method {name}, in which the network alone "
+            f"chooses, got {verifier!r}"
         )
     return METHODS[name](Setting(task, first, later, ratio, judge, budget))
 
@@ -260,13 +261,12 @@ def certainty(image: jax.Array, level: jax.Array, prediction: Prediction) -> jax
 
 
 def kind_of(method: Any) -> str | None:
-    """Of which kind what a method chooses by is, of ``scores.KINDS``; None = it chooses by nothing
-    but what the network predicts.
+    """Of which kind what a method chooses samples by is, of ``scores.KINDS``; None = it has no
+    others to choose from, but for the cycles of annealed refinement.
     """
-    if isinstance(method, LeastDoubted):
-        return INTERNAL
     fields = [getattr(method, name, None) for name in ("verifier", "score", "guide", "doubt")]
     kinds = {each.kind for each in fields if isinstance(each, Verifier)}
+    kinds |= {INTERNAL} if isinstance(method, LeastDoubted) else set()
     if (within := getattr(method, "method", None)) is not None:
         kinds |= {kind_of(within)} - {None}
     return max(kinds, key=scores.KINDS.index, default=None)

@@ -10,7 +10,7 @@ import pytest
 import ipr_jax
 from ipr_jax import Annealed, Particles, Prediction, Refinement, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import Guided, LeastDoubted, walk
+from ipr_jax.methods import Backtracking, Guided, Langevin, LeastDoubted, Rollover, walk
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.scores import verifier
 
@@ -31,6 +31,10 @@ def follows(z, t):
     return Prediction(velocity, 0.4 + 0.1 * image, 0.1 + t)
 
 
+def bright(iteration, before, after):
+    return after.mean(axis=(1, 2, 3)) > before.mean(axis=(1, 2, 3))
+
+
 def problems():
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (BATCH, 6, 6, 1)).astype(np.float32)
@@ -44,16 +48,20 @@ def solve(method, *given):
 
 
 @pytest.mark.parametrize(
-    "inner",
+    ("inner", "unequal"),
     [
-        FIRST,
-        Refinement(iterations=2, ratio=0.5, first=FIRST.first, later=LATER),
-        Annealed(iterations=5, cycles=3, calm=0.3),
+        (FIRST, False),
+        (Refinement(iterations=2, ratio=0.5, first=FIRST.first, later=LATER), False),
+        (Annealed(iterations=5, cycles=3), False),
+        (Refinement(iterations=4, ratio=0.3, first=None, later=LATER, stop=bright), True),
+        (Refinement(iterations=0, first=None), False),
     ],
-    ids=["first pass", "ipr", "annealed"],
+    ids=["first pass", "ipr", "annealed", "until bright", "at once"],
 )
-def test_the_answer_is_the_sample_that_is_doubted_least(inner):
-    """As when samples are made, asked about and compared one by one."""
+def test_the_answer_is_the_sample_that_is_doubted_least(inner, unequal):
+    """As when samples are made, asked about and compared one by one; they may take longer or less,
+    or be there from the first.
+    """
     samples, parts = 4, 3
     keys, image, editable = problems()
     found = solve(LeastDoubted(method=inner, samples=samples, parts=parts))
@@ -67,42 +75,74 @@ def test_the_answer_is_the_sample_that_is_doubted_least(inner):
     want = each[np.arange(BATCH), chosen]
     np.testing.assert_allclose(found.image, want, atol=1e-6)
     some = editable.any(axis=(1, 2))
-    assert len(set(chosen[some])) > 1
-    longest = np.asarray(made.nfe).reshape(BATCH, samples).max(axis=1)
-    np.testing.assert_array_equal(found.nfe, np.where(some, samples * (longest + 2 * parts), 0))
+    assert (len(set(chosen[some])) > 1) == (inner.passes > 0)
+    nfe = np.asarray(made.nfe).reshape(BATCH, samples)
+    assert (nfe.max(axis=1) > nfe.min(axis=1)).any() == unequal
+    np.testing.assert_array_equal(
+        found.nfe, np.where(some, samples * (nfe.max(axis=1) + 2 * parts), 0)
+    )
     np.testing.assert_array_equal(found.nve, 0)
 
 
-def test_of_a_single_sample_it_is_that_sample():
-    """Bit for bit, of a denoiser that rounds alike in every program."""
-
-    def sharpened(z, t):
-        level = patches.expand(t, PATCH)
-        velocity = jnp.where(level > 0, z - jnp.clip(2 * z, -1, 1), 0)
-        return Prediction(velocity, jnp.full_like(z, 0.4), 0.1 + t)
-
-    method = LeastDoubted(method=FIRST, samples=1, parts=2)
-    found, plain = (ipr_jax.solve(sharpened, *problems(), method=each) for each in (method, FIRST))
-    np.testing.assert_array_equal(found.image, plain.image)
+def sharpened(z, t):
+    """Elementwise."""
+    level = patches.expand(t, PATCH)
+    velocity = jnp.where(level > 0, z - jnp.clip(2 * z, -1, 1), 0)
+    return Prediction(velocity, jnp.full_like(z, 0.4), 0.1 + t)
 
 
-def test_what_makes_the_samples_is_paid():
-    judge = verifier(lambda image, level, prediction: image.mean(axis=(1, 2, 3)), "independent")
-    inner = Guided(
-        refinement=Refinement(iterations=2, ratio=0.5, first=FIRST.first, later=LATER),
-        verifier=judge,
-    )
-    one = solve(inner)
-    found = solve(LeastDoubted(method=inner, samples=3, parts=2))
+PAST = Sampling(steps_per_patch=3, overlap=0.5, stochasticity=0.9)
+BRIGHT = verifier(
+    lambda image, level, prediction: image.mean(axis=(1, 2, 3)), "independent", differentiable=True
+)
+GUIDED = Langevin(verifier=BRIGHT, strength=30.0, recurrences=2, smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        FIRST,
+        Backtracking(verifier=BRIGHT, threshold=9.0, sampling=PAST, jump=2, backtracks=4),
+        Rollover(verifier=BRIGHT, evaluations=60, sampling=PAST, chains=1, seeds=2, block=2),
+        Guided(refinement=dataclasses.replace(FIRST, iterations=2, later=LATER), verifier=BRIGHT),
+        dataclasses.replace(GUIDED, method=FIRST),
+    ],
+    ids=["first pass", "dfs", "rbf", "ipr-accept", "langevin"],
+)
+def test_a_method_does_within_what_it_does_alone(inner):
+    """Up to rounding, also one that draws or decides by how many evaluations it has had."""
+    with jax.enable_x64(True):
+        method = LeastDoubted(method=inner, samples=1, parts=2)
+        found, plain = (
+            ipr_jax.solve(sharpened, *problems(), method=each) for each in (method, inner)
+        )
+    np.testing.assert_allclose(found.image, plain.image, atol=1e-6)
+    some = problems()[2].any(axis=(1, 2))
+    np.testing.assert_array_equal(found.nfe, np.asarray(plain.nfe) + 4 * some)
+    for cost in ("nve", "nbe"):
+        np.testing.assert_array_equal(getattr(found, cost), getattr(plain, cost))
+
+
+def test_all_samples_are_paid():
+    inner = dataclasses.replace(GUIDED, method=FIRST)
+    one, found = solve(inner), solve(LeastDoubted(method=inner, samples=3, parts=2))
+    assert np.asarray(one.nbe).max() > 0
     np.testing.assert_array_equal(found.nve, 3 * np.asarray(one.nve))
-    np.testing.assert_array_equal(found.nbe, 0)
+    np.testing.assert_array_equal(found.nbe, 3 * np.asarray(one.nbe))
 
 
-def test_what_is_not_a_number_is_never_chosen():
+def test_guidance_within_and_around_has_noise_of_its_own():
+    inner = LeastDoubted(method=dataclasses.replace(GUIDED, method=FIRST))
+    assert dataclasses.replace(GUIDED, method=inner).on(GRID).within == 1
+    assert dataclasses.replace(GUIDED, method=LeastDoubted()).on(GRID).within == 0
+
+
+@pytest.mark.parametrize("denoise", [follows, sharpened], ids=["spreads", "keeps to its patch"])
+def test_what_is_not_a_number_is_never_chosen(denoise):
     """A sample that the method has spoilt loses to every other one."""
 
     def spoilt(z, t):
-        prediction = follows(z, t)
+        prediction = denoise(z, t)
         bad = (t == 1).all(axis=(1, 2)) & (z[:, 0, 0, 0] > 0)
         velocity = jnp.where(bad[:, None, None, None], jnp.nan, prediction.velocity)
         return prediction._replace(velocity=velocity)
@@ -117,12 +157,22 @@ def test_what_is_not_a_number_is_never_chosen():
     assert np.isfinite(found.image).all()
 
 
+def test_an_image_that_it_starts_from_is_checked():
+    keys, image, editable = problems()
+    given = Refinement(iterations=1, first=None, later=LATER)
+    with pytest.raises(ValueError, match="finite"):
+        solve(LeastDoubted(method=given), keys, image * np.nan, np.ones_like(editable))
+    assert LeastDoubted(method=given).start == ipr_jax.methods.INPUT
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"samples": 0}, "samples must be a whole number of at least 1, got 0"),
         ({"parts": 1}, "parts must be a whole number of at least 2, got 1"),
         ({"parts": 10}, "parts must be .* got 10"),
+        ({"method": 3}, "method must have init.* got 3"),
+        ({"method": FIRST.on(GRID)}, "method must tell how many evaluations it takes"),
         (
             {"method": Particles(particles=2, score=verifier(lambda *_: 0, "internal"))},
             "must evaluate one image of a problem at a time, got one that evaluates 2",
