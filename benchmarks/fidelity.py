@@ -96,12 +96,14 @@ class Args:
             return METHODS
         task = get_task(self.task)
         first, later = SETTINGS[self.task]
-        searches = {
-            f"{name}, {self.verifier}": search.made(
-                task, name, self.verifier, first=first, later=later
-            )
+        kinds = {
+            name: search.INTERNAL if name in search.ALONE else self.verifier
             for name in search.METHODS
-            if name not in (*search.GRADIENTS, *search.ALONE)
+            if name not in search.GRADIENTS
+        }
+        searches = {
+            f"{name}, {kind}": search.made(task, name, kind, first=first, later=later)
+            for name, kind in kinds.items()
         }
         return METHODS | searches
 
