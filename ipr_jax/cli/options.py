@@ -189,8 +189,7 @@ class PassOptions:
             raise ValueError(f"unknown method {name!r}; known: {', '.join(known)}")
         if opened is None:
             raise ValueError(f"the method must be one of {', '.join(METHODS)} here, got {name!r}")
-        verifier = search.INTERNAL if name in search.ALONE else None
-        verifier = self.verifier or verifier
+        verifier = self.verifier or (search.INTERNAL if name in search.ALONE else None)
         if verifier is None:
             raise ValueError(f"--method {name} needs --verifier, see --help")
         refuse_idle(self, f"--method {name} spends its --budget", "iterations", "cycles", "calm")

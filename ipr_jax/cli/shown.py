@@ -107,7 +107,7 @@ def say_broken(number: float, named: Sequence[str] = (), most: int = 5) -> None:
 def say_chosen(kind: str | None) -> None:
     """That samples were chosen by a score of some kind, of ``methods.scores.KINDS``."""
     if kind == "internal":
-        say("chosen by the network itself, of several samples: not rates of single ones", "yellow")
+        say("the network chose what to keep: not rates of refinement without a choice", "yellow")
     elif kind is not None:
         say(f"chosen by a verifier ({kind}): not rates of refinement without one", "yellow")
 

@@ -126,7 +126,7 @@ def stream(task: str, options: StreamOptions) -> Path:
             note = f"{'' if options.stop == 'none' else 'up to '}{streamed.iteration} iterations"
             if kind is not None:
                 who = "the network" if kind == "internal" else "a verifier"
-                chose = "when to stop" if options.stop == "verified" else "the samples"
+                chose = "when to stop" if options.stop == "verified" else "what to keep"
                 note += f"; {who} chose {chose}"
             pictures.samples(part / "samples.png", grid, None, headline, note=note)
     asked = f"{streamed.iteration} iterations, stop: {options.stop}, patience: {options.patience}"

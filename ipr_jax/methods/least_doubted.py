@@ -91,10 +91,12 @@ class LeastDoubted:
         """The method for a grid of patches (h, w).
 
         Raises:
-            ValueError: ``method`` is none, or the grid has fewer patches than there are parts.
+            ValueError: ``method`` is none or does not tell its own budget, or the grid has fewer
+                patches than there are parts.
         """
         check.count("parts", self.parts, least=2, below=grid[0] * grid[1] + 1)
-        return Contest(of_grid(self.method, grid), self.doubting, self.samples)
+        most = jnp.int32(budget_of(self.method, grid))
+        return Contest(of_grid(self.method, grid), most, self.doubting, self.samples)
 
 
 class Memory(NamedTuple):
@@ -102,7 +104,7 @@ class Memory(NamedTuple):
 
     Attributes:
         sampling: the state of the method that makes them.
-        asking: of ``Doubting``, without meaning before a sample is there.
+        asking: of ``Doubting``, at its beginning before a sample is there.
     """
 
     sampling: State
@@ -111,7 +113,7 @@ class Memory(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["method"],
+    data_fields=["method", "most"],
     meta_fields=["doubting", "samples"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +122,13 @@ class Contest:
 
     Attributes:
         method: makes samples.
+        most: int32 scalar, evaluations that each may take.
         doubting: asks about them.
         samples: of each problem.
     """
 
     method: Method
+    most: jax.Array
     doubting: Doubting
     samples: int
 
@@ -158,8 +162,9 @@ class Contest:
         sampling, asking = walk.flat(state.memory)
         ready = sampling.done
         later = self.method.update(rows, sampling, prediction)
-        nfe = sampling.costs.nfe + 1  # which the loop counts of a method that it runs
-        later = later._replace(costs=later.costs._replace(nfe=nfe))
+        nfe = sampling.costs.nfe + 1  # the loop counts and ends no method but the outer one
+        costs = later.costs._replace(nfe=nfe)
+        later = later._replace(costs=costs, done=later.done | (nfe >= self.most))
         sampling = engine.where(ready, sampling, later)
 
         def ask() -> tuple[jax.Array, jax.Array, Asked]:
@@ -168,17 +173,16 @@ class Contest:
             before = begun._replace(z=state.z, t=state.t, memory=asking)
             after = self.doubting.update(asked, before, prediction)
             after = engine.where(ready, after, begun)
-            memory = engine.where(self._over(asking) & ready, before, after).memory
+            memory = engine.where(self._over(asking), before, after).memory
             return *self._next(sampling, after), memory
 
         def wait() -> tuple[jax.Array, jax.Array, Asked]:
             return sampling.z, sampling.t, asking
 
         z, t, asking = jax.lax.cond(sampling.done.any(), ask, wait)
-        over = sampling.done & self._over(asking)
-        over = walk.grouped(over, self.samples).all(axis=1) & ~state.done
+        over = walk.grouped(self._over(asking), self.samples).all(axis=1) & ~state.done
         doubt = jnp.where(rows.editable, asking.doubt, 0).sum(axis=(1, 2))
-        known = engine.is_finite(sampling.image) & ~jnp.isnan(doubt)
+        known = engine.is_finite(sampling.image) & jnp.isfinite(doubt)
         doubt = walk.grouped(jnp.where(known, doubt, jnp.inf), self.samples)
         image, costs = walk.grouped((sampling.image, sampling.costs), self.samples)
         nbe, nve = (part.sum(axis=1, dtype=jnp.int32) for part in (costs.nbe, costs.nve))

@@ -226,8 +226,8 @@ def budget_of(method: Any, grid: tuple[int, ...]) -> int:
     """
     if not hasattr(method, "budget"):
         raise ValueError(
-            f"method must tell how many evaluations it takes, as budget(grid), or solve be "
-            f"given a budget; got {check.told(method)}"
+            f"method must tell how many evaluations it takes, as budget(grid), within another "
+            f"one; got {check.told(method)}"
         )
     return method.budget(grid)
 

@@ -1,4 +1,4 @@
-"""Every method that searches with a verifier, made for a task and a budget of evaluations.
+"""Every search, by a verifier or the network itself, made for a task and a budget of evaluations.
 
 All sample as the task's first pass does, so that what differs is how the budget is spent.
 """
@@ -261,8 +261,10 @@ def certainty(image: jax.Array, level: jax.Array, prediction: Prediction) -> jax
 
 
 def kind_of(method: Any) -> str | None:
-    """Of which kind what a method chooses samples by is, of ``scores.KINDS``; None = it has no
-    others to choose from, but for the cycles of annealed refinement.
+    """Of which kind what a method chooses by is, of ``scores.KINDS``, of several the least fair.
+
+    None = by no score and no question of its own: the paper's refinement, and annealed refinement,
+    which keeps a cycle by predictions that it makes anyway.
     """
     fields = [getattr(method, name, None) for name in ("verifier", "score", "guide", "doubt")]
     kinds = {each.kind for each in fields if isinstance(each, Verifier)}

@@ -300,9 +300,7 @@ def test_impossible_choices_are_refused(change, message):
 
 def test_a_method_without_an_end_needs_a_budget():
     made = PASS.on(GRID)
-    with pytest.raises(
-        ValueError, match=r"method must tell how many .* as budget\(grid\), or solve"
-    ):
+    with pytest.raises(ValueError, match=r"method must tell how many .* as budget\(grid\), within"):
         solve(method=made)
     method = Langevin(verifier=BRIGHT, method=made, strength=0.0)
     found = ipr_jax.solve(fake, *problems(), method=method, budget=100)

@@ -10,7 +10,7 @@ import pytest
 import ipr_jax
 from ipr_jax import Annealed, Particles, Prediction, Refinement, Sampling
 from ipr_jax.core import patches
-from ipr_jax.methods import Backtracking, Langevin, LeastDoubted, Rollover, walk
+from ipr_jax.methods import Backtracking, Langevin, LeastDoubted, Rollover, engine, walk
 from ipr_jax.methods.engine import Problem
 from ipr_jax.methods.scores import verifier
 
@@ -117,6 +117,31 @@ def test_a_method_does_within_what_it_does_alone(inner):
     np.testing.assert_array_equal(found.nfe, np.asarray(plain.nfe) + 4 * some)
     for cost in ("nve", "nbe"):
         np.testing.assert_array_equal(getattr(found, cost), getattr(plain, cost))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Endless:
+    """It tells how many evaluations it takes, and leaves it to others to end it."""
+
+    def budget(self, grid):
+        return 3
+
+    def init(self, problem):
+        return engine.begin(problem, problem.image, problem.editable.astype(jnp.float32), None)
+
+    def update(self, problem, state, prediction):
+        image = state.image + 1
+        return state._replace(z=image, image=image, iteration=state.iteration + 1)
+
+
+def test_a_method_ends_within_its_budget():
+    found, plain = solve(LeastDoubted(method=Endless(), samples=2, parts=2)), solve(Endless())
+    np.testing.assert_array_equal(found.image, plain.image)
+    some = problems()[2].any(axis=(1, 2))
+    np.testing.assert_array_equal(plain.nfe, 3 * some)
+    np.testing.assert_array_equal(found.nfe, 2 * (3 + 4) * some)
+    np.testing.assert_array_equal(found.iterations, some)
 
 
 def test_all_samples_are_paid():
