@@ -54,7 +54,7 @@ class LeastDoubted:
     @property
     def start(self) -> str:
         """What iteration 0 is, for tables and pictures."""
-        return INPUT if getattr(self.method, "start", None) == INPUT else "best of samples"
+        return INPUT if getattr(self.method, "start", None) == INPUT else "search"
 
     @property
     def passes(self) -> int:
