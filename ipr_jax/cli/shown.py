@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from ipr_jax.cli.terminal import say
-from ipr_jax.studies import metrics, shards
+from ipr_jax.studies import metrics, search, shards
 from ipr_jax.tasks import Task, verifiers
 
 SHOWN_IN_GRID = 64
@@ -105,8 +105,8 @@ def say_broken(number: float, named: Sequence[str] = (), most: int = 5) -> None:
 
 
 def say_chosen(kind: str | None) -> None:
-    """That samples were chosen by a score of some kind, of ``methods.scores.KINDS``."""
-    if kind == "internal":
+    """That samples were chosen, and by what, of ``methods.scores.KINDS``; None = they were not."""
+    if kind == search.INTERNAL:
         say("the network chose what to keep: not rates of refinement without a choice", "yellow")
     elif kind is not None:
         say(f"chosen by a verifier ({kind}): not rates of refinement without one", "yellow")

@@ -125,7 +125,7 @@ def stream(task: str, options: StreamOptions) -> Path:
             grid = look_of(opened.task)(streamed.image[many], batch.editable[many], solved)
             note = f"{'' if options.stop == 'none' else 'up to '}{streamed.iteration} iterations"
             if kind is not None:
-                who = "the network" if kind == "internal" else "a verifier"
+                who = "the network" if kind == search.INTERNAL else "a verifier"
                 chose = "when to stop" if options.stop == "verified" else "what to keep"
                 note += f"; {who} chose {chose}"
             pictures.samples(part / "samples.png", grid, None, headline, note=note)

@@ -31,6 +31,9 @@ ROUNDS = 2
 class LeastDoubted:
     """Several samples of a method, of which the network chooses; no verifier.
 
+    The first of them draws what the method draws alone, from the same key; the others, and what
+    asks, draw from keys that are folded from it.
+
     Attributes:
         method: makes each of them; by default a first pass. One that evaluates several images of a
             problem at once is refused.
@@ -134,7 +137,7 @@ class Contest:
 
     @property
     def within(self) -> int:
-        """By how many others the samples are guided, as of ``langevin.Guidance``."""
+        """How often the samples are guided, as ``langevin.Guidance`` counts it: -1 = not at all."""
         return getattr(self.method, "within", -1)
 
     def init(self, problem: Problem) -> State:

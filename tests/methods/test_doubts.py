@@ -21,6 +21,13 @@ def certain(z, t):
     return Prediction(z - TARGET[:1], z, 1 + jnp.ones_like(t) * t.sum(axis=(1, 2), keepdims=True))
 
 
+def mean(z, t):
+    """A patch is predicted to be the mean of the pixels that are not hidden."""
+    known = patches.expand(1 - t, PATCH)
+    seen = (z * known).sum(axis=(1, 2, 3), keepdims=True) / known.sum(axis=(1, 2, 3), keepdims=True)
+    return Prediction(z - seen, z, t)
+
+
 @pytest.mark.parametrize("parts", [2, 5, 12])
 def test_every_patch_is_compared_with_its_prediction(parts):
     found = ipr_jax.doubts(certain, KEYS, IMAGE, grid=GRID, parts=parts)
@@ -30,13 +37,6 @@ def test_every_patch_is_compared_with_its_prediction(parts):
 
 def test_a_patch_is_predicted_from_the_others_alone():
     """What stands in it does not enter; what stands elsewhere does."""
-
-    def mean(z, t):
-        known = patches.expand(1 - t, PATCH)
-        seen = (z * known).sum(axis=(1, 2, 3), keepdims=True) / known.sum(
-            axis=(1, 2, 3), keepdims=True
-        )
-        return Prediction(z - seen, z, t)
 
     found = np.asarray(ipr_jax.doubts(mean, KEYS, IMAGE, grid=GRID, parts=12))
     tiles = IMAGE.reshape(5, 3, PATCH, 4, PATCH)
@@ -49,15 +49,8 @@ def test_a_patch_is_predicted_from_the_others_alone():
 
 
 def test_a_second_round_asks_about_what_the_first_predicted():
-    """By hand: a patch is predicted to be the mean of the pixels that are not hidden."""
+    """Both rounds by hand."""
     parts = 3
-
-    def mean(z, t):
-        known = patches.expand(1 - t, PATCH)
-        seen = (z * known).sum(axis=(1, 2, 3), keepdims=True) / known.sum(
-            axis=(1, 2, 3), keepdims=True
-        )
-        return Prediction(z - seen, z, t)
 
     found = ipr_jax.doubts(mean, KEYS, IMAGE, grid=GRID, parts=parts, rounds=2)
     part = np.asarray(deal(KEYS, GRID, parts))
